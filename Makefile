@@ -1,0 +1,43 @@
+# Every verb makes its own .venv from pinned dependencies; nothing else is needed than Python 3.11 and make.
+# Apache Kafka (for `test`, `peers`, `bench`) comes through Maven and wants Java 17; see tests/services.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test check bench soak peers clean format
+
+$(READY): requirements-dev.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Semel needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $(READY)
+
+demo: $(READY)  ## real purchases in by HTTP, out as rows, while processes are killed
+	$(BIN)/semel demo $(DEMO)
+
+test: $(READY)  ## everything that runs in under ten minutes
+	$(BIN)/python -m pytest -m "not soak and not peers" $(TEST)
+
+check: $(READY)  ## lint, types, import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: $(READY)  ## ratios, measured in one run on this machine
+	$(BIN)/python bench/run.py $(BENCH)
+
+soak: $(READY)  ## the long runs: hundreds of kills, gigabytes of log
+	$(BIN)/python -m pytest -m soak --timeout 3600 $(TEST)
+
+peers: $(READY)  ## other clients and their suites against our broker, ours against Apache Kafka
+	$(BIN)/python -m pytest -m peers --timeout 3600 $(TEST)
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis dist build

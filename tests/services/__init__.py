@@ -1,0 +1,1 @@
+"""Real components for tests, started without Docker from what package registries carry."""

@@ -1,0 +1,158 @@
+"""One Apache Kafka 4.3.1 node (KRaft, broker and controller in one JVM) as a direct child of the test process.
+
+The jars come from Maven Central into `.cache/kafka-4.3.1` of the project, once. Needs Java 17 and Maven.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+__all__ = ["KafkaNode", "kafka_jars", "missing_tools"]
+
+ROOT = Path(__file__).resolve().parents[2]
+JARS = ROOT / ".cache" / "kafka-4.3.1"
+POM = Path(__file__).with_name("pom.xml")
+CLUSTER_ID = "MkU3OEVBNTcwNTJENDM2Qk"
+
+
+def missing_tools() -> list[str]:
+    """The programs that are not on this machine and that Apache Kafka needs."""
+    return [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
+
+
+def kafka_jars() -> Path:
+    """The folder with the jars, filled on first use."""
+    done = JARS / ".complete"
+    if not done.exists():
+        JARS.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            ["mvn", "-q", "-B", "-f", str(POM), "dependency:copy-dependencies", f"-DoutputDirectory={JARS}"], check=True
+        )
+        done.touch()
+    return JARS
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class KafkaNode:
+    """A node on 127.0.0.1 with its own folder. `transaction_version` 2 is KIP-890 part 2; 1 is the older protocol."""
+
+    def __init__(self, transaction_version: int = 2, extra: dict[str, str] | None = None) -> None:
+        self.transaction_version = transaction_version
+        self.port, self.controller_port = free_port(), free_port()
+        self.folder = Path(tempfile.mkdtemp(prefix="semel-kafka-"))
+        self._extra = extra or {}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._java = [
+            "java",
+            "-Xmx512m",
+            "-Xms64m",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            "-Djava.awt.headless=true",
+            "-cp",
+            f"{kafka_jars()}/*",
+        ]
+        self._format()
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def _settings(self) -> dict[str, str]:
+        return {
+            "process.roles": "broker,controller",
+            "node.id": "1",
+            "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
+            "listeners": f"CLIENT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.controller_port}",
+            "advertised.listeners": f"CLIENT://127.0.0.1:{self.port}",
+            "listener.security.protocol.map": "CLIENT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "inter.broker.listener.name": "CLIENT",
+            "controller.listener.names": "CONTROLLER",
+            "log.dirs": str(self.folder / "data"),
+            "num.network.threads": "2",
+            "num.io.threads": "2",
+            "num.partitions": "4",
+            "offsets.topic.num.partitions": "4",
+            "offsets.topic.replication.factor": "1",
+            "transaction.state.log.num.partitions": "4",
+            "transaction.state.log.replication.factor": "1",
+            "transaction.state.log.min.isr": "1",
+            "share.coordinator.state.topic.num.partitions": "1",
+            "share.coordinator.state.topic.replication.factor": "1",
+            "share.coordinator.state.topic.min.isr": "1",
+            "group.initial.rebalance.delay.ms": "0",
+            "group.min.session.timeout.ms": "1000",
+            "log.cleaner.dedupe.buffer.size": "16777216",
+            # A restart after kill -9 waits for the old registration to end: 9 s with Kafka's default.
+            "broker.session.timeout.ms": "2000",
+            "broker.heartbeat.interval.ms": "500",
+        } | self._extra
+
+    def _format(self) -> None:
+        settings = self.folder / "server.properties"
+        settings.write_text("".join(f"{key}={value}\n" for key, value in self._settings().items()))
+        feature = f"transaction.version={self.transaction_version}"
+        command = [*self._java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)]
+        done = subprocess.run([*command, "--feature", feature], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"Apache Kafka could not be formatted:\n{done.stdout}\n{done.stderr}")
+
+    def start(self) -> KafkaNode:
+        """Start the node and return once its port answers."""
+        log = (self.folder / "log").open("ab")
+        with log:
+            self._process = subprocess.Popen(
+                [*self._java, "kafka.Kafka", str(self.folder / "server.properties")],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                socket.create_connection(("127.0.0.1", self.port), 1).close()
+                return self
+            except OSError:
+                time.sleep(0.05)
+        tail = (self.folder / "log").read_text(errors="replace")[-4000:]
+        raise RuntimeError(f"Apache Kafka did not start:\n{tail}")
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until the process is really gone."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self) -> None:
+        """End the node and remove its folder."""
+        if self._process is not None and self._process.poll() is None:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def tool(self, main_class: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run one of Kafka's own command line tools."""
+        command = [*self._java, main_class, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
