@@ -10,6 +10,7 @@ from xml.sax.saxutils import escape
 __all__ = ["Mark", "throughput_svg"]
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 340, 64, 16, 56, 64
+_SMALL = 'font-size="11" fill="#52606d"'
 _COLORS = {"worker": "#d1495b", "http": "#edae49", "broker": "#7b2cbf", "pause": "#00798c"}
 
 
@@ -52,7 +53,7 @@ def throughput_svg(finished: Sequence[float], marks: Sequence[Mark], title: str,
         rate = top * step / 4
         parts.append(
             f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(rate):.1f}" y2="{y(rate):.1f}" stroke="#e4e7eb"/>'
-            f'<text x="{_LEFT - 8}" y="{y(rate) + 4:.1f}" font-size="11" text-anchor="end" fill="#52606d">{rate:,.0f}</text>'
+            f'<text x="{_LEFT - 8}" y="{y(rate) + 4:.1f}" {_SMALL} text-anchor="end">{rate:,.0f}</text>'
         )
     parts += [
         f'<polygon points="{x(0):.1f},{base} {points} {x(seconds):.1f},{base}" fill="#9fb3c8" opacity="0.35"/>',
@@ -66,9 +67,7 @@ def throughput_svg(finished: Sequence[float], marks: Sequence[Mark], title: str,
         )
     for step in range(7):
         at = seconds * step / 6
-        parts.append(
-            f'<text x="{x(at):.1f}" y="{base + 18}" font-size="11" text-anchor="middle" fill="#52606d">{at:.0f} s</text>'
-        )
+        parts.append(f'<text x="{x(at):.1f}" y="{base + 18}" {_SMALL} text-anchor="middle">{at:.0f} s</text>')
     counted = Counter(mark.kind for mark in marks)
     names = {"worker": "worker killed", "http": "HTTP instance killed", "broker": "broker killed", "pause": "paused"}
     at_x = float(_LEFT)
