@@ -1,0 +1,270 @@
+"""`App`: declares topics, endpoints, processors and sinks, and knows no IO.
+
+Everything is checked when it is declared, so that an app that imports is an app that can start.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeVar
+
+from semel.errors import ConfigurationError
+from semel.ingress.spec import EndpointSpec
+from semel.processing.component import Component, Ordering, ProcessorSpec
+from semel.processing.topics import State, Topic, check_name, serde
+from semel.settings import Settings
+from semel.sinks.spec import DatabaseSpec, SinkSpec
+
+__all__ = ["App"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+REQUESTS = "requests"
+"""The component that runs the endpoints; no handler may take its name."""
+
+_DATABASE_SCHEMES = ("sqlite:", "postgresql:", "postgres:")
+
+
+class App:
+    """A transactional microservice.
+
+    `require="exactly-once"` refuses to start where a promise cannot hold. `request_partitions` is the number of
+    partitions of the topic through which the endpoints' requests go; it is fixed when the topic is made.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        require: Literal["exactly-once"] | None = None,
+        request_partitions: int | None = None,
+    ) -> None:
+        self.name = check_name(name, "an app")
+        if require not in (None, "exactly-once"):
+            raise ConfigurationError(f"app {name}: require={require!r}, but only 'exactly-once' can be required.")
+        if request_partitions is not None and request_partitions < 1:
+            raise ConfigurationError(f"app {name}: request_partitions={request_partitions}, but at least 1 is needed.")
+        self.require = require
+        self.request_partitions = request_partitions
+        self.topics: dict[str, Topic[Any, Any]] = {}
+        self.states: dict[str, State[Any, Any]] = {}
+        self.databases: dict[str, DatabaseSpec] = {}
+        self.endpoints: dict[str, EndpointSpec] = {}
+        self.processors: dict[str, ProcessorSpec] = {}
+        self.sinks: dict[str, SinkSpec] = {}
+
+    def __repr__(self) -> str:
+        return (
+            f"<App {self.name}: {len(self.topics)} topics, {len(self.endpoints)} endpoints, "
+            f"{len(self.processors)} processors, {len(self.sinks)} sinks>"
+        )
+
+    # --- What there is ---
+
+    def topic(self, name: str, *, key: type[K] = str, value: type[V], partitions: int | None = None) -> Topic[K, V]:  # type: ignore[assignment]
+        """Declare a topic. Its key is str, bytes or int; its value any type that msgspec reads from JSON."""
+        if name in self.topics:
+            raise ConfigurationError(f"topic {name} is declared twice in app {self.name}: keep one and share it.")
+        if isinstance(name, str) and ".semel." in name:
+            raise ConfigurationError(f"topic {name}: names with '.semel.' are Semel's own. Choose another name.")
+        topic = Topic(name, key, value, partitions)
+        self.topics[name] = topic
+        return topic
+
+    def state(self, name: str, *, key: type[K], value: type[V]) -> State[K, V]:
+        """Declare a store for one processor: kept by partition, changed in the processor's Kafka transaction."""
+        if name in self.states:
+            raise ConfigurationError(f"state {name} is declared twice in app {self.name}: give one another name.")
+        if name == "idempotency":
+            raise ConfigurationError(
+                "state 'idempotency' is where the endpoints keep their answers: take another name."
+            )
+        state = State(name, key, value)
+        self.states[name] = state
+        return state
+
+    def database(self, url: str, *, schema: str = "", name: str = "database") -> DatabaseSpec:
+        """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS)."""
+        check_name(name, "a database")
+        if name in self.databases:
+            raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
+        if not isinstance(url, str) or not url.startswith(_DATABASE_SCHEMES):
+            raise ConfigurationError(
+                f"database {name}: {_without_password(url)!r} is no database that Semel knows. "
+                "Use sqlite:///FILE or postgresql://USER@HOST/NAME."
+            )
+        database = DatabaseSpec(name, url, schema)
+        self.databases[name] = database
+        return database
+
+    # --- What happens ---
+
+    def post(
+        self,
+        path: str,
+        *,
+        request: Any,
+        principal: Callable[[Any], str] | None = None,
+        require_key: bool = True,
+        timeout_seconds: float = 5.0,
+        name: str | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Declare an endpoint: `handler(request)` yields effects, and returns a `Response` or raises a `Problem`.
+
+        It runs once for each Idempotency-Key; its effects and its answer are one Kafka transaction.
+        """
+
+        def register(handler: Handler) -> Handler:
+            what = f"endpoint POST {path}"
+            if not isinstance(path, str) or not path.startswith("/") or any(c in path for c in "{}? #"):
+                raise ConfigurationError(f"{what}: a path begins with '/' and has no parameters, query or spaces.")
+            if timeout_seconds <= 0:
+                raise ConfigurationError(f"{what}: timeout_seconds={timeout_seconds} leaves no time to answer.")
+            if any(endpoint.path == path for endpoint in self.endpoints.values()):
+                raise ConfigurationError(f"{what} is declared twice in app {self.name}.")
+            serde(request, f"the request of {what}")
+            _check_handler(handler, ("request",), what)
+            title = check_name(name or _name_of(handler, what), "an endpoint")
+            if title in self.endpoints:
+                raise ConfigurationError(f"two endpoints are called {title}: give one a name= of its own.")
+            self.endpoints[title] = EndpointSpec(
+                title, "POST", path, request, handler, principal, require_key, timeout_seconds
+            )
+            return handler
+
+        return register
+
+    def processor(
+        self,
+        topic: Topic[Any, Any],
+        *,
+        state: State[Any, Any] | Iterable[State[Any, Any]] = (),
+        ordering: Ordering = "key",
+        name: str | None = None,
+    ) -> Callable[[Handler], Handler]:
+        """Declare a processor: `handler(record, *states)` yields effects, all in one Kafka transaction with the
+        position in `topic`.
+
+        A record that cannot be processed parks its key (`ordering="key"`) or stops its partition (`"partition"`).
+        """
+
+        def register(handler: Handler) -> Handler:
+            title = self._component_name(handler, name, "processor")
+            what = f"processor {title}"
+            self._check_topic(topic, what)
+            states = (state,) if isinstance(state, State) else self._state_tuple(state, what)
+            for item in states:
+                self._check_state(item, what)
+            if ordering not in ("key", "partition"):
+                raise ConfigurationError(f"{what}: ordering={ordering!r} is neither 'key' nor 'partition'.")
+            _check_handler(handler, ("record", *(item.name for item in states)), what)
+            self.processors[title] = ProcessorSpec(title, topic, handler, states, ordering)
+            return handler
+
+        return register
+
+    def sink(
+        self, topic: Topic[Any, Any], database: DatabaseSpec, *, name: str | None = None
+    ) -> Callable[[Handler], Handler]:
+        """Declare a sink: `handler(records, db)` writes a batch to the database, in one database transaction with the
+        position in `topic`.
+        """
+
+        def register(handler: Handler) -> Handler:
+            title = self._component_name(handler, name, "sink")
+            what = f"sink {title}"
+            self._check_topic(topic, what)
+            if not isinstance(database, DatabaseSpec) or self.databases.get(database.name) is not database:
+                raise ConfigurationError(f"{what}: its database is not of app {self.name}. Use app.database(...).")
+            if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
+                raise ConfigurationError(
+                    f"{what} writes to a database and yields effects for Kafka: a dual write without a plan, because "
+                    "one can happen without the other. Let a processor of the same topic yield the records, and the "
+                    "sink write the rows."
+                )
+            _check_handler(handler, ("records", "db"), what)
+            self.sinks[title] = SinkSpec(title, topic, database, handler)
+            return handler
+
+        return register
+
+    # --- Running it ---
+
+    def components(self) -> list[Component]:
+        """The processors, as the engine runs them."""
+        return [spec.component(self.name) for spec in self.processors.values()]
+
+    def asgi(self, settings: Settings | None = None) -> Any:
+        """The endpoints as an ASGI app: mount it anywhere. Its lifespan connects to Kafka and drains."""
+        from semel.ingress.asgi import create  # Only a process that serves HTTP pays for starlette.
+
+        return create(self, settings or Settings.from_environment())
+
+    # --- Checks ---
+
+    def _component_name(self, handler: Callable[..., Any], name: str | None, kind: str) -> str:
+        title = check_name(name or _name_of(handler, f"a {kind}"), f"a {kind}")
+        if title == REQUESTS:
+            raise ConfigurationError(f"a {kind} cannot be called {REQUESTS}: the endpoints' own component is.")
+        if title in self.processors or title in self.sinks:
+            raise ConfigurationError(
+                f"two handlers of app {self.name} are called {title}, and a handler's name is its consumer group: "
+                "give one a name= of its own."
+            )
+        return title
+
+    def _check_topic(self, topic: Any, what: str) -> None:
+        if not isinstance(topic, Topic) or self.topics.get(topic.name) is not topic:
+            given = topic.name if isinstance(topic, Topic) else repr(topic)
+            raise ConfigurationError(
+                f"{what} reads {given}, which is not a topic of app {self.name}: use app.topic(...)."
+            )
+
+    def _state_tuple(self, states: Any, what: str) -> tuple[State[Any, Any], ...]:
+        if isinstance(states, DatabaseSpec):
+            raise ConfigurationError(
+                f"{what} would write to database {states.name} and to Kafka: a dual write without a plan, because one "
+                "can happen without the other. Yield records, and let a sink write the rows."
+            )
+        try:
+            return tuple(states)
+        except TypeError:
+            raise ConfigurationError(f"{what}: state={states!r} is not made by app.state(...).") from None
+
+    def _check_state(self, state: Any, what: str) -> None:
+        if not isinstance(state, State) or self.states.get(state.name) is not state:
+            raise ConfigurationError(f"{what}: state {state!r} is not of app {self.name}. Use app.state(...).")
+        for other in self.processors.values():
+            if state in other.states:
+                raise ConfigurationError(
+                    f"{what} and processor {other.name} both change state {state.name}, but a store has one writer: "
+                    "give each its own."
+                )
+
+
+def _name_of(handler: Any, what: str) -> str:
+    name = getattr(handler, "__name__", "")
+    if not name or name == "<lambda>":
+        raise ConfigurationError(f"{what}: a handler without a name needs name=.")
+    return str(name)
+
+
+def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
+    if not callable(handler):
+        raise ConfigurationError(f"{what}: {handler!r} is not a function.")
+    try:
+        inspect.signature(handler).bind(*arguments)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"{what}: its handler is called as {getattr(handler, '__name__', 'handler')}({', '.join(arguments)}), "
+            f"which it does not accept: {error}."
+        ) from None
+
+
+def _without_password(url: Any) -> str:
+    text = str(url)
+    head, at, tail = text.rpartition("@")
+    return f"{head.split('//')[0]}//...@{tail}" if at else text

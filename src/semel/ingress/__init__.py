@@ -1,0 +1,1 @@
+"""Ingress: requests enter by HTTP, each exactly once."""

@@ -1,0 +1,123 @@
+"""Components: what the engine runs.
+
+A component reads topics in a group of its own, hands each record to `handle`, and makes the effects of many records
+real in one Kafka transaction with the position in the input. Processors are components whose handler works on
+decoded values; the ingress' owner is one that works on bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from semel.errors import ConfigurationError
+from semel.processing.topics import State, StateView, Topic, check_name
+from semel.types import Record
+
+__all__ = ["Component", "Ordering", "ProcessorSpec", "StoreReader", "park_topic", "state_topic"]
+
+Ordering = Literal["key", "partition"]
+"""What a record that cannot be processed holds up: the later records of its key, or its whole partition."""
+
+
+class StoreReader(Protocol):
+    """Reads the stores of the partition that the record at hand is in, as bytes."""
+
+    def get(self, store: str, key: bytes) -> bytes | None:
+        """The value of a key: what this record changed, else what this unit of work changed, else what is committed."""
+
+    def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value, those that were written longest ago first. Do not yield effects while iterating."""
+
+
+Handle = Callable[[Record, StoreReader], Any]
+"""Takes an undecoded record; what it gives back goes through `effects.perform`."""
+
+
+def state_topic(app: str, store: str) -> str:
+    """The changelog of a store: compacted, one partition for each of the input's."""
+    return f"{app}.semel.state.{store}"
+
+
+def park_topic(app: str, topic: str) -> str:
+    """Where records of a topic wait that could not be processed: kept for ever, partitions as the input's."""
+    return f"{app}.semel.park.{topic}"
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One reader-and-writer of an app.
+
+    With stores there is one input, because a store is kept by that input's partitions. An exception from `handle`
+    parks the record's key (`ordering="key"`) or stops its partition (`"partition"`); a `Retriable`, a
+    ConnectionError or a TimeoutError does neither: the record is tried again after a while.
+    """
+
+    app: str
+    name: str
+    inputs: tuple[str, ...]
+    handle: Handle
+    stores: tuple[str, ...] = ()
+    ordering: Ordering = "key"
+
+    def __post_init__(self) -> None:
+        check_name(self.name, "a component")
+        if not self.inputs:
+            raise ConfigurationError(f"component {self.name} reads no topic.")
+        if self.stores and len(self.inputs) != 1:
+            raise ConfigurationError(
+                f"component {self.name} keeps state and reads {len(self.inputs)} topics: state belongs to the "
+                "partitions of one input. Make one processor for each topic."
+            )
+        if self.ordering not in ("key", "partition"):
+            raise ConfigurationError(f"component {self.name}: ordering {self.ordering!r} is neither key nor partition.")
+
+    @property
+    def group(self) -> str:
+        """The consumer group."""
+        return f"{self.app}.{self.name}"
+
+    @property
+    def changelogs(self) -> dict[str, str]:
+        """Changelog topic by store."""
+        return {store: state_topic(self.app, store) for store in self.stores}
+
+    @property
+    def parks(self) -> dict[str, str]:
+        """Park topic by input; empty where a poison record stops its partition."""
+        return {topic: park_topic(self.app, topic) for topic in self.inputs} if self.ordering == "key" else {}
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessorSpec:
+    """A processor as the app declares it: `handler(record, *views of states)` gives effects."""
+
+    name: str
+    topic: Topic[Any, Any]
+    handler: Callable[..., Any]
+    states: tuple[State[Any, Any], ...] = ()
+    ordering: Ordering = "key"
+
+    def component(self, app: str) -> Component:
+        """The component that decodes records and calls the handler."""
+        decode, handler, states = self.topic.decode, self.handler, self.states
+
+        def handle(record: Record, stores: StoreReader) -> Any:
+            return handler(decode(record), *(_view(state, stores) for state in states))
+
+        def handle_stateless(record: Record, _: StoreReader) -> Any:
+            return handler(decode(record))
+
+        return Component(
+            app=app,
+            name=self.name,
+            inputs=(self.topic.name,),
+            handle=handle if states else handle_stateless,
+            stores=tuple(state.name for state in states),
+            ordering=self.ordering,
+        )
+
+
+def _view(state: State[Any, Any], stores: StoreReader) -> StateView[Any, Any]:
+    return StateView(state, lambda key: stores.get(state.name, key))

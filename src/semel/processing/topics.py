@@ -1,0 +1,263 @@
+"""Topics and stores as an app declares them: names, types, and how their keys and values become bytes.
+
+`bytes` travel raw and `str` as UTF-8; everything else is JSON through msgspec, checked against its type when read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from semel.errors import ConfigurationError, SemelError
+from semel.processing.effects import Delete, Produce, Put
+from semel.types import Header, Record
+
+__all__ = ["DataError", "InputRecord", "Serde", "State", "StateView", "Topic", "UndecodableKey", "check_name", "serde"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+NAME_CHARACTERS_MAX = 200
+"""Kafka allows 249; the rest is for what Semel puts around a name (`<app>.semel.park.<topic>`)."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_KEY_TYPES = (str, bytes, int)
+
+
+class DataError(SemelError):
+    """The data is at fault, not the world: trying the same record again would fail again."""
+
+
+class UndecodableKey(DataError):
+    """The key's bytes cannot be read, so nobody can say which records belong together."""
+
+
+class Serde(NamedTuple):
+    """How one type becomes bytes and comes back. Both functions raise `DataError`."""
+
+    encode: Callable[[Any], bytes]
+    decode: Callable[[bytes], Any]
+
+
+class InputRecord(NamedTuple, Generic[K, V]):
+    """What a handler sees: a record with its key and value decoded. A tombstone's value is None."""
+
+    key: K
+    value: V
+    headers: tuple[Header, ...]
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+
+
+def check_name(name: str, what: str) -> str:
+    """The name itself; raises `ConfigurationError` for one that Kafka or the file system would not take."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or len(name) > NAME_CHARACTERS_MAX:
+        raise ConfigurationError(
+            f"{name!r} cannot name {what}: use letters, digits, '.', '_' and '-', "
+            f"beginning with a letter or digit, at most {NAME_CHARACTERS_MAX} characters."
+        )
+    return name
+
+
+def _text(what: str) -> Serde:
+    def encode(value: Any) -> bytes:
+        if not isinstance(value, str):
+            raise DataError(f"{what} is declared as str, got {type(value).__name__} {value!r:.80}")
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{what} {value!r:.80} is not valid text: {error.reason}") from error
+
+    def decode(data: bytes) -> Any:
+        try:
+            return str(data, "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{what} {data[:40]!r} is not UTF-8") from error
+
+    return Serde(encode, decode)
+
+
+def _raw(what: str) -> Serde:
+    def encode(value: Any) -> bytes:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise DataError(f"{what} is declared as bytes, got {type(value).__name__} {value!r:.80}")
+        return bytes(value)
+
+    return Serde(encode, lambda data: data)
+
+
+def _json(kind: Any, what: str) -> Serde:
+    to_bytes = msgspec.json.Encoder().encode
+    from_bytes = msgspec.json.Decoder(kind).decode
+    # Only plain classes are compared here: the reader checks every other shape by decoding.
+    plain = kind if isinstance(kind, type) and getattr(kind, "__origin__", None) is None else None
+    if isinstance(plain, type) and not (issubclass(plain, msgspec.Struct) or plain is int):
+        plain = None
+
+    def encode(value: Any) -> bytes:
+        if plain is not None and not isinstance(value, plain):
+            raise DataError(f"{what} is declared as {plain.__name__}, got {type(value).__name__} {value!r:.80}")
+        try:
+            return to_bytes(value)
+        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+            raise DataError(f"{what} cannot be written as JSON: {error}") from error
+
+    def decode(data: bytes) -> Any:
+        try:
+            return from_bytes(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{what} is not a valid {_type_name(kind)}: {error}") from error
+
+    return Serde(encode, decode)
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind)
+
+
+def _unsupported(info: Any, seen: set[int]) -> Any:
+    """The first type inside `info` that msgspec knows nothing about, or None."""
+    if isinstance(info, msgspec.inspect.CustomType):
+        return info.cls
+    if id(info) in seen:
+        return None
+    seen.add(id(info))
+    for name in getattr(info, "__struct_fields__", ()):
+        inner = getattr(info, name)
+        for item in inner if isinstance(inner, tuple) else (inner,):
+            if isinstance(item, msgspec.inspect.Type | msgspec.inspect.Field):
+                found = _unsupported(item, seen)
+                if found is not None:
+                    return found
+    return None
+
+
+def serde(kind: Any, what: str, *, key: bool = False) -> Serde:
+    """The serde of a declared type; `what` names the declaration in errors.
+
+    Raises `ConfigurationError` for a type that cannot be written and read back.
+    """
+    if key and kind not in _KEY_TYPES:
+        raise ConfigurationError(
+            f"{what}: a key is str, bytes or int, not {_type_name(kind)}. "
+            "Equal keys must be equal bytes, or their order is lost."
+        )
+    if kind is bytes:
+        return _raw(what)
+    if kind is str:
+        return _text(what)
+    try:
+        found = _unsupported(msgspec.inspect.type_info(kind), set())
+        if found is None:
+            return _json(kind, what)
+    except (TypeError, NameError) as error:
+        raise ConfigurationError(f"{what}: {_type_name(kind)} cannot be read from JSON: {error}.") from error
+    raise ConfigurationError(
+        f"{what}: {_type_name(found)} cannot be read from JSON. "
+        "Use a msgspec.Struct, a dataclass, a TypedDict, or built-in types."
+    )
+
+
+class Topic(Generic[K, V]):
+    """A topic of an app: made by `app.topic(...)`.
+
+    `partitions` None leaves the count to the settings. `record` makes an effect for a handler to yield.
+    """
+
+    def __init__(self, name: str, key: type[K], value: type[V], partitions: int | None = None) -> None:
+        self.name = check_name(name, "a topic")
+        if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
+            raise ConfigurationError(
+                f"topic {name}: partitions={partitions!r}, but a topic has a whole number of them, from 1."
+            )
+        self.partitions = partitions
+        self.key_type = key
+        self.value_type = value
+        self._key = serde(key, f"the key of topic {name}", key=True)
+        self._value = serde(value, f"the value of topic {name}")
+
+    def __repr__(self) -> str:
+        return f"<Topic {self.name} key={_type_name(self.key_type)} value={_type_name(self.value_type)}>"
+
+    def record(self, key: K | None, value: V | None, *, headers: Sequence[Header] = ()) -> Produce:
+        """An effect: append this record. Records with one key stay in order; a value of None is a tombstone."""
+        return Produce(self, key, value, tuple(headers))
+
+    def encode_key(self, key: K | None) -> bytes | None:
+        """Bytes of a key; None stays None. Raises `DataError`."""
+        return None if key is None else self._key.encode(key)
+
+    def encode_value(self, value: V | None) -> bytes | None:
+        """Bytes of a value; None, a tombstone, stays None. Raises `DataError`."""
+        return None if value is None else self._value.encode(value)
+
+    def decode(self, record: Record) -> InputRecord[K, V]:
+        """The record as a handler sees it. Raises `UndecodableKey`, or `DataError` for the value."""
+        key: Any = record.key
+        if key is not None:
+            try:
+                key = self._key.decode(key)
+            except DataError as error:
+                raise UndecodableKey(str(error)) from error
+        value: Any = record.value
+        if value is not None:
+            value = self._value.decode(value)
+        return InputRecord(
+            key, value, record.headers, record.topic, record.partition, record.offset, record.timestamp_ms
+        )
+
+
+class State(Generic[K, V]):
+    """A store of an app: made by `app.state(...)`, kept by the partition of the records that change it.
+
+    A handler gets a view of it (`get`); `put` and `delete` are effects to yield.
+    """
+
+    def __init__(self, name: str, key: type[K], value: type[V]) -> None:
+        self.name = check_name(name, "a store")
+        self.key_type = key
+        self.value_type = value
+        self.key_serde = serde(key, f"the key of state {name}", key=True)
+        self.value_serde = serde(value, f"the value of state {name}")
+
+    def __repr__(self) -> str:
+        return f"<State {self.name} key={_type_name(self.key_type)} value={_type_name(self.value_type)}>"
+
+    def put(self, key: K, value: V) -> Put:
+        """An effect: from now on `key` has this value."""
+        return Put(self, key, value)
+
+    def delete(self, key: K) -> Delete:
+        """An effect: from now on `key` has no value."""
+        return Delete(self, key)
+
+
+class StateView(Generic[K, V]):
+    """What a handler sees of a store: the committed values, and over them what this unit of work has changed."""
+
+    __slots__ = ("_get", "_state")
+
+    def __init__(self, state: State[K, V], get: Callable[[bytes], bytes | None]) -> None:
+        self._state = state
+        self._get = get
+
+    def get(self, key: K, default: V | None = None) -> V | None:
+        """The value of `key`, or `default`. Raises `DataError` when the stored bytes are not of the declared type."""
+        data = self._get(self._state.key_serde.encode(key))
+        return default if data is None else self._state.value_serde.decode(data)
+
+    def __contains__(self, key: K) -> bool:
+        return self._get(self._state.key_serde.encode(key)) is not None
+
+    def put(self, key: K, value: V) -> Put:
+        """An effect for the handler to yield: from now on `key` has this value."""
+        return Put(self._state, key, value)
+
+    def delete(self, key: K) -> Delete:
+        """An effect for the handler to yield: from now on `key` has no value."""
+        return Delete(self._state, key)

@@ -1,0 +1,1 @@
+"""Sinks: where effects leave Kafka, each exactly once."""
