@@ -1,30 +1,60 @@
-"""Databases and sinks as an app declares them. They hold data and know no rule."""
+"""What an app declares about its databases and sinks. Values only: nothing here connects to anything."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from semel.processing.topics import Topic
+from semel.types import Record
 
-__all__ = ["DatabaseSpec", "SinkSpec"]
+__all__ = ["DatabaseSpec", "SinkHandler", "SinkSpec", "SinkTopic"]
+
+SinkHandler = Callable[[Sequence[Any], Any], None]
+"""`handler(records, db)`: `records` are decoded, `db` offers execute, executemany and query inside the transaction."""
+
+
+class SinkTopic(Protocol):
+    """What a sink needs of a topic; `semel.processing.topics.Topic` has it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def decode(self, record: Record, /) -> Any:
+        """The record with its key and value decoded; any exception means that the record cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class DatabaseSpec:
-    """A database: its URL (`sqlite:///FILE`, `postgresql://...`) and the statements that make the app's tables."""
+    """A database of the app: `sqlite:///PATH`, `sqlite:////ABSOLUTE/PATH` or `postgresql://...`.
+
+    `schema` is SQL that may run again at every start: `CREATE TABLE IF NOT EXISTS ...; ...`.
+    """
 
     name: str
     url: str
-    schema: str = ""
+    schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SinkSpec:
-    """A sink: `handler(records, db)` writes a batch of a topic; the position moves in the same transaction."""
+    """A sink of the app: records of `topic` become effects of `handler` in `database`."""
 
     name: str
-    topic: Topic[Any, Any]
+    topic: SinkTopic
     database: DatabaseSpec
-    handler: Callable[..., Any]
+    handler: SinkHandler
+    app: str
+    max_records: int = 1_000
+    """Most records in one database transaction."""
+    max_bytes: int = 4 * 1024 * 1024
+    """Most bytes of keys and values in one database transaction; one larger record goes alone."""
+    linger_ms: int = 20
+    """A transaction starts at the earliest this long after the one before it, so that small ones become one."""
+    max_parked_keys: int = 1_000
+    """A partition stops when more of its keys than this are parked."""
+
+    @property
+    def identity(self) -> str:
+        """Names the sink in the database and is its consumer group: `<app>.<sink>`. Renaming it starts it anew."""
+        return f"{self.app}.{self.name}"
