@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +42,48 @@ def kafka() -> Iterator[KafkaNode]:
 def kafka_v1() -> Iterator[KafkaNode]:
     """Apache Kafka 4.3.1 finalized at transaction.version 1."""
     yield from _node(1)
+
+
+class Address:
+    """Where a broker of either kind listens, and which transaction protocol it finalized."""
+
+    def __init__(self, bootstrap: str, kind: str, transaction_version: int) -> None:
+        self.bootstrap = bootstrap
+        self.kind = kind
+        self.transaction_version = transaction_version
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} broker at {self.bootstrap}, transaction.version {self.transaction_version}>"
+
+
+def _embedded(folder: Path, transaction_version: int) -> Iterator[Address]:
+    from semel.broker.config import BrokerConfig
+    from semel.broker.embedded import EmbeddedBroker
+
+    broker = EmbeddedBroker(folder, config=BrokerConfig(transaction_version=transaction_version))
+    broker.start()
+    try:
+        yield Address(broker.address, "embedded", transaction_version)
+    finally:
+        broker.stop()
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """The embedded broker with transactions V2; shared, so use topics and ids of your own."""
+    yield from _embedded(tmp_path_factory.mktemp("embedded"), 2)
+
+
+@pytest.fixture(scope="session")
+def embedded_v1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """The embedded broker finalized at transaction.version 1."""
+    yield from _embedded(tmp_path_factory.mktemp("embedded-v1"), 1)
+
+
+@pytest.fixture(params=["embedded", "embedded_v1", "kafka", "kafka_v1"])
+def any_broker(request: pytest.FixtureRequest) -> Address:
+    """Every broker that the same app must run on: one suite, four runs."""
+    found = request.getfixturevalue(request.param)
+    if isinstance(found, Address):
+        return found
+    return Address(found.bootstrap, "kafka", found.transaction_version)

@@ -66,7 +66,8 @@ def arm_failpoints(spec: str, *, profile: str = "dev") -> None:
     for item in filter(None, spec.split(",")):
         if profile == "production":
             raise ConfigurationError(
-                "SEMEL_FAILPOINT is set but SEMEL_PROFILE is production: failpoints kill processes on purpose. Unset one of the two."
+                "SEMEL_FAILPOINT is set but SEMEL_PROFILE is production: failpoints kill processes on purpose. "
+                "Unset one of the two."
             )
         name, _, rest = item.partition(":")
         action, _, nth = rest.partition(":")
