@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from semel.types import Record
+from semel.processing.topics import Topic
 
-__all__ = ["DatabaseSpec", "SinkHandler", "SinkSpec", "SinkTopic"]
+__all__ = ["DatabaseSpec", "SinkHandler", "SinkSpec"]
 
 SinkHandler = Callable[[Sequence[Any], Any], None]
 """`handler(records, db)`: `records` are decoded, `db` offers execute, executemany and query inside the transaction."""
-
-
-class SinkTopic(Protocol):
-    """What a sink needs of a topic; `semel.processing.topics.Topic` has it."""
-
-    @property
-    def name(self) -> str: ...
-
-    def decode(self, record: Record, /) -> Any:
-        """The record with its key and value decoded; any exception means that the record cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +31,9 @@ class SinkSpec:
     """A sink of the app: records of `topic` become effects of `handler` in `database`."""
 
     name: str
-    topic: SinkTopic
+    topic: Topic[Any, Any]
     database: DatabaseSpec
     handler: SinkHandler
-    app: str
     max_records: int = 1_000
     """Most records in one database transaction."""
     max_bytes: int = 4 * 1024 * 1024
@@ -53,8 +42,9 @@ class SinkSpec:
     """A transaction starts at the earliest this long after the one before it, so that small ones become one."""
     max_parked_keys: int = 1_000
     """A partition stops when more of its keys than this are parked."""
+    max_parked_records: int = 100_000
+    """A partition stops when more of its records than this are parked."""
 
-    @property
-    def identity(self) -> str:
-        """Names the sink in the database and is its consumer group: `<app>.<sink>`. Renaming it starts it anew."""
-        return f"{self.app}.{self.name}"
+    def identity(self, app: str) -> str:
+        """Names the sink in the database and is its consumer group. Renaming it starts it anew, from the log's start."""
+        return f"{app}.{self.name}"
