@@ -1,1 +1,1 @@
-"""Ingress: requests enter by HTTP, each exactly once."""
+"""The way in: HTTP requests become records, once per Idempotency-Key, and their answers come back from the log."""
