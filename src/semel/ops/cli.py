@@ -1,0 +1,282 @@
+"""The `semel` command. Data goes to stdout, logs and progress to stderr.
+
+Exit codes: 0 done, 1 not done or not exact, 2 wrong usage or configuration, 75 fenced by another owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from semel.env import arm_failpoints
+from semel.errors import ConfigurationError, Fenced, SemelError
+from semel.settings import Settings
+
+__all__ = ["main"]
+
+T = TypeVar("T")
+EXIT_FAILURE, EXIT_USAGE, EXIT_FENCED = 1, 2, 75
+
+_FORMAT = click.option(
+    "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+)
+_KAFKA = click.option(
+    "-b", "--kafka", envvar="SEMEL_KAFKA", metavar="HOST:PORT", help="Kafka's address (SEMEL_KAFKA)."
+)
+
+
+class _Group(click.Group):
+    """Turns our errors into one message and an exit code; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Fenced as error:
+            _complain(error)
+            ctx.exit(EXIT_FENCED)
+        except ConfigurationError as error:
+            _complain(error)
+            ctx.exit(EXIT_USAGE)
+        except SemelError as error:
+            _complain(error)
+            ctx.exit(EXIT_FAILURE)
+
+
+def _complain(error: SemelError) -> None:
+    click.echo(f"semel: {error}", err=True)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="semel")
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+def main(verbose: bool) -> None:
+    """Semel: every effect of a request happens exactly once, from HTTP through Kafka to the database.
+
+    \b
+    transaction      a set of records, in any topics, that becomes visible whole or not at all
+    transactional id names a producer across restarts; a new one with the same id fences the old one
+    fence            a number that only grows; who holds an older one can write nothing more
+    position         how far a component has read; it is stored in the same transaction as the effects
+    park             to set a key's records aside, in order, because one of them cannot be processed
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
+    )
+    arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""), profile=os.environ.get("SEMEL_PROFILE", "dev"))
+
+
+def _settings(**overrides: object) -> Settings:
+    return Settings.from_environment(**overrides)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
+
+
+def _listen(value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65_535:
+        raise ConfigurationError(f"--listen {value!r} is not HOST:PORT.")
+    return host, int(port)
+
+
+def _need_kafka(kafka: str | None) -> str:
+    if not kafka:
+        raise ConfigurationError("Which Kafka? Give --kafka HOST:PORT or set SEMEL_KAFKA.")
+    return kafka
+
+
+# --- Running an app ---
+
+
+@main.command()
+@click.argument("app")
+@click.option("--http", default=1, show_default=True, help="HTTP instances; they share the port.")
+@click.option("--workers", default=1, show_default=True, help="Worker processes.")
+@click.option("--listen", default="127.0.0.1:8000", show_default=True, metavar="HOST:PORT")
+@_KAFKA
+@click.option("--data", type=click.Path(path_type=Path), help="Where the embedded broker keeps its data (SEMEL_DATA).")
+@click.option("--drain-seconds", type=float, help="How long a stop may take before children are killed.")
+def run(
+    app: str, http: int, workers: int, listen: str, kafka: str | None, data: Path | None, drain_seconds: float | None
+) -> None:
+    """Run APP (module:attribute): a broker if no Kafka is named, HTTP instances and workers under a supervisor.
+
+    SIGTERM drains: no new requests, open units are finished, then everything stops. A second SIGTERM stops at once.
+    """
+    from semel.ops.deployment import deploy
+
+    host, port = _listen(listen)
+    settings = _settings(kafka=kafka, data=data, drain_seconds=drain_seconds)
+    _run(deploy(app, settings, http=http, workers=workers, host=host, port=port))
+
+
+@main.group(hidden=True)
+def child() -> None:
+    """One process of a deployment; the supervisor starts these."""
+
+
+@child.command("http")
+@click.argument("app")
+@click.option("--slot", type=int, required=True)
+@click.option("--listen", required=True)
+def child_http(app: str, slot: int, listen: str) -> None:
+    """One HTTP instance."""
+    from semel.ops.children import run_http
+
+    host, port = _listen(listen)
+    _run(run_http(app, _settings(), slot=slot, host=host, port=port))
+
+
+@child.command("worker")
+@click.argument("app")
+@click.option("--slot", type=int, required=True)
+def child_worker(app: str, slot: int) -> None:
+    """One worker: every processor, sink and ingress owner of the app."""
+    from semel.ops.children import run_worker
+
+    _run(run_worker(app, _settings(), slot=slot))
+
+
+@main.command()
+@click.option("--data", type=click.Path(path_type=Path), default=Path(".semel/broker"), show_default=True)
+@click.option("--listen", default="127.0.0.1:9092", show_default=True, metavar="HOST:PORT")
+@click.option("--transaction-version", type=click.IntRange(1, 2), default=2, show_default=True)
+@click.option("--fsync", type=click.Choice(["os", "always"]), default="os", show_default=True)
+def broker(data: Path, listen: str, transaction_version: int, fsync: str) -> None:
+    """Run the embedded broker: durable, Kafka-wire-compatible, one process.
+
+    With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too.
+    """
+    from semel.ops.children import run_broker
+
+    _listen(listen)
+    _run(run_broker(data, listen, transaction_version=transaction_version, fsync=fsync))
+
+
+@main.command()
+@click.option("--orders", type=click.IntRange(min=1), help="Only the first N purchases.")
+@click.option("--seed", default=1, show_default=True, help="Decides faults and duplicates.")
+@click.option("--no-faults", is_flag=True, help="Kill and pause nothing.")
+@click.option("--rate", type=float, help="Orders a second at most.")
+@click.option("--clients", default=64, show_default=True, help="Concurrent HTTP clients.")
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep data and logs there.")
+@click.option("--database", metavar="URL", help="sqlite:///FILE or postgresql://...; default: SQLite in DIR.")
+@click.option("-b", "--kafka", metavar="HOST:PORT", help="A Kafka of yours instead of the embedded broker.")
+@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Write the throughput as SVG.")
+@_FORMAT
+def demo(output: str, **options: Any) -> None:
+    """Post 69,659 real purchases, kill processes meanwhile, and count what arrived.
+
+    Exits 0 only if nothing is lost and nothing doubled, customer by customer and title by title.
+    """
+    from semel.ops.demo import run_demo
+
+    raise click.exceptions.Exit(_run(run_demo(output, **options)))
+
+
+# --- Looking ---
+
+
+def _listing(read: Callable[[], Coroutine[Any, Any, list[dict[str, Any]]]], columns: list[str], output: str) -> None:
+    from semel.ops.tables import render
+
+    click.echo(render(_run(read()), columns, output))
+
+
+@main.command()
+@click.argument("app")
+@_KAFKA
+@_FORMAT
+def guarantees(app: str, kafka: str | None, output: str) -> None:
+    """For every edge of APP: the atomic unit, the fence, the dedup level, and each weakened promise with its reason."""
+    from semel.ops.guarantees import report
+    from semel.ops.loading import load_app
+    from semel.ops.tables import render
+
+    loaded = load_app(app)
+    edges = _run(report(loaded, _settings(kafka=kafka)))
+    if output == "json":
+        click.echo(msgspec.json.encode([edge.as_json() for edge in edges]).decode())
+        return
+    rows = [edge.as_json() for edge in edges]
+    click.echo(render(rows, ["edge", "atomic_unit", "fence", "dedup"], "text"))
+    for edge in edges:
+        for weak in edge.weakened:
+            click.echo(f"weakened  {edge.edge}: {weak}")
+
+
+@main.command()
+@click.argument("url")
+@click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
+def migrate(url: str, sql: bool) -> None:
+    """Create Semel's tables in the database at URL (sqlite:///FILE or postgresql://...)."""
+    from semel.sinks.sql import migrate as run_migration
+
+    statements = run_migration(url, print_only=sql)
+    click.echo(statements if sql else "Semel's tables are there.")
+
+
+@main.command()
+@_KAFKA
+@_FORMAT
+def topics(kafka: str | None, output: str) -> None:
+    """List topics with their partitions, records' offsets and the last stable offset."""
+    from semel.ops.listings import list_topics
+
+    _listing(lambda: list_topics(_need_kafka(kafka)), ["topic", "partition", "start", "stable", "end"], output)
+
+
+@main.group()
+def txn() -> None:
+    """Transactions of the cluster.
+
+    \b
+    Ongoing        records may be added; readers stop below it at the last stable offset
+    PrepareCommit  decided, markers are being written; it cannot go back
+    CompleteCommit done; so is CompleteAbort
+    """
+
+
+@txn.command("list")
+@_KAFKA
+@click.option("--state", multiple=True, help="Only these states, e.g. Ongoing.")
+@_FORMAT
+def txn_list(kafka: str | None, state: tuple[str, ...], output: str) -> None:
+    """List transactional ids with their producer, state and age."""
+    from semel.ops.listings import list_transactions
+
+    columns = ["transactional_id", "producer_id", "producer_epoch", "state", "age_seconds", "partitions"]
+    _listing(lambda: list_transactions(_need_kafka(kafka), state), columns, output)
+
+
+@main.group()
+def park() -> None:
+    """Keys that are set aside because one of their records cannot be processed."""
+
+
+@park.command("list")
+@click.argument("app")
+@_KAFKA
+@_FORMAT
+def park_list(app: str, kafka: str | None, output: str) -> None:
+    """List the parked records of APP's processors and sinks, in order per key, with the reason."""
+    from semel.ops.listings import list_parked
+    from semel.ops.loading import load_app
+
+    columns = ["component", "topic", "partition", "offset", "key", "error", "message"]
+    loaded = load_app(app)
+    _listing(lambda: list_parked(loaded, _settings(kafka=kafka)), columns, output)

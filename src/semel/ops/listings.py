@@ -1,0 +1,65 @@
+"""What the cluster and the databases hold, as rows for the listings of the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from semel.app import App
+from semel.client.admin import Admin
+from semel.client.cluster import KafkaClient
+from semel.client.consumer import Reader
+from semel.env import Env
+from semel.processing.component import park_topic
+from semel.settings import Settings
+from semel.sinks.sql import list_parked as sink_parked
+from semel.types import Record, TopicPartition
+
+__all__ = ["list_parked", "list_topics", "list_transactions"]
+
+
+async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
+    """One row a partition: log start, last stable offset, high watermark."""
+    async with KafkaClient(bootstrap) as client:
+        admin = Admin(client)
+        names = await admin.list_topics()
+        partitions = [
+            TopicPartition(name, number) for name in sorted(names) for number in range((await client.topic(name)).partitions)
+        ]
+        start = await admin.list_offsets(partitions, at="earliest")
+        stable = await admin.list_offsets(partitions, at="stable")
+        end = await admin.list_offsets(partitions, at="high_watermark")
+    return [
+        {"topic": at.topic, "partition": at.partition, "start": start[at], "stable": stable[at], "end": end[at]}
+        for at in partitions
+    ]
+
+
+async def list_transactions(bootstrap: str, states: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One row a transactional id; the age is that of the open transaction, in seconds."""
+    now_ms = Env().wall_ms()
+    async with KafkaClient(bootstrap) as client:
+        admin = Admin(client)
+        listed = await admin.list_transactions(states=list(states))
+        details = await admin.describe_transactions([item.transactional_id for item in listed])
+    return [
+        {
+            "transactional_id": item.transactional_id,
+            "producer_id": item.producer_id,
+            "producer_epoch": item.producer_epoch,
+            "state": item.state,
+            "age_seconds": round((now_ms - item.start_ms) / 1000, 1) if item.start_ms >= 0 else None,
+            "partitions": len(item.partitions),
+        }
+        for item in details
+    ]
+
+
+async def list_parked(app: App, settings: Settings) -> list[dict[str, Any]]:
+    """Parked records of every sink (from its database) and every processor (from its park topic)."""
+    rows: list[dict[str, Any]] = []
+    for url in sorted({sink.database.url for sink in app.sinks}):
+        rows += sink_parked(url)
+    if settings.kafka:
+        topics = {park_topic(app.name, processor.topic.name) for processor in app.processors}
+        rows += await _parked_in_topics(settings.kafka, sorted(topics))
+    return rows
