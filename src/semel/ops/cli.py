@@ -28,9 +28,7 @@ EXIT_FAILURE, EXIT_USAGE, EXIT_FENCED = 1, 2, 75
 _FORMAT = click.option(
     "--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
 )
-_KAFKA = click.option(
-    "-b", "--kafka", envvar="SEMEL_KAFKA", metavar="HOST:PORT", help="Kafka's address (SEMEL_KAFKA)."
-)
+_KAFKA = click.option("-b", "--kafka", envvar="SEMEL_KAFKA", metavar="HOST:PORT", help="Kafka's address (SEMEL_KAFKA).")
 
 
 class _Group(click.Group):

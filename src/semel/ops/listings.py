@@ -9,6 +9,7 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.env import Env
+from semel.processing import parking
 from semel.processing.component import park_topic
 from semel.settings import Settings
 from semel.sinks.sql import list_parked as sink_parked
@@ -23,7 +24,9 @@ async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
         admin = Admin(client)
         names = await admin.list_topics()
         partitions = [
-            TopicPartition(name, number) for name in sorted(names) for number in range((await client.topic(name)).partitions)
+            TopicPartition(name, number)
+            for name in sorted(names)
+            for number in range((await client.topic(name)).partitions)
         ]
         start = await admin.list_offsets(partitions, at="earliest")
         stable = await admin.list_offsets(partitions, at="stable")
@@ -57,9 +60,46 @@ async def list_transactions(bootstrap: str, states: tuple[str, ...]) -> list[dic
 async def list_parked(app: App, settings: Settings) -> list[dict[str, Any]]:
     """Parked records of every sink (from its database) and every processor (from its park topic)."""
     rows: list[dict[str, Any]] = []
-    for url in sorted({sink.database.url for sink in app.sinks}):
+    for url in sorted({sink.database.url for sink in app.sinks.values()}):
         rows += sink_parked(url)
     if settings.kafka:
-        topics = {park_topic(app.name, processor.topic.name) for processor in app.processors}
+        topics = {park_topic(app.name, processor.topic.name) for processor in app.processors.values()}
         rows += await _parked_in_topics(settings.kafka, sorted(topics))
     return rows
+
+
+async def _parked_in_topics(bootstrap: str, topics: list[str]) -> list[dict[str, Any]]:
+    async with KafkaClient(bootstrap) as client:
+        admin = Admin(client)
+        there = [topic for topic in topics if topic in await admin.list_topics()]
+        partitions = [
+            TopicPartition(topic, number) for topic in there for number in range((await client.topic(topic)).partitions)
+        ]
+        ends = await admin.list_offsets(partitions, at="stable")
+    reader = Reader(bootstrap)
+    await reader.start(dict.fromkeys(ends, 0))
+    waiting = {at for at, end in ends.items() if end > 0}
+    rows: list[dict[str, Any]] = []
+    try:
+        while waiting:
+            batch = await reader.poll(1_000, 1.0)
+            rows += [_parked_row(record) for record in batch.records]
+            waiting -= {at for at, position in batch.end_offsets.items() if at in ends and position >= ends[at]}
+    finally:
+        await reader.close()
+    return rows
+
+
+def _parked_row(record: Record) -> dict[str, Any]:
+    headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
+    position, _, offset = headers.get(parking.POSITION, "").rpartition("@")
+    topic, _, partition = position.rpartition("-")
+    return {
+        "component": headers.get(parking.COMPONENT),
+        "topic": topic,
+        "partition": int(partition or -1),
+        "offset": int(offset or -1),
+        "key": None if record.key is None else record.key.decode(errors="replace"),
+        "error": headers.get(parking.ERROR, "waits behind an earlier record of its key"),
+        "message": headers.get(parking.MESSAGE, ""),
+    }

@@ -1,0 +1,118 @@
+"""The guarantee report: for every edge of an app the atomic unit, the fence, what removes duplicates, what is weak.
+
+A weakened promise is one that the app or its surroundings do not let Semel keep; each comes with its reason. With
+`require="exactly-once"` those that break exactly-once itself refuse to start; the others are only told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from semel.app import App
+from semel.client.cluster import KafkaClient
+from semel.errors import ConfigurationError
+from semel.settings import Settings
+
+__all__ = ["Edge", "check_required", "edges_of", "report"]
+
+_KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """One step of the chain. `weakened` holds reasons; `breaks` those of them that end exactly-once."""
+
+    edge: str
+    atomic_unit: str
+    fence: str
+    dedup: str
+    weakened: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """The documented JSON names."""
+        return {
+            "edge": self.edge,
+            "atomic_unit": self.atomic_unit,
+            "fence": self.fence,
+            "dedup": self.dedup,
+            "weakened": list(self.weakened),
+            "exactly_once": not self.breaks,
+        }
+
+
+def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
+    """Every edge of the app. `transaction_version` is the cluster's finalized feature; None when it was not asked."""
+    kafka = _kafka_notes(transaction_version)
+    edges: list[Edge] = []
+    for endpoint in app.endpoints.values():
+        weakened, breaks = list(kafka), []
+        if endpoint.principal is None:
+            weakened.append("responses are shared by all callers, because the endpoint has no principal=")
+        if not endpoint.key_required:
+            breaks.append("a request without an Idempotency-Key runs again when it is sent again (require_key=False)")
+        edges.append(
+            Edge(
+                edge=f"{endpoint.method} {endpoint.path} -> {app.name}.requests",
+                atomic_unit="one Kafka transaction: outputs, stored response, reply, input offset",
+                fence=_KAFKA_FENCE.format(tid=f"{app.name}.requests.*"),
+                dedup="Idempotency-Key, decided by the log; responses kept 24 h",
+                weakened=(*weakened, *breaks),
+                breaks=tuple(breaks),
+            )
+        )
+    for processor in app.processors.values():
+        store = f", state {', '.join(state.name for state in processor.states)}" if processor.states else ""
+        edges.append(
+            Edge(
+                edge=f"{processor.topic.name} -> {processor.name}",
+                atomic_unit=f"one Kafka transaction: outputs{store}, input offset",
+                fence=_KAFKA_FENCE.format(tid=f"{app.name}.{processor.name}.*"),
+                dedup="position",
+                weakened=tuple(kafka),
+            )
+        )
+    for sink in app.sinks.values():
+        kind = "SQLite" if sink.database.url.startswith("sqlite") else "PostgreSQL"
+        edges.append(
+            Edge(
+                edge=f"{sink.topic.name} -> {sink.name} ({kind})",
+                atomic_unit="one database transaction: effects, position, owner epoch",
+                fence="owner_epoch in semel_position, compared by the first statement",
+                dedup="position row",
+            )
+        )
+    return edges
+
+
+def _kafka_notes(transaction_version: int | None) -> list[str]:
+    if transaction_version is None:
+        return ["the cluster was not asked (no --kafka): its transaction.version decides between V1 and V2"]
+    if transaction_version < 2:
+        return [
+            f"transaction.version is {transaction_version}: late requests are not fenced by the broker, so a transaction "
+            "with an unanswered request costs a new producer epoch before the next one (slower, still exactly once)"
+        ]
+    return []
+
+
+async def report(app: App, settings: Settings) -> list[Edge]:
+    """The edges of the app on the cluster that the settings name, which is asked for its transaction version."""
+    if not settings.kafka:
+        return edges_of(app, None)
+    async with KafkaClient(settings.kafka) as client:
+        return edges_of(app, client.transaction_version)
+
+
+def check_required(app: App, edges: list[Edge]) -> None:
+    """Raise `ConfigurationError` when the app requires exactly-once and an edge cannot hold it."""
+    if app.require != "exactly-once":
+        return
+    broken = [f"{edge.edge}: {reason}" for edge in edges for reason in edge.breaks]
+    if broken:
+        raise ConfigurationError(
+            f'app {app.name} requires "exactly-once", which cannot hold. '
+            + "; ".join(broken)
+            + ". Change that, or drop require=."
+        )
