@@ -28,6 +28,8 @@ _LZ4_HEADER = b"\x04\x22\x4d\x18\x60\x40\x82"
 """Magic; version 1 with independent blocks and no checksums; blocks of 64 KiB; the checksum of these two bytes.
 Java reads independent blocks only."""
 _LZ4_STORED = 0x80000000
+_BUFFER_FULL = "failed to write whole buffer"
+"""What cramjam says when the output does not fit; damaged input must not be tried again with more memory."""
 
 
 @cache
@@ -164,8 +166,10 @@ def _decompress_frames(codec: int, data: bytes, max_bytes: int) -> bytes:
         try:
             filled = functions.decompress_into(data, output)
         except refused as problem:
+            if _BUFFER_FULL not in str(problem):
+                raise _unreadable(codec, problem) from problem
             if size == max_bytes:
-                raise _unreadable(codec, f"{problem}, within {max_bytes} bytes") from problem
+                raise _too_large(codec, max_bytes) from problem
             size = min(4 * size, max_bytes)
         else:
             return bytes(memoryview(output)[:filled])
