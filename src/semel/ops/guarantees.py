@@ -91,7 +91,7 @@ def _kafka_notes(transaction_version: int | None) -> list[str]:
         return ["the cluster was not asked (no --kafka): its transaction.version decides between V1 and V2"]
     if transaction_version < 2:
         return [
-            f"transaction.version is {transaction_version}: late requests are not fenced by the broker, so a transaction "
+            f"transaction.version is {transaction_version}: the broker does not fence late requests, so a transaction "
             "with an unanswered request costs a new producer epoch before the next one (slower, still exactly once)"
         ]
     return []
