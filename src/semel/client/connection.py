@@ -1,0 +1,219 @@
+"""One connection to one broker: requests go out pipelined, answers come back in order.
+
+What happened to a request is never guessed. One that was not written raises `Retriable`; one that was written and
+whose answer did not come, for a time-out or a lost connection, raises `OutcomeUnknown` and is counted by whoever
+must know (transactions V1). A time-out closes the connection: answers come in order, so nothing behind it would come.
+
+Answers are read by the event loop's own callbacks, so there is no reader task to lose.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import deque
+from typing import Any, NamedTuple
+
+from semel.env import Env
+from semel.errors import Fatal, OutcomeUnknown, ProtocolError, Retriable
+from semel.wire.frames import FrameReader
+from semel.wire.messages import api_name, decode_response, encode_request, latest_version
+
+__all__ = ["Connection", "ForkedClient", "check_not_forked"]
+
+API_VERSIONS = 18
+_API_VERSIONS_VERSION = 3
+_SOFTWARE = {"client_software_name": "semel", "client_software_version": "0.1.0"}
+_CAPS = {0: 12, 22: 5, 24: 3}
+"""Produce v13 needs topic ids, InitProducerId v6 is unstable (KIP-939), AddPartitionsToTxn v4 is for brokers."""
+
+
+class ForkedClient(Fatal):
+    """This client was made before a fork and is used in the child, where its connections belong to the parent."""
+
+
+def check_not_forked(owner_pid: int, what: str) -> None:
+    """Raise `ForkedClient` when the process is not the one that made the client."""
+    if os.getpid() != owner_pid:
+        raise ForkedClient(
+            f"{what} was made in process {owner_pid} and is used in its forked child {os.getpid()}: the two would "
+            "mix their bytes on one connection. Make the client after the fork (gunicorn: not with --preload)."
+        )
+
+
+class _Pending(NamedTuple):
+    correlation_id: int
+    api_key: int
+    version: int
+    deadline: float
+    answer: asyncio.Future[Any]
+
+
+class Connection(asyncio.Protocol):
+    """A connected broker. Made by `Connection.open`; every call after `close` raises `Retriable`."""
+
+    def __init__(self, address: str, client_id: str, env: Env, timeout: float) -> None:
+        self.address = address
+        self.versions: dict[int, tuple[int, int]] = {}
+        """(lowest, highest) version of each API key that the broker answers."""
+        self.features: dict[str, int] = {}
+        self.features_epoch = -1
+        self._client_id = client_id
+        self._env = env
+        self._timeout = timeout
+        self._transport: asyncio.Transport | None = None
+        self._reader = FrameReader()
+        self._pending: deque[_Pending] = deque()
+        self._correlation_id = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._lost: str | None = None
+        self._closed = asyncio.get_running_loop().create_future()
+        self._pid = os.getpid()
+
+    def __repr__(self) -> str:
+        state = self._lost or "open"
+        return f"<Connection {self.address} [{state}] {len(self._pending)} in flight>"
+
+    @classmethod
+    async def open(
+        cls, host: str, port: int, *, client_id: str, env: Env, timeout: float, connect_timeout: float
+    ) -> Connection:
+        """Connect and learn the broker's versions and features. Raises `Retriable` when nobody answers there."""
+        address = f"{host}:{port}"
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(connect_timeout):
+                _, connection = await loop.create_connection(lambda: cls(address, client_id, env, timeout), host, port)
+        except (OSError, TimeoutError) as error:
+            raise Retriable(f"no connection to Kafka at {address}: {error or type(error).__name__}") from error
+        try:
+            await connection._learn_versions()
+        except OutcomeUnknown as error:
+            connection.close()
+            raise Retriable(f"Kafka at {address} did not answer ApiVersions: {error}") from error
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    async def _learn_versions(self) -> None:
+        answer = await self.send(API_VERSIONS, _API_VERSIONS_VERSION, **_SOFTWARE)
+        if answer.error_code != 0:
+            raise Fatal(
+                f"Kafka at {self.address} refuses ApiVersions v3 with error {int(answer.error_code)}: "
+                "it is older than Apache Kafka 2.4, which Semel does not support."
+            )
+        self.versions = {item.api_key: (item.min_version, item.max_version) for item in answer.api_keys}
+        self.features = {item.name: item.max_version_level for item in answer.finalized_features}
+        self.features_epoch = answer.finalized_features_epoch
+
+    # --- Requests ---
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request can still be written."""
+        return self._lost is None and self._transport is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were written and not answered yet."""
+        return len(self._pending)
+
+    def version_of(self, api_key: int, wanted: int | None = None) -> int:
+        """The version to use: `wanted`, or the highest both sides know. Raises `Fatal` when there is none."""
+        lowest, highest = self.versions.get(api_key, (0, -1))
+        best = min(highest, _CAPS.get(api_key, highest), latest_version(api_key)) if wanted is None else wanted
+        if not lowest <= best <= highest:
+            asked = "any version we know" if wanted is None else f"v{wanted}"
+            raise Fatal(
+                f"Kafka at {self.address} does not support {api_name(api_key)} {asked} (it offers {lowest}..{highest})."
+            )
+        return best
+
+    def send(self, api_key: int, version: int, /, **values: Any) -> asyncio.Future[Any]:
+        """Write one request now; the future gives its answer, or `OutcomeUnknown`. Raises `Retriable` if not written."""
+        check_not_forked(self._pid, f"the connection to Kafka at {self.address}")
+        transport = self._transport
+        if self._lost is not None or transport is None:
+            raise Retriable(f"the connection to Kafka at {self.address} is closed: {self._lost}")
+        self._correlation_id = (self._correlation_id + 1) & 0x7FFFFFFF
+        frame = encode_request(api_key, version, self._correlation_id, self._client_id, **values)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        deadline = self._env.monotonic() + self._timeout
+        self._pending.append(_Pending(self._correlation_id, api_key, version, deadline, future))
+        if self._timer is None:
+            self._timer = loop.call_later(self._timeout, self._check_deadline)
+        transport.write(frame)
+        return future
+
+    def _check_deadline(self) -> None:
+        self._timer = None
+        if not self._pending:
+            return
+        head = self._pending[0]
+        left = head.deadline - self._env.monotonic()
+        if left > 0:
+            self._timer = asyncio.get_running_loop().call_later(left + 0.001, self._check_deadline)
+            return
+        self._lose(f"{api_name(head.api_key)} was not answered within {self._timeout:g} s")
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._reader.receive_data(data):
+                self._take_answer(frame)
+        except ProtocolError as error:
+            self._lose(f"it sent bytes that are not the Kafka protocol: {error}")
+
+    def _take_answer(self, frame: bytes) -> None:
+        if not self._pending:
+            raise ProtocolError("an answer came that no request asked for")
+        pending = self._pending[0]
+        correlation_id = int.from_bytes(frame[:4], "big", signed=True)
+        if correlation_id != pending.correlation_id:
+            raise ProtocolError(f"answer {correlation_id} came where {pending.correlation_id} was due")
+        version = pending.version
+        if pending.api_key == API_VERSIONS and frame[4:6] == b"\x00\x23":
+            version = 0  # A broker that does not know our version answers UNSUPPORTED_VERSION in the oldest layout.
+        answer = decode_response(pending.api_key, version, frame)
+        self._pending.popleft()
+        if not pending.answer.done():
+            pending.answer.set_result(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lose(f"the broker closed it ({exc})" if exc else "the broker closed it")
+        if not self._closed.done():
+            self._closed.set_result(None)
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None:
+            self._lost = why
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._transport is not None:
+            self._transport.abort()
+        while self._pending:
+            pending = self._pending.popleft()
+            if not pending.answer.done():
+                pending.answer.set_exception(
+                    OutcomeUnknown(
+                        f"{api_name(pending.api_key)} was sent to {self.address} and its answer is lost: {self._lost}"
+                    )
+                )
+                pending.answer.exception()  # Marked as seen: whoever sent it may be gone already.
+
+    def close(self) -> None:
+        """Close now; requests in flight end as `OutcomeUnknown`. Safe to call twice."""
+        self._lose("closed by this side")
+
+    async def wait_closed(self) -> None:
+        """Return once the socket is closed."""
+        if self._transport is not None:
+            await self._closed
