@@ -1,0 +1,579 @@
+"""The log of one partition: check a batch, write it, count it in; read whole batches back.
+
+An append goes through three steps: *check* (validation, producers, offsets; nothing changes), *write* (bytes to the
+file), *apply* (producers, offsets, index). When the write fails, nothing was applied and the file is as before.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from bisect import bisect_right
+from collections.abc import Sequence
+from pathlib import Path
+from struct import pack_into
+from typing import NamedTuple
+from uuid import UUID
+
+from crc32c import crc32c
+
+from semel.errors import ConfigurationError, CorruptBatch, ErrorCode
+from semel.log.errors import LogError, storage_error
+from semel.log.files import FileHandle, boot_id, sync_data, sync_directory, write_atomically
+from semel.log.partition import PartitionState
+from semel.log.recovery import RecoveryReport, rebuild_indexes, recover, write_log_start
+from semel.log.segments import Segment
+from semel.log.snapshot import write_snapshot
+from semel.log.validation import LogConfig, validate
+from semel.wire.records import (
+    BatchBuilder,
+    BatchHeader,
+    control_batch,
+    decode_records,
+    patch_base_offset,
+    read_header,
+    set_log_append_time,
+)
+
+__all__ = ["AppendResult", "LogConfig", "LogError", "PartitionLog", "ProducerInfo", "Slice"]
+
+LEADER_EPOCH = 0
+"""One node leads for ever."""
+SNAPSHOT_BYTES = 64 << 20
+SNAPSHOT_BATCHES = 4096
+"""A snapshot after so many bytes or batches (and twice its own size in bytes): recovery reads no more than that."""
+_INDEXES_LOADED = 8
+"""Closed segments whose index is in memory at once, 1-6 MB each."""
+_METADATA_FILE = "partition.metadata"
+_log = logging.getLogger(__name__)
+
+
+class AppendResult(NamedTuple):
+    """Where a batch is. `log_append_time_ms` is -1 with CreateTime; a duplicate has its first copy's place."""
+
+    base_offset: int
+    last_offset: int
+    log_append_time_ms: int
+    log_start_offset: int
+    duplicate: bool
+
+
+class Slice(NamedTuple):
+    """Bytes of a file, to be copied to a socket. The file stays open and readable while a slice holds it."""
+
+    file: FileHandle
+    position: int
+    length: int
+
+
+class ProducerInfo(NamedTuple):
+    """One producer as DescribeProducers shows it; -1 for none."""
+
+    producer_id: int
+    epoch: int
+    last_sequence: int
+    last_timestamp_ms: int
+    coordinator_epoch: int
+    first_offset: int
+    """First offset of its open transaction."""
+
+
+class PartitionLog:
+    """One partition. Made by `open`; not safe for use from two threads at once."""
+
+    def __init__(
+        self,
+        directory: Path,
+        topic: str,
+        partition: int,
+        topic_id: UUID,
+        config: LogConfig,
+        state: PartitionState,
+        segments: list[Segment],
+        recovery: RecoveryReport,
+    ) -> None:
+        self.directory = directory
+        self.topic = topic
+        self.partition = partition
+        self.topic_id = topic_id
+        self.config = config
+        self.recovery = recovery
+        self._state = state
+        self._segments = segments
+        self._loaded: list[Segment] = []
+        self._failure: str | None = None
+        self._sync_always = config.fsync == "always"
+        # Counted since the last snapshot; what recovery had to read counts, or every crash would read it again.
+        self._new_bytes = recovery.read_bytes
+        self._new_batches = recovery.batches
+        self._snapshot_size = 0
+
+    def __repr__(self) -> str:
+        failure = f" FAILED: {self._failure}" if self._failure else ""
+        return f"<PartitionLog {self.topic}-{self.partition} {self._state!r} {len(self._segments)} segments{failure}>"
+
+    @classmethod
+    def open(
+        cls, directory: Path, topic: str, partition: int, topic_id: UUID, config: LogConfig, now_ms: int
+    ) -> PartitionLog:
+        """Open the log in `directory`, made if it is missing, and recover it.
+
+        Raises `LogError`: INCONSISTENT_TOPIC_ID when it is another topic's, KAFKA_STORAGE_ERROR when it cannot be read.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            _check_owner(directory, topic_id, durable=config.fsync == "always")
+            state, segments, report = recover(directory, now_ms)
+        except OSError as problem:
+            raise storage_error(f"the log of {topic}-{partition} in {directory} cannot be opened", problem) from problem
+        return cls(directory, topic, partition, topic_id, config, state, segments, report)
+
+    # --- Offsets and transactions ---
+
+    @property
+    def log_start_offset(self) -> int:
+        """The first offset that can be read."""
+        return self._state.log_start_offset
+
+    @property
+    def log_end_offset(self) -> int:
+        """The offset that the next record gets."""
+        return self._state.log_end_offset
+
+    @property
+    def high_watermark(self) -> int:
+        """Where a read_uncommitted reader stops."""
+        return self._state.high_watermark
+
+    @property
+    def last_stable_offset(self) -> int:
+        """Where a read_committed reader stops."""
+        return self._state.last_stable_offset
+
+    def is_transaction_open(self, producer_id: int, producer_epoch: int) -> bool:
+        """Whether this producer, with this epoch, has a transaction open here."""
+        return self._state.is_transaction_open(producer_id, producer_epoch)
+
+    def open_transactions(self) -> list[tuple[int, int, int]]:
+        """(producer id, epoch, first offset) of each open transaction, oldest first."""
+        return self._state.open_transactions()
+
+    def producers(self) -> list[ProducerInfo]:
+        """Every producer that this partition knows."""
+        return [
+            ProducerInfo(
+                entry.producer_id,
+                entry.epoch,
+                entry.last_sequence,
+                entry.last_timestamp_ms,
+                entry.coordinator_epoch,
+                entry.first_offset,
+            )
+            for entry in self._state.producers.entries.values()
+        ]
+
+    def expire_producers(self, now_ms: int, expiration_ms: int = 86_400_000) -> int:
+        """Forget producers that appended nothing for so long and have no transaction open. Returns how many."""
+        return self._state.producers.expire(now_ms - expiration_ms)
+
+    # --- Appending ---
+
+    def append(self, batch: bytearray | memoryview, now_ms: int, *, transaction_version: int = 1) -> AppendResult:
+        """Append one batch as a client sent it. It is written into: place, leader epoch, time of append.
+
+        A batch that is there already is not appended again: the result has its place. Raises `LogError` with Kafka's
+        code; nothing changed then, except that `batch` may have been written into.
+        """
+        state = self._state
+        header = validate(batch, self.config, now_ms)
+        append_time = self.config.is_log_append_time
+        earlier = state.check_batch(header, transaction_version)
+        if earlier is not None:
+            return AppendResult(
+                earlier.base_offset,
+                earlier.last_offset,
+                earlier.timestamp_ms if append_time else -1,
+                state.log_start_offset,
+                True,
+            )
+        base_offset = state.log_end_offset
+        timestamp_ms = header.max_timestamp
+        patch_base_offset(batch, 0, base_offset, LEADER_EPOCH)
+        if append_time:
+            timestamp_ms = now_ms
+            set_log_append_time(batch, 0, now_ms)
+        elif header.log_append_time:
+            _set_create_time(batch, header)
+        size = header.size
+        self._write(batch if len(batch) == size else memoryview(batch)[:size])
+        state.apply_batch(header, timestamp_ms, now_ms)
+        self._applied(size, timestamp_ms)
+        return AppendResult(
+            base_offset,
+            base_offset + header.last_offset_delta,
+            now_ms if append_time else -1,
+            state.log_start_offset,
+            False,
+        )
+
+    def append_marker(
+        self,
+        producer_id: int,
+        producer_epoch: int,
+        commit: bool,
+        coordinator_epoch: int,
+        now_ms: int,
+        *,
+        transaction_version: int = 1,
+        unless_written: bool = True,
+    ) -> int:
+        """End a producer's transaction here; returns the marker's offset.
+
+        A marker that is there already (see `Producers.check_marker`) is not written again, so that a coordinator can
+        repeat itself after a crash. With transactions V1 that cannot be told from a second transaction without data
+        here: pass `unless_written=False` where a marker is known to be the first, to give each its offset as Kafka
+        does. `transaction_version` 2 demands, as WriteTxnMarkers v2 does, a higher epoch than the transaction's.
+
+        Raises `LogError`: INVALID_PRODUCER_EPOCH, TRANSACTION_COORDINATOR_FENCED, KAFKA_STORAGE_ERROR.
+        """
+        state = self._state
+        written = state.producers.check_marker(producer_id, producer_epoch, coordinator_epoch, transaction_version)
+        if written >= 0 and unless_written:
+            return written
+        offset = state.log_end_offset
+        marker = bytearray(
+            control_batch(
+                producer_id=producer_id,
+                producer_epoch=producer_epoch,
+                commit=commit,
+                coordinator_epoch=coordinator_epoch,
+                timestamp_ms=now_ms,
+            )
+        )
+        patch_base_offset(marker, 0, offset, LEADER_EPOCH)
+        self._write(marker)
+        aborted = state.apply_marker(producer_id, producer_epoch, commit, coordinator_epoch, now_ms, now_ms)
+        if aborted is not None:
+            index = self._segments[-1].index
+            assert index is not None
+            index.aborted.add(aborted)
+        self._applied(len(marker), now_ms)
+        return offset
+
+    def append_internal(self, records: Sequence[tuple[bytes | None, bytes | None]], now_ms: int) -> int:
+        """Append the broker's own (key, value) records as one batch, of any size; returns the first one's offset.
+
+        Raises `LogError` KAFKA_STORAGE_ERROR, and ValueError when there is no record.
+        """
+        builder = BatchBuilder()
+        for key, value in records:
+            builder.append(key, value, now_ms)
+        base_offset = self._state.log_end_offset
+        batch = bytearray(builder.build())
+        patch_base_offset(batch, 0, base_offset, LEADER_EPOCH)
+        self._write(batch)
+        self._state.apply_batch(read_header(batch), now_ms, now_ms)
+        self._applied(len(batch), now_ms)
+        return base_offset
+
+    def _write(self, data: bytearray | memoryview) -> None:
+        """Bring `data` to the file behind the last batch, or leave the file as it is and raise `LogError`."""
+        if self._failure is not None:
+            raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self.topic}-{self.partition} has stopped: {self._failure}")
+        active = self._segments[-1]
+        if active.size and active.size + len(data) > self.config.segment_bytes:
+            active = self._roll()
+        position = active.size
+        try:
+            written = os.pwrite(active.file, data, position)
+            if written != len(data):
+                raise OSError(f"{written} of {len(data)} bytes were written")
+        except OSError as problem:
+            self._undo(active)
+            raise storage_error(f"{active.path} cannot be written", problem) from problem
+        if self._sync_always:
+            self._sync(active)
+            if position == 0:
+                self._sync_name()
+
+    def _undo(self, active: Segment) -> None:
+        """Cut what a failed write left behind. When even that fails the log stops, or the rest might be read later."""
+        try:
+            if active.path.exists():
+                os.truncate(active.path, active.size)
+        except OSError as problem:
+            self._failure = f"{active.path} could not be cut back to {active.size} bytes: {problem}"
+            _log.error("%s-%d stops: %s", self.topic, self.partition, self._failure)
+
+    def _sync(self, segment: Segment) -> None:
+        """Bring a segment to the disk. After a failure the kernel may have dropped the bytes: never try again."""
+        try:
+            sync_data(segment.file)
+        except OSError as problem:
+            self._stop(segment.path, problem)
+
+    def _sync_name(self) -> None:
+        """Make a new segment's file name durable."""
+        try:
+            sync_directory(self.directory)
+        except OSError as problem:
+            self._stop(self.directory, problem)
+
+    def _stop(self, path: Path, problem: OSError) -> None:
+        self._failure = f"{path} could not be synced: {problem}. Restart the broker to recover what is on the disk"
+        _log.error("%s-%d stops: %s", self.topic, self.partition, self._failure)
+        raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
+
+    def _applied(self, size: int, timestamp_ms: int) -> None:
+        """The batch of `size` bytes at the end of the active segment is in the state: index it, let it be read."""
+        state = self._state
+        self._segments[-1].added(size, state.log_end_offset, timestamp_ms)
+        state.advance(state.log_end_offset)
+        self._new_bytes += size
+        self._new_batches += 1
+        if (self._new_batches >= SNAPSHOT_BATCHES or self._new_bytes >= SNAPSHOT_BYTES) and (
+            self._new_bytes >= 2 * self._snapshot_size
+        ):
+            self._snapshot(durable=self._sync_always)
+
+    # --- Segments and snapshots ---
+
+    def _roll(self) -> Segment:
+        """Close the active segment and begin the next. What is closed is on the disk, whatever `fsync` says."""
+        active = self._segments[-1]
+        self._sync(active)
+        segment = Segment(self.directory, self._state.log_end_offset)
+        try:
+            active.seal(self._state.first_open_offset())
+            os.ftruncate(segment.file, 0)
+        except OSError as problem:
+            raise storage_error(f"no new segment can be begun in {self.directory}", problem) from problem
+        self._segments.append(segment)
+        self._remember_loaded(active)
+        self._sync_name()
+        self._snapshot(durable=True)
+        return segment
+
+    def _snapshot(self, *, durable: bool) -> None:
+        """Write a snapshot. It only saves time at the next start, so a failure is no more than noted."""
+        try:
+            if not durable and not boot_id():
+                sync_data(self._segments[-1].file)
+                durable = True
+            self._snapshot_size = write_snapshot(self.directory, self._state, self._segments, durable=durable)
+        except OSError as problem:
+            _log.warning("no snapshot of %s-%d: %s", self.topic, self.partition, problem)
+        self._new_bytes = self._new_batches = 0
+
+    def _remember_loaded(self, segment: Segment) -> None:
+        """A closed segment's index is in memory; drop the one that came first when there are too many."""
+        self._loaded.append(segment)
+        if len(self._loaded) > _INDEXES_LOADED:
+            self._loaded.pop(0).index = None
+
+    def _with_index(self, segment: Segment) -> Segment:
+        if segment.index is None:
+            if not segment.load_index():
+                rebuild_indexes(self._segments, 0)
+                for other in self._segments[:-1]:
+                    if other is not segment and other not in self._loaded:
+                        other.index = None
+            self._remember_loaded(segment)
+        return segment
+
+    def flush(self) -> None:
+        """Bring everything to the disk. Raises `LogError` KAFKA_STORAGE_ERROR; the log has stopped then."""
+        if self._segments[-1].size:
+            self._sync(self._segments[-1])
+
+    def close(self) -> None:
+        """Bring everything to the disk, with a snapshot, so that the next start reads nothing."""
+        if self._failure is None and (self._new_batches or self._snapshot_size):
+            self.flush()
+            self._snapshot(durable=True)
+        for segment in self._segments:
+            segment.close()
+
+    def delete(self) -> None:
+        """Remove the log with its directory. Raises OSError. Slices that are being sent stay readable."""
+        for segment in self._segments:
+            segment.close()
+        # Renamed first: half a log must never be found under a name that can be opened.
+        doomed = self.directory.with_name(f"{self.directory.name}.{self.topic_id.hex}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        self.directory.rename(doomed)
+        shutil.rmtree(doomed)
+        self._failure = "it was deleted"
+
+    # --- Deleting records ---
+
+    def delete_before(self, offset: int) -> int:
+        """Delete the records below `offset` (-1: below the high watermark); returns the log's new start.
+
+        The new start is remembered first; segments that lie below it wholly are removed from the disk. Raises
+        `LogError`: OFFSET_OUT_OF_RANGE above the high watermark, KAFKA_STORAGE_ERROR.
+        """
+        state = self._state
+        if offset == -1:
+            offset = state.high_watermark
+        if not 0 <= offset <= state.high_watermark:
+            raise self._out_of_range(offset)
+        if offset > state.log_start_offset:
+            try:
+                write_log_start(self.directory, offset, durable=self._sync_always)
+                state.raise_log_start(offset)
+                self._drop_segments(offset)
+            except OSError as problem:
+                raise storage_error(f"records in {self.directory} cannot be deleted", problem) from problem
+        return state.log_start_offset
+
+    def _drop_segments(self, offset: int) -> None:
+        while len(self._segments) > 1 and self._segments[1].base_offset <= offset:
+            segment = self._segments.pop(0)
+            if segment in self._loaded:
+                self._loaded.remove(segment)
+            segment.remove()
+
+    def apply_retention(self, now_ms: int) -> int:
+        """Delete closed segments whose newest record is older than `retention_ms`; returns the log's start."""
+        start = self._state.log_start_offset
+        if self.config.retention_ms < 0 or "delete" not in self.config.cleanup_policy:
+            return start
+        for segment in self._segments[:-1]:
+            if not 0 <= segment.max_timestamp < now_ms - self.config.retention_ms:
+                break
+            start = segment.end_offset
+        return self.delete_before(max(start, self._state.log_start_offset))
+
+    # --- Reading ---
+
+    def read(self, offset: int, max_bytes: int, upper_offset: int, min_one: bool = True) -> list[Slice]:
+        """Whole batches from the one that holds `offset` on, all below `upper_offset`, of `max_bytes` at most.
+
+        With `min_one` the first batch comes whatever its size. Nothing when `offset` is at the end, or at or above
+        `upper_offset`. Raises `LogError`: OFFSET_OUT_OF_RANGE, KAFKA_STORAGE_ERROR.
+        """
+        state = self._state
+        if not state.log_start_offset <= offset <= state.log_end_offset:
+            raise self._out_of_range(offset)
+        upper = min(upper_offset, state.high_watermark)
+        slices: list[Slice] = []
+        try:
+            while offset < upper and (max_bytes > 0 or (min_one and not slices)):
+                segment = self._with_index(self._segments[self._segment_at(offset)])
+                position, length = segment.cut(offset, max(max_bytes, 0), upper, min_one and not slices)
+                if length == 0:
+                    break
+                slices.append(Slice(segment.file, position, length))
+                max_bytes -= length
+                if position + length < segment.size:
+                    break
+                offset = segment.end_offset
+        except (OSError, CorruptBatch) as problem:
+            raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
+        return slices
+
+    def read_bytes(self, offset: int, max_bytes: int, upper_offset: int, min_one: bool = True) -> bytes:
+        """The bytes of `read`."""
+        slices = self.read(offset, max_bytes, upper_offset, min_one)
+        try:
+            return b"".join(os.pread(file, length, position) for file, position, length in slices)
+        except OSError as problem:
+            raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
+
+    def _segment_at(self, offset: int) -> int:
+        """The segment that holds `offset`; the last one is the usual case."""
+        segments = self._segments
+        if offset >= segments[-1].base_offset:
+            return len(segments) - 1
+        return bisect_right(segments, offset, key=lambda segment: segment.base_offset) - 1
+
+    def aborted_transactions(self, fetch_offset: int, upper_offset: int) -> list[tuple[int, int]]:
+        """(producer id, first offset) of aborted transactions in [fetch_offset, upper_offset), by first offset.
+
+        One whose marker is at `fetch_offset` is among them. Raises `LogError` KAFKA_STORAGE_ERROR.
+        """
+        found: list[tuple[int, int]] = []
+        try:
+            for at in range(max(self._segment_at(fetch_offset), 0), len(self._segments)):
+                segment = self._with_index(self._segments[at])
+                assert segment.index is not None
+                if segment.index.aborted.collect(fetch_offset, upper_offset, found):
+                    break
+                if at + 1 < len(self._segments) and segment.stable_offset >= upper_offset:
+                    break
+        except (OSError, CorruptBatch) as problem:
+            raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
+        found.sort(key=lambda entry: entry[1])
+        return found
+
+    def offset_for_timestamp(self, timestamp_ms: int) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the first record at or after a time, markers included; None for none.
+
+        Raises `LogError` KAFKA_STORAGE_ERROR.
+        """
+        try:
+            for segment in self._segments:
+                if segment.max_timestamp >= timestamp_ms and segment.end_offset > self._state.log_start_offset:
+                    found = self._search(self._with_index(segment), timestamp_ms)
+                    if found is not None:
+                        return found
+        except (OSError, CorruptBatch) as problem:
+            raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
+        return None
+
+    def max_timestamp_offset(self) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the first record with the largest timestamp; None when empty."""
+        newest = [segment.max_timestamp for segment in self._segments if segment.size]
+        return self.offset_for_timestamp(max(newest)) if newest else None
+
+    def _search(self, segment: Segment, timestamp_ms: int) -> tuple[int, int, int] | None:
+        assert segment.index is not None
+        start = segment.index.position_for_timestamp(timestamp_ms)
+        if start is None:
+            return None
+        for position, header in segment.walk(start):
+            if header.max_timestamp < timestamp_ms or header.last_offset < self._state.log_start_offset:
+                continue
+            batch = os.pread(segment.file, header.size, position)
+            try:
+                records = decode_records(batch, 0, header, self.topic, self.partition)
+            except ConfigurationError:
+                # Its codec is not installed here: the whole batch stands for the record.
+                first = max(header.base_offset, self._state.log_start_offset)
+                return first, header.max_timestamp, header.partition_leader_epoch
+            for record in records:
+                if record.timestamp_ms >= timestamp_ms and record.offset >= self._state.log_start_offset:
+                    return record.offset, record.timestamp_ms, header.partition_leader_epoch
+        return None
+
+    def _out_of_range(self, offset: int) -> LogError:
+        state = self._state
+        return LogError(
+            ErrorCode.OFFSET_OUT_OF_RANGE,
+            f"offset {offset} of {self.topic}-{self.partition} is not in "
+            f"{state.log_start_offset}..{state.log_end_offset}",
+        )
+
+
+def _check_owner(directory: Path, topic_id: UUID, *, durable: bool) -> None:
+    """Refuse a directory that another topic of the same name left behind. Raises OSError, `LogError`."""
+    path = directory / _METADATA_FILE
+    try:
+        owner = UUID(path.read_text().strip())
+    except (FileNotFoundError, ValueError):
+        write_atomically(path, f"{topic_id}\n".encode(), durable=durable)
+        return
+    if owner != topic_id:
+        raise LogError(
+            ErrorCode.INCONSISTENT_TOPIC_ID,
+            f"{directory} holds topic {owner}, not {topic_id}; remove it or move it away",
+        )
+
+
+def _set_create_time(batch: bytearray | memoryview, header: BatchHeader) -> None:
+    """Clear the LogAppendTime bit that a client set, as Kafka does; only brokers know the time of append."""
+    pack_into(">h", batch, 21, header.attributes & ~0x08)
+    with memoryview(batch) as view:
+        pack_into(">I", batch, 17, crc32c(view[21 : header.size]))

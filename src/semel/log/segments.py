@@ -1,0 +1,287 @@
+"""Segments: the files of a log. `<base offset>.log` holds batches as they were sent, `<base offset>.index` finds them.
+
+Only the last segment grows. A file is opened when it is first used and shares the process's bound on open files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from semel.errors import CorruptBatch
+from semel.log.files import OPEN_FILES, FileHandle, read_checked, write_checked
+from semel.log.index import IndexImage, SegmentIndex
+from semel.log.partition import PartitionState
+from semel.wire.records import BATCH_OVERHEAD, BatchHeader, check_crc, read_control, read_header
+
+__all__ = ["ScanResult", "Segment", "SegmentSummary", "scan"]
+
+SCAN_BYTES = 1 << 20
+_WALK_BYTES = 8192
+
+
+class SegmentSummary(msgspec.Struct, array_like=True, frozen=True):
+    """What is known of a closed segment without opening its files."""
+
+    base_offset: int
+    end_offset: int
+    size: int
+    max_timestamp: int
+    stable_offset: int
+    """Transactions that end after this segment start at this offset or later."""
+
+
+class _ClosedIndex(msgspec.Struct, array_like=True, frozen=True):
+    """The content of an .index file."""
+
+    summary: SegmentSummary
+    index: IndexImage
+
+
+class Segment:
+    """One file of batches, from `base_offset` up to `end_offset`.
+
+    `index` is None for a closed segment whose index is not in memory.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_file",
+        "base_offset",
+        "directory",
+        "end_offset",
+        "index",
+        "max_timestamp",
+        "size",
+        "stable_offset",
+    )
+
+    def __init__(self, directory: Path, base_offset: int) -> None:
+        self.directory = directory
+        self.base_offset = base_offset
+        self.end_offset = base_offset
+        self.size = 0
+        self.max_timestamp = -1
+        self.stable_offset = base_offset
+        self.index: SegmentIndex | None = SegmentIndex()
+        self._file: FileHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Segment {self.base_offset}..{self.end_offset} {self.size} bytes>"
+
+    @classmethod
+    def closed(cls, directory: Path, summary: SegmentSummary) -> Segment:
+        """A segment known by its summary; its index is loaded when it is needed."""
+        segment = cls(directory, summary.base_offset)
+        segment.end_offset = summary.end_offset
+        segment.size = summary.size
+        segment.max_timestamp = summary.max_timestamp
+        segment.stable_offset = summary.stable_offset
+        segment.index = None
+        return segment
+
+    # --- Files ---
+
+    @property
+    def path(self) -> Path:
+        return self.directory / f"{self.base_offset:020}.log"
+
+    @property
+    def index_path(self) -> Path:
+        return self.directory / f"{self.base_offset:020}.index"
+
+    @property
+    def file(self) -> FileHandle:
+        """The open file, created if it is not there. Raises OSError."""
+        file = self._file
+        if file is None:
+            # A file that should have bytes must not be made anew.
+            create = 0 if self.size else os.O_CREAT
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | create, 0o644)
+            file = self._file = FileHandle(descriptor)
+            OPEN_FILES.opened(self)
+        return file
+
+    def close(self) -> None:
+        """Let go of the file; readers that hold it go on."""
+        self._file = None
+
+    def remove(self) -> None:
+        """Delete the segment's files. Raises OSError."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+        self.index_path.unlink(missing_ok=True)
+
+    # --- Index ---
+
+    def added(self, size: int, end_offset: int, timestamp_ms: int) -> None:
+        """A batch of `size` bytes was written at the segment's end."""
+        assert self.index is not None
+        if timestamp_ms > self.max_timestamp:
+            self.max_timestamp = timestamp_ms
+        self.index.add(self.end_offset, self.size, self.max_timestamp)
+        self.size += size
+        self.end_offset = end_offset
+
+    def summary(self) -> SegmentSummary:
+        return SegmentSummary(self.base_offset, self.end_offset, self.size, self.max_timestamp, self.stable_offset)
+
+    def seal(self, stable_offset: int) -> None:
+        """The segment grows no more: write its index. Raises OSError."""
+        assert self.index is not None
+        self.stable_offset = stable_offset
+        self.index.thin()
+        content = _ClosedIndex(self.summary(), self.index.image())
+        # Not synced: an index that a loss of power damages is made anew.
+        write_checked(self.index_path, msgspec.msgpack.encode(content), durable=False)
+
+    def load_index(self) -> bool:
+        """Read a closed segment's index; False when it is missing or damaged."""
+        payload = read_checked(self.index_path)
+        if payload is None:
+            return False
+        try:
+            content = msgspec.msgpack.decode(payload, type=_ClosedIndex)
+            index = SegmentIndex.of(content.index)
+        except (msgspec.DecodeError, ValueError):
+            return False
+        if content.summary != self.summary():
+            return False
+        self.index = index
+        return True
+
+    # --- Reading ---
+
+    def walk(self, position: int) -> Iterator[tuple[int, BatchHeader]]:
+        """Position and header of each batch from `position` on. Raises OSError, `CorruptBatch`."""
+        while position < self.size:
+            chunk = os.pread(self.file, _WALK_BYTES, position)
+            at = 0
+            while len(chunk) - at >= BATCH_OVERHEAD and position + at < self.size:
+                header = read_header(chunk, at)
+                yield position + at, header
+                at += header.size
+            if at == 0:
+                raise CorruptBatch(f"{self.path} ends at {position + len(chunk)}, before its size of {self.size}")
+            position += at
+
+    def position_of(self, offset: int) -> int:
+        """Position of the batch that holds `offset`; the segment's size when that is at its end or later."""
+        if offset >= self.end_offset:
+            return self.size
+        assert self.index is not None
+        entry = self.index.before_offset(offset)
+        position = self.index.positions[entry]
+        if entry >= self.index.dense_from:
+            return position
+        for at, header in self.walk(position):
+            if header.last_offset >= offset:
+                return at
+        raise CorruptBatch(f"{self.path} has no batch with offset {offset}")
+
+    def cut(self, offset: int, max_bytes: int, upper_offset: int, min_one: bool) -> tuple[int, int]:
+        """Position and length of whole batches from the one with `offset` on, all below `upper_offset`.
+
+        At most `max_bytes`, except that `min_one` gives the first batch whatever its size. Length 0: nothing fits.
+        """
+        start = self.position_of(offset)
+        stop = self.position_of(upper_offset)
+        if stop - start <= max_bytes:
+            return start, max(stop - start, 0)
+        assert self.index is not None
+        wanted = start + max_bytes
+        boundary = self.index.before_position(wanted)
+        if boundary <= start:
+            boundary = start
+            for at, header in self.walk(start):
+                after = at + header.size
+                if after > wanted:
+                    if min_one and boundary == start:
+                        boundary = after
+                    break
+                boundary = after
+        return start, boundary - start
+
+
+class ScanResult(NamedTuple):
+    """What a scan read and found to be good."""
+
+    read_bytes: int
+    batches: int
+
+
+def scan(segment: Segment, state: PartitionState, now_ms: int) -> ScanResult:
+    """Check the segment's bytes from its `size` on, and add each good batch to it and to `state`.
+
+    Stops at the first that is cut short, out of order, or fails its checksum: `segment.size` is where. Raises OSError.
+    """
+    file = segment.file
+    end = os.fstat(file).st_size
+    buffer = bytearray(min(SCAN_BYTES, max(end - segment.size, BATCH_OVERHEAD)))
+    read = batches = 0
+    while segment.size + BATCH_OVERHEAD <= end:
+        count = os.preadv(file, [buffer], segment.size)
+        read += count
+        with memoryview(buffer)[:count] as view:
+            used, added, needed = _scan_buffer(view, segment, state, now_ms)
+        batches += added
+        if needed <= 0 or needed > end - segment.size:
+            break
+        if used == 0 and needed > len(buffer):
+            buffer = bytearray(needed)
+        elif used == 0:
+            break  # The file became shorter under us.
+    return ScanResult(read, batches)
+
+
+def _scan_buffer(view: memoryview, segment: Segment, state: PartitionState, now_ms: int) -> tuple[int, int, int]:
+    """Take the good batches at the start of `view`.
+
+    Returns how many bytes they have, how many they are, and how many bytes the next one needs; 0: it is bad.
+    """
+    at = batches = 0
+    while True:
+        if len(view) - at < BATCH_OVERHEAD:
+            return at, batches, BATCH_OVERHEAD
+        try:
+            header = read_header(view, at)
+            if not _fits(header, state.log_end_offset):
+                return at, batches, 0
+            if at + header.size > len(view):
+                return at, batches, header.size
+            if not check_crc(view, at, header):
+                return at, batches, 0
+            if header.is_control:
+                _apply_marker(view, at, header, segment, state, now_ms)
+            else:
+                state.apply_batch(header, header.max_timestamp, now_ms)
+        except CorruptBatch:
+            return at, batches, 0
+        segment.added(header.size, state.log_end_offset, header.max_timestamp)
+        at += header.size
+        batches += 1
+
+
+def _fits(header: BatchHeader, offset: int) -> bool:
+    return (
+        header.magic == 2
+        and header.base_offset == offset
+        and header.record_count > 0
+        and header.last_offset_delta + 1 == header.record_count
+    )
+
+
+def _apply_marker(
+    view: memoryview, at: int, header: BatchHeader, segment: Segment, state: PartitionState, now_ms: int
+) -> None:
+    commit, coordinator_epoch = read_control(view, at, header)
+    aborted = state.apply_marker(
+        header.producer_id, header.producer_epoch, commit, coordinator_epoch, header.max_timestamp, now_ms
+    )
+    if aborted is not None:
+        assert segment.index is not None
+        segment.index.aborted.add(aborted)

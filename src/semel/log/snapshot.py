@@ -1,0 +1,130 @@
+"""Snapshots: what recovery would learn from reading the log up to some offset, so that it need not read it.
+
+`<offset>.snapshot` holds the producers, the closed segments, and the last segment's index. One is written now and then
+while a segment grows, one when a segment is closed, one at `close`. A snapshot only saves time: one that is missing,
+damaged, or does not match the files is passed over, and the log is read instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from semel.log.files import boot_id, read_checked, write_checked
+from semel.log.index import IndexImage, SegmentIndex
+from semel.log.partition import PartitionState
+from semel.log.producer_state import ProducerEntry
+from semel.log.segments import Segment, SegmentSummary
+
+__all__ = ["Snapshot", "find_snapshot", "remove_snapshots", "write_snapshot"]
+
+SUFFIX = ".snapshot"
+
+
+class Snapshot(msgspec.Struct, array_like=True, frozen=True):
+    """The state of a log whose end offset was `active.end_offset`."""
+
+    boot_id: str
+    durable: bool
+    """Whether the log was synced up to here; if not, the snapshot counts until the machine restarts."""
+    closed: list[SegmentSummary]
+    active: SegmentSummary
+    index: IndexImage
+    producers: list[ProducerEntry]
+
+    @property
+    def is_trusted(self) -> bool:
+        """Whether the bytes that it speaks of are certain to have reached the file."""
+        return self.durable or (self.boot_id != "" and self.boot_id == boot_id())
+
+    def fits(self, directory: Path) -> bool:
+        """Whether the segment files are there; those at the start may have been deleted since."""
+        present = False
+        for summary in self.closed:
+            size = _size(directory, summary)
+            if size is None and not present:
+                continue
+            if size != summary.size:
+                return False
+            present = True
+        size = _size(directory, self.active)
+        return size is not None and size >= self.active.size
+
+    def restore(self, directory: Path, log_start_offset: int) -> tuple[PartitionState, list[Segment]]:
+        """The state and the segments, the last of which is active up to where the snapshot was made."""
+        segments = [
+            Segment.closed(directory, summary) for summary in self.closed if _size(directory, summary) is not None
+        ]
+        active = Segment.closed(directory, self.active)
+        active.index = SegmentIndex.of(self.index)
+        segments.append(active)
+        start = max(log_start_offset, segments[0].base_offset)
+        return PartitionState(start, active.end_offset, self.producers), segments
+
+
+def _size(directory: Path, summary: SegmentSummary) -> int | None:
+    try:
+        return Segment.closed(directory, summary).path.stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def write_snapshot(directory: Path, state: PartitionState, segments: list[Segment], *, durable: bool) -> int:
+    """Write a snapshot at the log's end and delete those that it makes useless. Returns its size. Raises OSError.
+
+    `durable` says that every byte of the log has been synced.
+    """
+    active = segments[-1]
+    assert active.index is not None
+    snapshot = Snapshot(
+        boot_id(),
+        durable,
+        [segment.summary() for segment in segments[:-1]],
+        active.summary(),
+        active.index.image(),
+        list(state.producers.entries.values()),
+    )
+    payload = msgspec.msgpack.encode(snapshot)
+    write_checked(_path(directory, state.log_end_offset), payload, durable=durable)
+    # The one at the start of the active segment stays: it is the next best should the newest not count.
+    keep = {_path(directory, state.log_end_offset), _path(directory, active.base_offset)}
+    for path in directory.glob("*" + SUFFIX):
+        if path not in keep:
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return len(payload)
+
+
+def find_snapshot(directory: Path) -> Snapshot | None:
+    """The newest snapshot that counts. Raises OSError.
+
+    Others are deleted: when the log is cut below one and grows again, it would fit by size and be wrong.
+    """
+    for path in sorted(directory.glob("*" + SUFFIX), reverse=True):
+        snapshot = _read(path)
+        if snapshot is not None and snapshot.is_trusted and snapshot.fits(directory):
+            return snapshot
+        path.unlink()
+    return None
+
+
+def remove_snapshots(directory: Path) -> None:
+    """Delete every snapshot. Raises OSError."""
+    for path in directory.glob("*" + SUFFIX):
+        path.unlink()
+
+
+def _read(path: Path) -> Snapshot | None:
+    payload = read_checked(path)
+    if payload is None:
+        return None
+    try:
+        return msgspec.msgpack.decode(payload, type=Snapshot)
+    except msgspec.DecodeError:
+        return None
+
+
+def _path(directory: Path, offset: int) -> Path:
+    return directory / f"{offset:020}{SUFFIX}"
