@@ -109,30 +109,33 @@ class App:
         request: Any,
         principal: Callable[[Any], str] | None = None,
         require_key: bool = True,
+        query: Iterable[str] = (),
         timeout_seconds: float = 5.0,
-        name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare an endpoint: `handler(request)` yields effects, and returns a `Response` or raises a `Problem`.
 
-        It runs once for each Idempotency-Key; its effects and its answer are one Kafka transaction.
+        It runs once for each Idempotency-Key; its effects and its answer are one Kafka transaction. Parameters of the
+        path (`/orders/{id}`), those of `query`, and `principal` go to the handler by keyword, where it takes them. A
+        caller that waits longer than `timeout_seconds` gets 202 and asks again.
         """
 
         def register(handler: Handler) -> Handler:
             what = f"endpoint POST {path}"
-            if not isinstance(path, str) or not path.startswith("/") or any(c in path for c in "{}? #"):
-                raise ConfigurationError(f"{what}: a path begins with '/' and has no parameters, query or spaces.")
-            if timeout_seconds <= 0:
-                raise ConfigurationError(f"{what}: timeout_seconds={timeout_seconds} leaves no time to answer.")
-            if any(endpoint.path == path for endpoint in self.endpoints.values()):
-                raise ConfigurationError(f"{what} is declared twice in app {self.name}.")
-            serde(request, f"the request of {what}")
-            _check_handler(handler, ("request",), what)
-            title = check_name(name or _name_of(handler, what), "an endpoint")
-            if title in self.endpoints:
-                raise ConfigurationError(f"two endpoints are called {title}: give one a name= of its own.")
-            self.endpoints[title] = EndpointSpec(
-                title, "POST", path, request, handler, principal, require_key, timeout_seconds
+            if not callable(handler):
+                raise ConfigurationError(f"{what}: {handler!r} is not a function.")
+            endpoint = EndpointSpec(
+                path,
+                request,
+                handler,
+                principal=principal,
+                key_required=require_key,
+                query=tuple(query),
+                wait_seconds=timeout_seconds,
             )
+            serde(request, f"the request of {what}")
+            if endpoint.route in self.endpoints:
+                raise ConfigurationError(f"{what} is declared twice in app {self.name}.")
+            self.endpoints[endpoint.route] = endpoint
             return handler
 
         return register

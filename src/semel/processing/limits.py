@@ -1,0 +1,50 @@
+"""Every bound of this room, with its reason. Nothing here grows without one."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BATCH_BYTES_MAX",
+    "IDLE_COMMIT_SECONDS",
+    "OUTPUT_BYTES_MAX",
+    "PARKED_KEYS_MAX",
+    "PARKED_RECORDS_MAX",
+    "PARK_TOPIC_BYTES_MAX",
+    "POLL_RECORDS_MAX",
+    "RECORD_EFFECTS_MAX",
+    "SLICE_SECONDS",
+    "UNIT_BYTES_MAX",
+    "UNIT_RECORDS_MAX",
+]
+
+BATCH_BYTES_MAX = 524_288
+"""A batch is closed at this size: half of what a topic takes by default, so that one more record always fits."""
+
+OUTPUT_BYTES_MAX = 1_048_588 - 1_024
+"""Key, value and headers of one output: Kafka's default max.message.bytes, less the batch around it."""
+
+PARK_TOPIC_BYTES_MAX = 4 * 1_048_576
+"""max.message.bytes of park topics: the largest record that a topic takes by default, and the error beside it."""
+
+POLL_RECORDS_MAX = 500
+"""Records taken from the consumer at once; a handler of 100 ms a record still polls within max.poll.interval.ms."""
+
+UNIT_RECORDS_MAX = 10_000
+"""Records in one Kafka transaction: at 50,000 records a second a fifth of a second's work to repeat after an abort."""
+
+UNIT_BYTES_MAX = 16 * 1_048_576
+"""Bytes of input and output in one Kafka transaction, all of which wait in memory for it."""
+
+RECORD_EFFECTS_MAX = 100_000
+"""Effects of one record; a handler that yields without end must not take the process with it."""
+
+PARKED_KEYS_MAX = 10_000
+"""Parked keys of one partition; above it something is wrong with the handler, not with the data."""
+
+PARKED_RECORDS_MAX = 100_000
+"""Parked records of one partition: they are read again whenever the partition gets a new owner."""
+
+IDLE_COMMIT_SECONDS = 5.0
+"""A position that moved past markers only is committed this late: such a transaction has no other purpose."""
+
+SLICE_SECONDS = 0.02
+"""How long records are handled before the event loop's other tasks, the heartbeat among them, get their turn."""
