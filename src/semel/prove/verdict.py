@@ -21,7 +21,7 @@ from semel.client.consumer import Reader
 from semel.errors import SemelError
 from semel.prove.checker import Effect, Findings, check_effects, check_totals
 from semel.prove.purchases import Expected, Purchase
-from semel.sinks.sql import Database
+from semel.sinks.sql import connect
 from semel.types import Record, TopicPartition
 
 __all__ = ["Found", "Ledger", "Verdict", "Witness", "judge"]
@@ -146,7 +146,7 @@ class Ledger:
 
     def read_database(self) -> Found:
         """Both tables, whole."""
-        database = Database(self._url)
+        database = connect(self._url)
         try:
             customers = database.query("SELECT customer_id, orders, cds, cents FROM customer_totals")
             stock = database.query("SELECT sku, taken FROM stock")

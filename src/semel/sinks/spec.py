@@ -46,5 +46,5 @@ class SinkSpec:
     """A partition stops when more of its records than this are parked."""
 
     def identity(self, app: str) -> str:
-        """Names the sink in the database and is its consumer group. Renaming it starts it anew, from the log's start."""
+        """Names the sink in the database and is its consumer group. A new name starts anew, from the log's start."""
         return f"{app}.{self.name}"

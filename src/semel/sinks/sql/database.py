@@ -1,0 +1,147 @@
+"""One connection to a database, used by one thread, with transactions begun and ended by hand."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from enum import Enum, auto
+from typing import Any, ClassVar
+
+from semel.errors import ConfigurationError, Retriable
+
+__all__ = ["Cause", "Database", "Parameters", "connect", "is_missing_table", "open_database", "without_password"]
+
+Parameters = Sequence[Any]
+
+LOCK_WAIT_SECONDS = 5.0
+"""How long a statement waits for SQLite's write lock before the batch is given back and tried again."""
+IDLE_IN_TRANSACTION_SECONDS = 10
+"""How long PostgreSQL lets a stopped process hold its locks, and so delay the one that takes over."""
+STATEMENT_SECONDS = 30
+
+
+class Cause(Enum):
+    """Whose fault an error is, which decides what happens to the batch."""
+
+    DATA = auto()
+    """Trying again would fail again: the record at fault is parked."""
+    CONFLICT = auto()
+    """Two transactions met (deadlock, serialization): try again at once."""
+    LOCKED = auto()
+    """Somebody holds the lock for long: try again later."""
+    INFRASTRUCTURE = auto()
+    """The database or the way to it: wait, probe, try again. Nothing is parked."""
+
+
+class Database(ABC):
+    """A connection. `connect` may be called again after `close`; errors are the driver's own."""
+
+    title: ClassVar[str]
+    lock_rows: ClassVar[str]
+    """What makes a SELECT wait for a transaction that changes the rows it reads."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def __repr__(self) -> str:
+        state = "in transaction" if self.in_transaction else "connected" if self.connected else "closed"
+        return f"<{type(self).__name__} {without_password(self.url)} [{state}]>"
+
+    @property
+    @abstractmethod
+    def connected(self) -> bool: ...
+
+    @property
+    @abstractmethod
+    def in_transaction(self) -> bool: ...
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Open the connection. Raises `ConfigurationError` where trying again cannot help."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close without raising; the database rolls back what was open."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Begin a transaction that will write."""
+
+    @abstractmethod
+    def commit(self) -> None:
+        """Commit. Raises `OutcomeUnknown`, with the connection closed, when the answer did not come;
+        any other error means that nothing was committed."""
+
+    @abstractmethod
+    def rollback(self) -> None:
+        """Roll back what is open, without raising; the connection is closed where that does not work."""
+
+    @abstractmethod
+    def execute(self, sql: str, parameters: Parameters = ()) -> int:
+        """Run one statement; how many rows it changed."""
+
+    @abstractmethod
+    def executemany(self, sql: str, rows: Iterable[Parameters]) -> int:
+        """Run one statement for each row of parameters; how many rows they changed together."""
+
+    @abstractmethod
+    def query(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
+        """Run one statement and fetch all of its rows."""
+
+    @abstractmethod
+    def migrate(self, sql: str) -> None:
+        """Run a script in one transaction, one process at a time."""
+
+    @abstractmethod
+    def driver_cause(self, error: Exception) -> Cause | None:
+        """Whose fault a driver's error is; None for an exception that is not the driver's."""
+
+    def check_constraints_now(self) -> None:  # noqa: B027 - SQLite cannot
+        """From here to the end of the transaction no constraint waits for COMMIT, where the database can do that."""
+
+    def write_lock_holder(self) -> int | None:
+        """The process of this machine that holds a lock on the whole database; None where there is no such lock."""
+        return None
+
+    def cause(self, error: Exception) -> Cause:
+        """Whose fault any exception is that came out of a transaction."""
+        found = self.driver_cause(error)
+        if found is not None:
+            return found
+        if isinstance(error, Retriable | ConnectionError | TimeoutError):
+            return Cause.INFRASTRUCTURE
+        return Cause.DATA
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be logged."""
+    url = re.sub(r"(://[^:/?#@]*):[^@/]*@", r"\1:***@", url)
+    return re.sub(r"([?&\s]password=)[^&\s]*", r"\1***", url)
+
+
+def open_database(url: str) -> Database:
+    """The database of a URL, not yet connected. Raises `ConfigurationError` for one that Semel does not know."""
+    if url.startswith("sqlite:"):
+        from semel.sinks.sql.sqlite import SqliteDatabase
+
+        return SqliteDatabase(url)
+    if url.startswith(("postgresql:", "postgres:")):
+        from semel.sinks.sql.postgres import PostgresDatabase
+
+        return PostgresDatabase(url)
+    raise ConfigurationError(
+        f"{without_password(url)!r} is no database that Semel knows. Use sqlite:///PATH or postgresql://USER@HOST/NAME."
+    )
+
+
+def connect(url: str) -> Database:
+    """A connection for a tool that only looks. Raises the driver's error when the database cannot be reached."""
+    database = open_database(url)
+    database.connect()
+    return database
+
+
+def is_missing_table(error: Exception) -> bool:
+    """Whether a driver's error says that a table does not exist."""
+    return getattr(error, "sqlstate", None) == "42P01" or str(error).startswith("no such table")

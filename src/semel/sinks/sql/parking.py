@@ -1,0 +1,166 @@
+"""Parked records: what could not be applied, and what waits behind it in order of its key.
+
+They are written in the transaction that moves the position over them, so that none is lost and none is there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from semel.sinks.contract import PartitionsStopped, Stop, StopReason
+from semel.sinks.sql.database import Database, is_missing_table, open_database
+from semel.sinks.sql.positions import PositionKey
+from semel.types import Record, TopicPartition
+
+__all__ = ["Parked", "Parking", "list_parked", "load_parked"]
+
+_MESSAGE_CHARACTERS_MAX = 2_000
+
+_INSERT = """
+INSERT INTO semel_parked (sink, cluster_id, topic_id, part, topic, record_offset, record_timestamp,
+                          record_key, record_value, headers, error_class, error_message, parked_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+_LIST = """
+SELECT sink, topic, part, record_offset, record_key, error_class, error_message, parked_at
+FROM semel_parked ORDER BY sink, topic, part, record_offset
+"""
+
+
+@dataclass(slots=True)
+class Parked:
+    """What is parked of one partition: keys that block their later records, and how many records wait."""
+
+    keys: set[bytes] = field(default_factory=set)
+    records: int = 0
+
+
+def load_parked(database: Database, key: PositionKey) -> Parked:
+    """What is parked of one partition, as it is committed."""
+    where = "WHERE sink = ? AND cluster_id = ? AND topic_id = ? AND part = ?"
+    keys = database.query(
+        f"SELECT DISTINCT record_key FROM semel_parked {where} AND record_key IS NOT NULL",  # noqa: S608
+        key,
+    )
+    [(count,)] = database.query(f"SELECT COUNT(*) FROM semel_parked {where}", key)  # noqa: S608
+    return Parked({bytes(record_key) for (record_key,) in keys}, count)
+
+
+class Parking:
+    """What one transaction parks, over what is parked already. Nothing counts before `write` and the COMMIT.
+
+    A record without a key blocks nobody: no order was promised for it.
+    """
+
+    def __init__(self, parked: Mapping[TopicPartition, Parked], *, keys_max: int, records_max: int) -> None:
+        self._parked = parked
+        self._limits = keys_max, records_max
+        self._added: dict[TopicPartition, Parked] = {}
+        self._rows: list[tuple[Record, str | None, str | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def blocks(self, record: Record) -> bool:
+        """Whether an earlier record of the same key is parked."""
+        if record.key is None:
+            return False
+        partition = TopicPartition(record.topic, record.partition)
+        added = self._added.get(partition)
+        return record.key in self._parked[partition].keys or (added is not None and record.key in added.keys)
+
+    def add(self, record: Record, error: Exception | None) -> None:
+        """Park a record: because of `error`, or with None because it waits behind one. Raises `PartitionsStopped`."""
+        partition = TopicPartition(record.topic, record.partition)
+        before, added = self._parked[partition], self._added.setdefault(partition, Parked())
+        if record.key is not None and record.key not in before.keys:
+            added.keys.add(record.key)
+        added.records += 1
+        keys_max, records_max = self._limits
+        keys, records = len(before.keys) + len(added.keys), before.records + added.records
+        if keys > keys_max or records > records_max:
+            raise PartitionsStopped({partition: _full(record, error, keys_max, records_max)})
+        self._rows.append((record, type(error).__name__ if error else None, _message(error) if error else None))
+
+    def write(self, database: Database, keys: Mapping[TopicPartition, PositionKey], now_ms: int) -> None:
+        """Insert the rows, in the order in which they were added."""
+        if self._rows:
+            database.executemany(
+                _INSERT,
+                [
+                    (
+                        *keys[TopicPartition(record.topic, record.partition)],
+                        record.topic,
+                        record.offset,
+                        record.timestamp_ms,
+                        record.key,
+                        record.value,
+                        msgspec.json.encode(record.headers).decode(),
+                        error_class,
+                        message,
+                        now_ms,
+                    )
+                    for record, error_class, message in self._rows
+                ],
+            )
+
+    def accept(self) -> None:
+        """The transaction is committed: what it parked counts from now on."""
+        for partition, added in self._added.items():
+            parked = self._parked[partition]
+            parked.keys |= added.keys
+            parked.records += added.records
+
+
+def _message(error: Exception) -> str:
+    """The error's text as any database takes it: no NUL, no lone surrogates, not endless."""
+    text = str(error)[:_MESSAGE_CHARACTERS_MAX].replace("\0", "\\0")
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _full(record: Record, error: Exception | None, keys_max: int, records_max: int) -> Stop:
+    why = f" ({type(error).__name__}: {_message(error):.200})" if error else ""
+    return Stop(
+        StopReason.PARKING_FULL,
+        f"offset {record.offset} would be parked{why}, but {keys_max} keys or {records_max} records are parked "
+        "already, which is the limit. Look at semel park list: so many failures have one cause. Mend it and start "
+        "again, or raise max_parked_keys and max_parked_records of the sink.",
+    )
+
+
+def list_parked(url: str) -> list[dict[str, Any]]:
+    """Every parked record of a database, in order of sink, topic, partition and offset.
+
+    A database without Semel's tables has none. Raises the driver's error when it cannot be reached.
+    """
+    database = open_database(url)
+    try:
+        database.connect()
+        rows = database.query(_LIST)
+    except Exception as error:
+        if is_missing_table(error):
+            return []
+        raise
+    finally:
+        database.close()
+    return [_listed(*row) for row in rows]
+
+
+def _listed(
+    sink: str, topic: str, part: int, offset: int, key: bytes | None, error: str | None, message: str | None, at: int
+) -> dict[str, Any]:
+    return {
+        "component": sink,
+        "topic": topic,
+        "partition": part,
+        "offset": offset,
+        "key": None if key is None else bytes(key).decode(errors="replace"),
+        "error": error or "waits behind an earlier record of its key",
+        "message": message or "",
+        "parked_at_ms": at,
+    }

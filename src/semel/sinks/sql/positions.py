@@ -1,0 +1,104 @@
+"""Position rows: one for each sink and partition, with the fence in it.
+
+Every function runs inside a transaction that its caller begins and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from semel.sinks.contract import Claim, Stop, StopReason
+from semel.sinks.sql.database import Database
+
+__all__ = ["PositionKey", "PositionRow", "advance", "owners", "read", "take_over"]
+
+
+class PositionKey(NamedTuple):
+    """The identity of a row. Topic ids, not names: a topic that is made again starts from offset 0 again."""
+
+    sink: str
+    cluster_id: str
+    topic_id: str
+    part: int
+
+
+class PositionRow(NamedTuple):
+    """The part of a row that moves."""
+
+    next_offset: int
+    owner_epoch: int
+    owner: str
+
+
+_ROW = "sink = ? AND cluster_id = ? AND topic_id = ? AND part = ?"
+
+_TAKE_OVER = """
+INSERT INTO semel_position (sink, cluster_id, topic_id, part, topic, next_offset, owner_epoch, owner, applied)
+VALUES (?, ?, ?, ?, ?, ?, 1, ?, 0)
+ON CONFLICT (sink, cluster_id, topic_id, part)
+DO UPDATE SET owner_epoch = semel_position.owner_epoch + 1, owner = excluded.owner
+RETURNING next_offset, owner_epoch, owner
+"""
+
+_ADVANCE = f"""
+UPDATE semel_position SET next_offset = ?, applied = applied + ?
+WHERE {_ROW} AND owner_epoch = ? AND next_offset = ?
+"""  # noqa: S608 - our own text
+
+_OTHER_TOPIC = """
+SELECT topic_id, next_offset FROM semel_position
+WHERE sink = ? AND cluster_id = ? AND topic = ? AND part = ? AND topic_id <> ? ORDER BY topic_id
+"""
+
+
+def take_over(
+    database: Database, sink: str, cluster_id: str, claims: Sequence[Claim], owner: str
+) -> dict[Claim, PositionRow | Stop]:
+    """Raise the owner epoch of each partition, and only then read its position; rows that are new are made.
+
+    A partition that this sink knows under another topic id stops: its offsets say nothing about the new topic.
+    """
+    taken: dict[Claim, PositionRow | Stop] = {}
+    for claim in sorted(claims, key=lambda claim: (str(claim.topic_id), claim.partition.partition)):
+        topic, part = claim.partition
+        key = PositionKey(sink, cluster_id, str(claim.topic_id), part)
+        if read(database, key) is None:
+            others = database.query(_OTHER_TOPIC, (sink, cluster_id, topic, part, key.topic_id))
+            if others:
+                taken[claim] = _recreated(claim, *others[0])
+                continue
+        rows = database.query(_TAKE_OVER, (*key, topic, claim.log_start_offset, owner))
+        taken[claim] = PositionRow(*rows[0])
+    return taken
+
+
+def _recreated(claim: Claim, old_id: str, next_offset: int) -> Stop:
+    return Stop(
+        StopReason.TOPIC_RECREATED,
+        f"the sink was at offset {next_offset} of topic id {old_id}, but topic {claim.partition.topic} now has id "
+        f"{claim.topic_id}: it was deleted and made again. If the new topic is to be read from its start, delete the "
+        f"rows of the old id from semel_position; if the old records are in it once more, they would be applied twice.",
+    )
+
+
+def advance(
+    database: Database, key: PositionKey, *, owner_epoch: int, from_offset: int, to_offset: int, records: int
+) -> bool:
+    """Move the position, if it is still `from_offset` and still ours. This is the fence, so it comes first."""
+    return database.execute(_ADVANCE, (to_offset, records, *key, owner_epoch, from_offset)) == 1
+
+
+def read(database: Database, key: PositionKey, *, lock: bool = False) -> PositionRow | None:
+    """The row as it is committed. With `lock` a transaction that is just changing it is waited for."""
+    suffix = database.lock_rows if lock else ""
+    rows = database.query(
+        f"SELECT next_offset, owner_epoch, owner FROM semel_position WHERE {_ROW}{suffix}",  # noqa: S608
+        key,
+    )
+    return PositionRow(*rows[0]) if rows else None
+
+
+def owners(database: Database) -> set[str]:
+    """Everybody who owns a row of any sink in this database."""
+    return {owner for (owner,) in database.query("SELECT DISTINCT owner FROM semel_position")}

@@ -1,0 +1,478 @@
+"""The SQL sink: a batch's effects, its parked records and its positions in one database transaction.
+
+The order inside: the positions first, which is the fence (a zombie fails before it does work); then the handler; then
+the parked records; then COMMIT. A COMMIT without an answer is settled by reading the rows before anything else.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from semel.env import Env, failpoint
+from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
+from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
+from semel.sinks.processes import ProcessIdentity, kill_if_stopped
+from semel.sinks.spec import SinkSpec
+from semel.sinks.sql import positions
+from semel.sinks.sql.database import Cause, Database, open_database, without_password
+from semel.sinks.sql.effects import Effects
+from semel.sinks.sql.parking import Parked, Parking, load_parked
+from semel.sinks.sql.positions import PositionKey, PositionRow
+from semel.sinks.sql.tables import check_tables, migrate_connected, schema_sql
+from semel.types import Record, TopicPartition
+
+__all__ = ["SqlSink"]
+
+log = logging.getLogger("semel.sinks")
+
+CONFLICT_TRIES = 5
+"""Deadlocks and serialization failures are tried again at once this often, then the batch waits a while."""
+
+
+@dataclass(slots=True)
+class _Owned:
+    """A partition that is ours: what the row says, as this owner last read or wrote it."""
+
+    key: PositionKey
+    next_offset: int
+    owner_epoch: int
+    parked: Parked
+
+
+class _Item(NamedTuple):
+    """A record with its decoded view, or with the error that decoding gave."""
+
+    record: Record
+    view: Any
+    error: Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """One partition's part of a transaction: from where to where, and what is handled on the way."""
+
+    partition: TopicPartition
+    key: PositionKey
+    owner_epoch: int
+    from_offset: int
+    to_offset: int
+    items: Sequence[_Item]
+
+    def singles(self) -> Iterable[_Move]:
+        """The same way in steps of one record."""
+        at = self.from_offset
+        for number, item in enumerate(self.items, 1):
+            to = self.to_offset if number == len(self.items) else item.record.offset + 1
+            yield replace(self, from_offset=at, to_offset=to, items=(item,))
+            at = to
+
+
+class _Poison(SemelError):
+    """The data is at fault; nothing is committed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Conflict(SemelError):
+    """Another transaction was in the way; nothing is committed."""
+
+
+_Work = Callable[[Parking, Sequence[_Move]], None]
+
+
+class SqlSink:
+    """`semel.sinks.contract.Sink` for SQLite and PostgreSQL. All calls come from one thread, as SQLite demands.
+
+    `create_tables` makes what is missing; without it `open` says how to. `owner` goes into the position rows beside
+    the identity of this process.
+    """
+
+    def __init__(
+        self,
+        spec: SinkSpec,
+        identity: str,
+        cluster_id: str,
+        *,
+        env: Env,
+        create_tables: bool,
+        owner: str = "",
+        database: Database | None = None,
+    ) -> None:
+        self._spec = spec
+        self._identity = identity
+        self._cluster_id = cluster_id
+        self._env = env
+        self._create_tables = create_tables
+        self._owner = f"semel {owner} {ProcessIdentity.current()}"
+        self._database = database or open_database(spec.database.url)
+        self._owned: dict[TopicPartition, _Owned] = {}
+        self._doubt: tuple[Sequence[_Move], Parking] | None = None
+
+    def __repr__(self) -> str:
+        doubt = ", outcome of the last COMMIT unknown" if self._doubt else ""
+        return f"<SqlSink {self._identity} {len(self._owned)} partitions, {self._database!r}{doubt}>"
+
+    def open(self) -> None:
+        """Connect, and make or check the tables."""
+        self._connect()
+        try:
+            if self._create_tables:
+                migrate_connected(self._database, schema_sql(self._database))
+                if self._spec.database.schema:
+                    migrate_connected(self._database, self._spec.database.schema)
+            else:
+                check_tables(self._database)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            raise self._unavailable(error) from error
+
+    def close(self) -> None:
+        """Close the connection; what was open is rolled back."""
+        self._database.close()
+
+    def position(self, partition: TopicPartition) -> int | None:
+        """The next offset of a partition that is ours."""
+        owned = self._owned.get(partition)
+        return None if owned is None else owned.next_offset
+
+    def release(self, partitions: Iterable[TopicPartition]) -> None:
+        """Forget partitions."""
+        for partition in partitions:
+            self._owned.pop(partition, None)
+
+    # Taking over.
+
+    def take_over(self, claims: Sequence[Claim]) -> dict[TopicPartition, int | Stop]:
+        """Raise the epochs and COMMIT; a process that is stopped with SQLite's write lock in hand is ended for that."""
+        self._connect()
+        self.release(claim.partition for claim in claims)
+        try:
+            taken = self._take_over(claims)
+        except Exception as error:
+            if self._database.cause(error) is not Cause.LOCKED or not self._end_stopped_writer():
+                raise self._unavailable(error) from error
+            taken = self._take_over_again(claims)
+        answers: dict[TopicPartition, int | Stop] = {}
+        for claim, (row, parked) in taken.items():
+            if isinstance(row, Stop):
+                answers[claim.partition] = row
+                continue
+            self._owned[claim.partition] = _Owned(self._key(claim), row.next_offset, row.owner_epoch, parked)
+            answers[claim.partition] = row.next_offset
+        return answers
+
+    def _take_over(self, claims: Sequence[Claim]) -> dict[Claim, tuple[PositionRow | Stop, Parked]]:
+        database = self._database
+        try:
+            database.begin()
+            rows = positions.take_over(database, self._identity, self._cluster_id, claims, self._owner)
+            parked = {claim: load_parked(database, self._key(claim)) for claim in rows}
+            database.commit()
+        finally:
+            database.rollback()
+        return {claim: (row, parked[claim]) for claim, row in rows.items()}
+
+    def _take_over_again(self, claims: Sequence[Claim]) -> dict[Claim, tuple[PositionRow | Stop, Parked]]:
+        try:
+            return self._take_over(claims)
+        except Exception as error:
+            raise self._unavailable(error) from error
+
+    def _end_stopped_writer(self) -> bool:
+        """End the process that holds SQLite's write lock, if it is stopped and owns rows here; whether it was ended."""
+        holder = self._database.write_lock_holder()
+        if holder is None:
+            return False
+        for owner in positions.owners(self._database):
+            identity = ProcessIdentity.parse(owner)
+            if identity is not None and identity.pid == holder and kill_if_stopped(identity):
+                log.warning(
+                    "process %d was stopped while it held the write lock of %s, so nobody could write: killed it. "
+                    "Its unfinished transaction is rolled back, and its partitions are being taken over.",
+                    holder,
+                    self._database.url,
+                )
+                return True
+        return False
+
+    def _key(self, claim: Claim) -> PositionKey:
+        return PositionKey(self._identity, self._cluster_id, str(claim.topic_id), claim.partition.partition)
+
+    # Applying.
+
+    def apply(self, slices: Sequence[Slice]) -> Applied:
+        """One transaction for all slices; where a record is at fault, one more that finds and parks it."""
+        self._connect()
+        settled = self._settle()
+        moves = self._moves(slices)
+        if not moves:
+            return settled
+        applied = self._apply(moves)
+        return Applied(*(one + other for one, other in zip(settled, applied, strict=True)))
+
+    def _moves(self, slices: Sequence[Slice]) -> list[_Move]:
+        """What is still to be done of the slices, in (topic id, partition) order so that owners cannot deadlock."""
+        moves = []
+        for partition, records, end in slices:
+            owned = self._owned.get(partition)
+            if owned is None or end <= owned.next_offset:
+                continue
+            items = [self._decode(record) for record in records if record.offset >= owned.next_offset]
+            moves.append(_Move(partition, owned.key, owned.owner_epoch, owned.next_offset, end, items))
+        return sorted(moves, key=lambda move: move.key)
+
+    def _decode(self, record: Record) -> _Item:
+        try:
+            return _Item(record, self._spec.topic.decode(record), None)
+        except Exception as error:  # Whatever the decoder raises is this record's fault.
+            return _Item(record, None, error)
+
+    def _apply(self, moves: Sequence[_Move]) -> Applied:
+        """Together; else one by one in one transaction; else, when only COMMIT tells, in one transaction each.
+
+        N bad records cost at most two calls of the handler each, in the last case three.
+        """
+        try:
+            return self._transaction(moves, self._together)
+        except _Poison as poison:
+            log.info("%s: a batch failed and is tried record by record: %s", self._identity, poison)
+        try:
+            return self._transaction(moves, self._one_by_one)
+        except _Poison as poison:
+            log.info("%s: the batch failed again and gets a transaction for each record: %s", self._identity, poison)
+        total = Applied()
+        for move in moves:
+            for single in move.singles():
+                done = self._apply_single(single)
+                total = Applied(*(one + other for one, other in zip(total, done, strict=True)))
+        return total
+
+    def _apply_single(self, move: _Move) -> Applied:
+        try:
+            return self._transaction([move], self._one_by_one)
+        except _Poison as poison:
+            (item,) = move.items
+            return self._transaction([replace(move, items=(item._replace(error=poison.error),))], self._together)
+
+    def _transaction(self, moves: Sequence[_Move], work: _Work) -> Applied:
+        for attempt in range(CONFLICT_TRIES):
+            try:
+                return self._attempt(moves, work)
+            except _Conflict as conflict:
+                log.debug("%s: %s; trying again", self._identity, conflict)
+                time.sleep(self._env.rng.random() * 0.01 * 2**attempt)  # Apart, so as not to meet again.
+        raise Unavailable(f"{CONFLICT_TRIES} transactions in a row met others (deadlock or serialization failure).")
+
+    def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
+        database = self._database
+        try:
+            database.begin()
+            self._advance(moves)
+            failpoint("sink.before_effects")
+            parking = self._parking(moves)
+            work(parking, moves)
+            parking.write(database, {move.partition: move.key for move in moves}, self._env.wall_ms())
+            failpoint("sink.before_db_commit")
+        except Exception as error:
+            database.rollback()
+            raise self._translated(error) from error
+        return self._commit(moves, parking)
+
+    def _advance(self, moves: Sequence[_Move]) -> None:
+        lost: dict[TopicPartition, str] = {}
+        for move in moves:
+            if not positions.advance(
+                self._database,
+                move.key,
+                owner_epoch=move.owner_epoch,
+                from_offset=move.from_offset,
+                to_offset=move.to_offset,
+                records=len(move.items),
+            ):
+                lost[move.partition] = self._why_lost(move, positions.read(self._database, move.key))
+        if lost:
+            self.release(lost)
+            raise PartitionsLost(lost)
+
+    def _why_lost(self, move: _Move, row: PositionRow | None) -> str:
+        what = f"{self._identity}: {move.partition}"
+        if row is None:
+            return f"{what}: its row in semel_position is gone."
+        if row.owner_epoch > move.owner_epoch:
+            return f"{what} was taken over by {row.owner} (owner epoch {row.owner_epoch}, ours was {move.owner_epoch})."
+        return (
+            f"{what}: the row says offset {row.next_offset} in owner epoch {row.owner_epoch}, we had written "
+            f"{move.from_offset} in {move.owner_epoch}: the database was set back, as by restoring a backup."
+        )
+
+    def _parking(self, moves: Sequence[_Move]) -> Parking:
+        """What is parked of these partitions; read again where it matters, since an operator may have emptied it."""
+        for move in moves:
+            owned = self._owned[move.partition]
+            if owned.parked.keys and any(item.record.key in owned.parked.keys for item in move.items):
+                owned.parked = load_parked(self._database, move.key)
+        return Parking(
+            {move.partition: self._owned[move.partition].parked for move in moves},
+            keys_max=self._spec.max_parked_keys,
+            records_max=self._spec.max_parked_records,
+        )
+
+    def _together(self, parking: Parking, moves: Sequence[_Move]) -> None:
+        views = []
+        for move in moves:
+            for item in move.items:
+                if parking.blocks(item.record):
+                    parking.add(item.record, None)
+                elif item.error is not None:
+                    parking.add(item.record, item.error)
+                else:
+                    views.append(item.view)
+        if views:
+            self._handle(views)
+
+    def _one_by_one(self, parking: Parking, moves: Sequence[_Move]) -> None:
+        database = self._database
+        database.check_constraints_now()
+        for move in moves:
+            for item in move.items:
+                error = item.error
+                if parking.blocks(item.record):
+                    parking.add(item.record, None)
+                    continue
+                if error is None:
+                    error = self._handle_one(item.view)
+                if error is not None:
+                    log.warning("%s: %s-%d offset %d is parked: %s: %s", self._identity, *item.record[:3],
+                                type(error).__name__, error)  # fmt: skip
+                    parking.add(item.record, error)
+
+    def _handle_one(self, view: Any) -> Exception | None:
+        """Run the handler on one record inside a savepoint; the error for which the record is to be parked."""
+        database = self._database
+        database.execute("SAVEPOINT semel_record")
+        try:
+            self._handle([view])
+        except _Poison as poison:
+            if not database.in_transaction:
+                raise
+            database.execute("ROLLBACK TO SAVEPOINT semel_record")
+            database.execute("RELEASE SAVEPOINT semel_record")
+            return poison.error
+        database.execute("RELEASE SAVEPOINT semel_record")
+        return None
+
+    def _handle(self, views: Sequence[Any]) -> None:
+        """Call the handler; raises `_Poison` when the data is at fault, `_Conflict` and `Unavailable` when not."""
+        effects = Effects(self._database)
+        try:
+            self._spec.handler(views, effects)
+        except Exception as error:
+            raise self._translated(effects.failure or error, by_handler=True) from error
+        finally:
+            effects.end()
+        if effects.failure is not None:
+            raise self._translated(effects.failure) from effects.failure
+
+    # The end of a transaction.
+
+    def _commit(self, moves: Sequence[_Move], parking: Parking) -> Applied:
+        self._doubt = (moves, parking)  # Until we know: an exception anywhere below leaves it to be settled.
+        try:
+            self._database.commit()
+        except OutcomeUnknown as error:
+            raise Unavailable(f"{error}. Whether it was committed will be read from the position rows.") from error
+        except Exception as error:
+            self._database.rollback()
+            self._doubt = None
+            raise self._translated(error) from error
+        failpoint("sink.after_db_commit")
+        return self._accept(moves, parking)
+
+    def _accept(self, moves: Sequence[_Move], parking: Parking) -> Applied:
+        self._doubt = None
+        for move in moves:
+            owned = self._owned.get(move.partition)
+            if owned is not None and owned.owner_epoch == move.owner_epoch:
+                owned.next_offset = move.to_offset
+        parking.accept()
+        return Applied(sum(len(move.items) for move in moves), len(parking), 1)
+
+    def _settle(self) -> Applied:
+        """Find out how the transaction ended whose COMMIT was not answered.
+
+        Reading a row waits for a session that is still committing. Our epoch at the new offset: committed. Our epoch
+        at the old one: not. Anything else: not ours any more.
+        """
+        if self._doubt is None:
+            return Applied()
+        moves, parking = self._doubt
+        ours = [move for move in moves if self._is_current(move)]
+        try:
+            self._database.begin()
+            rows = [positions.read(self._database, move.key, lock=True) for move in ours]
+        except Exception as error:
+            raise self._unavailable(error) from error
+        finally:
+            self._database.rollback()
+        lost: dict[TopicPartition, str] = {}
+        committed = []
+        for move, row in zip(ours, rows, strict=True):
+            if row is None or row.owner_epoch != move.owner_epoch:
+                lost[move.partition] = self._why_lost(move, row)
+            elif row.next_offset == move.to_offset:
+                committed.append(move)
+            elif row.next_offset != move.from_offset:
+                lost[move.partition] = self._why_lost(move, row)
+        log.warning(
+            "%s: the unanswered COMMIT of %s was %s",
+            self._identity,
+            ", ".join(f"{move.partition} {move.from_offset}..{move.to_offset}" for move in moves),
+            "carried out" if committed else "lost with its owner" if lost else "not carried out",
+        )
+        self._doubt = None
+        self.release(lost)
+        settled = self._accept(committed, parking) if committed else Applied()
+        if lost:
+            raise PartitionsLost(lost)
+        return settled
+
+    def _is_current(self, move: _Move) -> bool:
+        owned = self._owned.get(move.partition)
+        return owned is not None and owned.owner_epoch == move.owner_epoch
+
+    # Errors.
+
+    def _connect(self) -> None:
+        if not self._database.connected:
+            try:
+                self._database.connect()
+            except ConfigurationError:
+                raise
+            except Exception as error:
+                raise self._unavailable(error) from error
+
+    def _translated(self, error: Exception, *, by_handler: bool = False) -> Exception:
+        """What an exception inside a transaction means for the batch; one of our own stays as it is."""
+        cause = self._database.cause(error) if by_handler else self._database.driver_cause(error)
+        if cause is None:
+            return error
+        if cause is Cause.CONFLICT:
+            return _Conflict(str(error))
+        if cause is Cause.DATA:
+            return _Poison(error)
+        return self._unavailable(error)
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        if isinstance(error, Unavailable):
+            return error
+        if self._database.driver_cause(error) is Cause.INFRASTRUCTURE:
+            self._database.close()  # The next call starts from a fresh connection.
+        text = " ".join(str(error).split())
+        return Unavailable(f"{without_password(self._database.url)}: {type(error).__name__}: {text}")

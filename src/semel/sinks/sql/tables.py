@@ -1,0 +1,93 @@
+"""Semel's tables in a user's database: what they are, making them, and looking whether they are there."""
+
+from __future__ import annotations
+
+from semel.errors import ConfigurationError
+from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, without_password
+
+__all__ = ["check_tables", "migrate", "schema_sql"]
+
+_TABLES = """\
+-- Where each sink is in each partition. `next_offset` changes in the transaction of the effects, and only while
+-- `owner_epoch` is the writer's own: a new owner raises it before it reads anything.
+CREATE TABLE IF NOT EXISTS semel_position (
+  sink TEXT NOT NULL,
+  cluster_id TEXT NOT NULL,
+  topic_id TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  part INTEGER NOT NULL,
+  next_offset BIGINT NOT NULL,
+  owner_epoch BIGINT NOT NULL,
+  owner TEXT NOT NULL,
+  applied BIGINT NOT NULL,
+  PRIMARY KEY (sink, cluster_id, topic_id, part)
+);
+
+-- Records that could not be applied (`error_class` says why), and the later ones of their keys, which wait behind
+-- them (`error_class` is NULL). Times are milliseconds since 1970 in UTC; `headers` is JSON with base64 values.
+CREATE TABLE IF NOT EXISTS semel_parked (
+  sink TEXT NOT NULL,
+  cluster_id TEXT NOT NULL,
+  topic_id TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  part INTEGER NOT NULL,
+  record_offset BIGINT NOT NULL,
+  record_timestamp BIGINT NOT NULL,
+  record_key {bytes},
+  record_value {bytes},
+  headers TEXT NOT NULL,
+  error_class TEXT,
+  error_message TEXT,
+  parked_at BIGINT NOT NULL,
+  PRIMARY KEY (sink, cluster_id, topic_id, part, record_offset)
+);
+"""
+_BYTES = {"SQLite": "BLOB", "PostgreSQL": "BYTEA"}
+_NAMES = ("semel_position", "semel_parked")
+
+
+def schema_sql(database: Database) -> str:
+    """The SQL that makes Semel's tables; it may run again."""
+    return _TABLES.format(bytes=_BYTES[database.title])
+
+
+def migrate(url: str, *, schema: str | None = None, print_only: bool = False) -> str:
+    """Make Semel's tables, and then the app's own `schema`, in one transaction. Returns the SQL.
+
+    With `print_only` nothing is connected to. Raises `ConfigurationError` for a URL that cannot work and for SQL that
+    the database refuses; the driver's own error when the database cannot be reached.
+    """
+    database = open_database(url)
+    sql = "\n".join(part.strip() + "\n" for part in (schema_sql(database), schema) if part and part.strip())
+    if print_only:
+        return sql
+    try:
+        database.connect()
+        migrate_connected(database, sql)
+    finally:
+        database.close()
+    return sql
+
+
+def migrate_connected(database: Database, sql: str) -> None:
+    """Run `sql` as a migration; what the database refuses is a `ConfigurationError`."""
+    try:
+        database.migrate(sql)
+    except Exception as error:
+        if database.driver_cause(error) is not Cause.DATA:
+            raise
+        raise ConfigurationError(f"{without_password(database.url)} refused the schema: {error}") from error
+
+
+def check_tables(database: Database) -> None:
+    """Raise `ConfigurationError` when Semel's tables are missing; it says how to make them."""
+    for name in _NAMES:
+        try:
+            database.query(f"SELECT 1 FROM {name} LIMIT 0")  # noqa: S608 - our own names
+        except Exception as error:
+            if not is_missing_table(error):
+                raise
+            raise ConfigurationError(
+                f"table {name} is not in {without_password(database.url)}. Make it with: "
+                f"semel migrate {without_password(database.url)} (with --sql it only prints what it would do)."
+            ) from error
