@@ -26,11 +26,25 @@ The answers follow Apache Kafka 4.3.1. On purpose different:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, replace
-from enum import StrEnum
+from dataclasses import replace
 from typing import NamedTuple
 
-from semel.coordinator.transitions import Transitions
+from semel.coordinator.transaction_state import (
+    COMPLETE_ABORT,
+    COMPLETE_COMMIT,
+    DEAD,
+    EMPTY,
+    EPOCH_MAX,
+    IDLE,
+    NO_TIMEOUT_MS,
+    ONGOING,
+    PREPARE_ABORT,
+    PREPARE_COMMIT,
+    PREPARED,
+    TRANSITIONS,
+    TransactionMetadata,
+    TransactionState,
+)
 from semel.errors import ErrorCode
 from semel.types import TopicPartition
 
@@ -46,10 +60,6 @@ __all__ = [
     "TransactionState",
 ]
 
-EPOCH_MAX = 32_766
-"""The last epoch that a client may hold: one is left (32767) for the marker that ends its transaction."""
-NO_TIMEOUT_MS = 2_147_483_647
-"""A transaction with this timeout is never aborted by the sweep (KIP-939 stores it for prepared transactions)."""
 MAX_TRANSACTIONAL_IDS = 100_000
 """Apache Kafka has no limit and relies on expiry after 7 days; random ids from a crash loop must not fill memory."""
 MAX_PARTITIONS_PER_TRANSACTION = 50_000
@@ -58,79 +68,6 @@ MAX_TRANSACTIONAL_ID_BYTES = 32_767
 """The length of a string in the log's key is an int16."""
 IMPLICIT_ADD_PRODUCE_VERSION = 12
 """From this version on Produce adds the partition to the transaction by itself (KIP-890 part 2)."""
-
-
-class TransactionState(StrEnum):
-    """Kafka's states, by the names that its tools print."""
-
-    EMPTY = "Empty"
-    ONGOING = "Ongoing"
-    PREPARE_COMMIT = "PrepareCommit"
-    PREPARE_ABORT = "PrepareAbort"
-    COMPLETE_COMMIT = "CompleteCommit"
-    COMPLETE_ABORT = "CompleteAbort"
-    DEAD = "Dead"
-
-
-EMPTY, ONGOING = TransactionState.EMPTY, TransactionState.ONGOING
-PREPARE_COMMIT, PREPARE_ABORT = TransactionState.PREPARE_COMMIT, TransactionState.PREPARE_ABORT
-COMPLETE_COMMIT, COMPLETE_ABORT = TransactionState.COMPLETE_COMMIT, TransactionState.COMPLETE_ABORT
-DEAD = TransactionState.DEAD
-PREPARED = frozenset({PREPARE_COMMIT, PREPARE_ABORT})
-IDLE = frozenset({EMPTY, COMPLETE_COMMIT, COMPLETE_ABORT})
-
-TRANSITIONS: Transitions[TransactionState] = {
-    # From an idle state: a new owner (Empty), the first partition (Ongoing), TV2's abort of a transaction to which
-    # perhaps nothing was added (PrepareAbort), expiry of the id (Dead).
-    EMPTY: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
-    COMPLETE_COMMIT: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
-    COMPLETE_ABORT: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
-    # More partitions, or the decision. There is no way back and no third outcome.
-    ONGOING: frozenset({ONGOING, PREPARE_COMMIT, PREPARE_ABORT}),
-    PREPARE_COMMIT: frozenset({COMPLETE_COMMIT}),
-    PREPARE_ABORT: frozenset({COMPLETE_ABORT}),
-    DEAD: frozenset(),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionMetadata:
-    """Everything that is known about one transactional id. Times are milliseconds since 1970, -1 for never."""
-
-    transactional_id: str
-    producer_id: int
-    producer_epoch: int
-    previous_producer_id: int = -1
-    """The producer id before the last change; differs from `producer_id` only just after a rotation."""
-    next_producer_id: int = -1
-    """In PrepareX: the producer id that CompleteX rotates to, -1 if it does not."""
-    last_producer_epoch: int = -1
-    """The epoch whose owner may ask again for the current one; -1 when nobody may."""
-    timeout_ms: int = 60_000
-    state: TransactionState = EMPTY
-    partitions: frozenset[TopicPartition] = frozenset()
-    start_ms: int = -1
-    """When the first partition was added; never moved by later ones."""
-    last_update_ms: int = -1
-    client_version: int = 0
-    """2 when the last change came by TV2, 0 or 1 otherwise."""
-
-    @property
-    def identity(self) -> tuple[int, int]:
-        return self.producer_id, self.producer_epoch
-
-    @property
-    def is_exhausted(self) -> bool:
-        return self.producer_epoch >= EPOCH_MAX
-
-    @property
-    def ended_identity(self) -> tuple[int, int] | None:
-        """The identity whose transaction TV2 has just decided: its EndTxn may be a retry. None where none can be."""
-        if self.client_version < 2 or self.state in (EMPTY, ONGOING, DEAD):
-            return None
-        if self.producer_epoch == 0:
-            return self.previous_producer_id, EPOCH_MAX
-        return self.producer_id, self.producer_epoch - 1
 
 
 class Answer(NamedTuple):
@@ -367,7 +304,7 @@ class TransactionCoordinator:
         pending = self._pending.get(transactional_id)
         if pending is not None and pending.state is not ONGOING:
             return BUSY
-        if current.state in PREPARED and (producer_id, producer_epoch) == _after(current):
+        if current.state in PREPARED and (producer_id, producer_epoch) == current.identity_after:
             return BUSY
         if current.producer_id != producer_id:
             return UNKNOWN
@@ -415,7 +352,7 @@ class TransactionCoordinator:
         pending = self._pending.get(transactional_id)
         if pending is not None and pending.state is not ONGOING:
             return busy
-        if current.state in PREPARED and (producer_id, producer_epoch) == _after(current):
+        if current.state in PREPARED and (producer_id, producer_epoch) == current.identity_after:
             return busy
         if current.producer_id != producer_id:
             return ErrorCode.INVALID_PRODUCER_ID_MAPPING
@@ -468,7 +405,7 @@ class TransactionCoordinator:
         if identity == current.ended_identity:
             again = Answer(ErrorCode.NONE, *current.identity)
             return _repeated(_END_V2_RETRY[current.state, commit], again)
-        if current.state in PREPARED and identity == _after(current):
+        if current.state in PREPARED and identity == current.identity_after:
             # The client has the answer to its last EndTxn and is faster than our markers (KAFKA-18464).
             return BUSY
         if identity[0] != current.producer_id:
@@ -479,14 +416,14 @@ class TransactionCoordinator:
             return INVALID_STATE
         # In an idle state this is the empty abort: the client may not know whether its first write arrived.
         target = _decide(current, commit, now_ms, version=2, next_producer_id=self._rotation(current))
-        after = _after(target)
+        after = target.identity_after
         return Answer(ErrorCode.NONE, *after, transition=self._propose(target))
 
     def finish(self, transactional_id: str, now_ms: int) -> TransactionMetadata:
         """The CompleteX transition, once every partition of the PrepareX has its marker. Log it, then `complete`."""
         current = self._current[transactional_id]
         assert current.state in PREPARED, f"{transactional_id}: finish in {current.state}"
-        producer_id, producer_epoch = _after(current)
+        producer_id, producer_epoch = current.identity_after
         return self._propose(
             replace(
                 current,
@@ -523,7 +460,7 @@ class TransactionCoordinator:
         return [
             transactional_id
             for transactional_id, current in self._current.items()
-            if _is_overdue(current, now_ms) and transactional_id not in self._pending
+            if current.is_overdue(now_ms) and transactional_id not in self._pending
         ]
 
     def time_out(self, transactional_id: str, now_ms: int) -> Answer:
@@ -533,7 +470,7 @@ class TransactionCoordinator:
             return UNKNOWN
         if transactional_id in self._pending:
             return BUSY
-        if not _is_overdue(current, now_ms):
+        if not current.is_overdue(now_ms):
             return INVALID_STATE
         return Answer(ErrorCode.NONE, transition=self._propose(self._fence(current, now_ms)))
 
@@ -608,7 +545,7 @@ class TransactionCoordinator:
             for current in self._current.values()
             if (not wanted or current.state in wanted)
             and (not ids or current.producer_id in ids)
-            and (duration_ms < 0 or _open_for_ms(current, now_ms) >= duration_ms)
+            and (duration_ms < 0 or current.open_for_ms(now_ms) >= duration_ms)
         ]
         return found, unknown
 
@@ -652,23 +589,3 @@ def _decide(
         last_producer_epoch=current.producer_epoch,
         next_producer_id=next_producer_id,
     )
-
-
-def _after(prepared: TransactionMetadata) -> tuple[int, int]:
-    """The identity that CompleteX stores and EndTxn v5 answers."""
-    if prepared.next_producer_id >= 0:
-        return prepared.next_producer_id, 0
-    return prepared.identity
-
-
-def _is_overdue(current: TransactionMetadata, now_ms: int) -> bool:
-    return (
-        current.state is ONGOING
-        and current.timeout_ms != NO_TIMEOUT_MS
-        and current.start_ms + current.timeout_ms < now_ms
-    )
-
-
-def _open_for_ms(current: TransactionMetadata, now_ms: int) -> int:
-    is_open = current.state is ONGOING or current.state in PREPARED
-    return now_ms - current.start_ms if is_open else -1
