@@ -2,7 +2,7 @@
 
 The processing engine hands it the records of `<app>.semel.requests` one after the other, together with the partition's
 store of outcomes. What it gives back - the handler's effects, the outcome to store, the reply - becomes real in one
-Kafka transaction with the position in the requests, so there is no state "begun but not done" to clean up after a crash.
+Kafka transaction with the position in the requests: there is no state "begun but not done" to clean up after a crash.
 """
 
 from __future__ import annotations
@@ -57,7 +57,10 @@ SWEEP_PAUSE_MS = 1_000
 IDLE_SWEEP_PAUSE_MS = 60_000
 
 _UNSAFE_HEADERS = frozenset(
-    "set-cookie connection keep-alive transfer-encoding content-length te trailer upgrade idempotency-replayed".split()
+    [
+        *("connection", "content-length", "idempotency-replayed", "keep-alive", "set-cookie"),
+        *("te", "trailer", "transfer-encoding", "upgrade"),
+    ]
 )
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
@@ -159,7 +162,7 @@ class Owner:
         return Write(self._responses, request.instance, write(reply), partition=request.reply_partition)
 
     def _look_up(self, request: LookUp, stored: Stored | None, now_ms: int) -> Answer:
-        """The operation resource. Whoever asks had their request appended before, so nothing found means no such one."""
+        """The operation resource. Its request was appended before the question, so nothing found means no such one."""
         if stored is None or stored.completed_ms + self._retention_ms <= now_ms:
             return rules.problem_answer(rules.failure("operation-not-found"))
         headers = dict(stored.headers)
@@ -217,15 +220,15 @@ def _collector(effects: list[Effect], message_id: Callable[[int], bytes]) -> Cal
         lowered = lower(effect)
         if isinstance(lowered, Change):
             raise TypeError(
-                f"an endpoint cannot change state {lowered.store!r}: requests are spread by Idempotency-Key, not by the "
-                "state's key. Yield a record and let a processor of its topic change the state."
+                f"an endpoint cannot change state {lowered.store!r}: requests are spread by Idempotency-Key, not "
+                "by the state's key. Yield a record and let a processor of its topic change the state."
             )
         size = len(lowered.key or b"") + len(lowered.value or b"") + _headers_size(lowered.headers)
         total += size
         if size > EFFECT_BYTES_MAX or total > EFFECTS_BYTES_MAX or len(effects) >= EFFECTS_MAX:
             raise ValueError(
-                f"a record of {size} bytes for {lowered.topic!r} after {len(effects)} others of {total - size} bytes; the "
-                f"limits are {EFFECT_BYTES_MAX} bytes a record, {EFFECTS_MAX} records and {EFFECTS_BYTES_MAX} bytes"
+                f"a record of {size} bytes for {lowered.topic!r} after {len(effects)} others of {total - size} bytes; "
+                f"the limits are {EFFECT_BYTES_MAX} bytes a record, {EFFECTS_MAX} records and {EFFECTS_BYTES_MAX} bytes"
             )
         headers = (*lowered.headers, ("semel-id", message_id(len(effects))))
         effects.append(Write(lowered.topic, lowered.key, lowered.value, headers, lowered.partition))

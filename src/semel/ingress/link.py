@@ -1,0 +1,138 @@
+"""The gateway's way to the log over Kafka: our idempotent producer, and a reader of the reply partition."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from semel.client.admin import Admin, TopicSpec
+from semel.client.cluster import KafkaClient
+from semel.client.consumer import Reader
+from semel.client.producer import Producer
+from semel.env import Env
+from semel.errors import ConfigurationError, SemelError
+from semel.ingress.requests import STORE, requests_topic, responses_topic
+from semel.processing.component import state_topic
+from semel.settings import Settings
+from semel.types import Record, TopicPartition
+from semel.wire.partitioner import partition_for
+
+__all__ = ["KafkaLink", "ensure_topics", "topic_specs"]
+
+log = logging.getLogger("semel.ingress")
+
+RESPONSES_RETENTION_MS = 10 * 60_000
+"""Nobody reads a reply later than an HTTP request waits; Kafka deletes by segment, so it is kept short, not minimal."""
+DELIVERY_TIMEOUT_MS = 5_000
+"""An append is given up after this: as long as a request waits for its answer by default."""
+SOCKET_TIMEOUT_MS = 4_000
+"""A broker that is silent this long is connected to again, so an append's fate is known soon after its time is over."""
+REPLIES_MAX = 2_000
+POLL_SECONDS = 0.5
+
+
+class FoundRoute(NamedTuple):
+    """See `gateway.Route`."""
+
+    partitions: int
+    reply_partition: int
+
+
+def topic_specs(app: str, partitions: int) -> dict[str, TopicSpec]:
+    """The topics of an app's ingress. Requests never expire, and are stamped by the broker: expiry goes by its time."""
+    return {
+        requests_topic(app): TopicSpec(
+            partitions, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1", "cleanup.policy": "delete"}
+        ),
+        responses_topic(app): TopicSpec(
+            partitions, {"retention.ms": str(RESPONSES_RETENTION_MS), "segment.bytes": str(64 * 1024 * 1024)}
+        ),
+    }
+
+
+async def ensure_topics(admin: Admin, client: KafkaClient, app: str, partitions: int) -> None:
+    """Make the ingress' topics where they are missing. Raises `ConfigurationError` when a partition count was changed.
+
+    A retry that met another partition would find no stored response and run twice, so the count is for ever; the
+    changelog of the responses, made with as many, remembers it too.
+    """
+    topic = requests_topic(app)
+    existing = await admin.list_topics()
+    for name in (topic, state_topic(app, STORE)):
+        if name in existing:
+            client.invalidate(topic=name)
+            found = (await client.topic(name)).partitions
+            if found != partitions:
+                raise ConfigurationError(
+                    f"PARTITIONS_CHANGED: {name} has {found} partitions and the settings say {partitions}. A retry "
+                    f"would meet an owner without its stored response and run twice. Set SEMEL_PARTITIONS={found}; "
+                    "to have more, drain the app, wait a day for the retries, and rename it or delete its semel topics."
+                )
+    await admin.create_topics(topic_specs(app, partitions))
+
+
+class KafkaLink:
+    """See `gateway.Link`."""
+
+    def __init__(self, app: str, bootstrap: str, settings: Settings, env: Env) -> None:
+        if not bootstrap:
+            raise ConfigurationError("the ingress needs a Kafka address: set SEMEL_KAFKA=host:port.")
+        self._app = app
+        self._bootstrap = bootstrap
+        self._partitions = settings.partitions
+        self._env = env
+        self._requests = requests_topic(app)
+        self._client: KafkaClient | None = None
+        self._producer: Producer | None = None
+        self._reader: Reader | None = None
+
+    def __repr__(self) -> str:
+        return f"<KafkaLink {self._requests} at {self._bootstrap} [{'open' if self._reader else 'closed'}]>"
+
+    async def open(self, instance: bytes) -> FoundRoute:
+        """Make and check the topics, get a producer id, and read to the end of the reply partition."""
+        settings = {"delivery.timeout.ms": DELIVERY_TIMEOUT_MS, "socket.timeout.ms": SOCKET_TIMEOUT_MS}
+        client = self._client = KafkaClient(
+            self._bootstrap, client_id=f"{self._app}.ingress", env=self._env, settings=settings
+        )
+        await client.start()
+        admin = Admin(client)
+        await ensure_topics(admin, client, self._app, self._partitions)
+        await client.topic(self._requests)
+        responses = await client.topic(responses_topic(self._app))
+        self._producer = Producer(client)
+        await self._producer.start()
+        at = TopicPartition(responses.name, partition_for(instance, responses.partitions))
+        end = (await admin.list_offsets([at], at="stable"))[at]
+        reader = Reader(self._bootstrap)
+        await reader.start({at: end})
+        self._reader = reader
+        while at not in (await reader.poll(REPLIES_MAX, POLL_SECONDS)).end_offsets:
+            continue  # What is read before the end was reached is for instances of the past.
+        return FoundRoute(self._partitions, at.partition)
+
+    async def append(self, partition: int, key: bytes, value: bytes) -> None:
+        """Append to the requests topic."""
+        assert self._producer is not None
+        await self._producer.send(self._requests, partition, key, value)
+
+    async def replies(self) -> Sequence[Record]:
+        """The next records of the reply partition."""
+        assert self._reader is not None
+        return (await self._reader.poll(REPLIES_MAX, POLL_SECONDS)).records
+
+    async def probe(self) -> None:
+        """Ask the cluster where the requests topic is."""
+        assert self._client is not None
+        await self._client.refresh_metadata(self._requests)
+
+    async def close(self) -> None:
+        """Give everything back."""
+        reader, producer, client = self._reader, self._producer, self._client
+        self._reader = self._producer = self._client = None
+        for part in (reader, producer, client):
+            if part is not None:
+                with suppress(SemelError):
+                    await part.close()
