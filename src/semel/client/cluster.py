@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
 from uuid import UUID
 
 from semel.client.config import ClientSettings
@@ -24,7 +24,8 @@ __all__ = ["Backoff", "KafkaClient", "TopicInfo"]
 log = logging.getLogger("semel.client")
 
 METADATA, FIND_COORDINATOR = 3, 10
-GROUP, TRANSACTION = 0, 1
+GROUP: Final = 0
+TRANSACTION: Final = 1
 TRANSACTION_VERSION = "transaction.version"
 T = TypeVar("T")
 
@@ -100,6 +101,13 @@ class KafkaClient:
     async def start(self) -> None:
         """Connect to the cluster; tries until `delivery.timeout.ms`. Raises `Retriable` naming the addresses."""
         await self.retry(self.refresh_metadata, f"connecting to Kafka at {self._addresses()}")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.close()
 
     async def close(self) -> None:
         """Close every connection; requests in flight end as `OutcomeUnknown`."""
@@ -270,6 +278,10 @@ class KafkaClient:
                 ) from error
             raise
 
+    def known_topic(self, name: str) -> TopicInfo | None:
+        """What the cache has of a topic."""
+        return self._topics.get(name)
+
     def known_leader(self, partition: TopicPartition) -> int | None:
         """The partition's leader if the cache has it."""
         leader = self._leaders.get(partition)
@@ -324,7 +336,12 @@ class KafkaClient:
             self._coordinators.pop((transactional_id, TRANSACTION), None)
 
     async def on_coordinator(
-        self, key: str, key_type: Literal[0, 1], call: Callable[[int], Awaitable[T]], what: str
+        self,
+        key: str,
+        key_type: Literal[0, 1],
+        call: Callable[[int], Awaitable[T]],
+        what: str,
+        timeout: float | None = None,
     ) -> T:
         """Run a repeatable call against a coordinator, finding it again whenever it fails in a retriable way."""
 
@@ -336,7 +353,7 @@ class KafkaClient:
                 self._coordinators.pop((key, key_type), None)
                 raise
 
-        return await self.retry(once, what)
+        return await self.retry(once, what, timeout)
 
     def _addresses(self) -> str:
         return ",".join(f"{host}:{port}" for host, port in self._bootstrap)

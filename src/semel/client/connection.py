@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from semel.env import Env
@@ -23,7 +24,7 @@ __all__ = ["Connection", "ForkedClient", "check_not_forked"]
 
 API_VERSIONS = 18
 _API_VERSIONS_VERSION = 3
-_SOFTWARE = {"client_software_name": "semel", "client_software_version": "0.1.0"}
+_SOFTWARE: dict[str, Any] = {"client_software_name": "semel", "client_software_version": "0.1.0"}
 _CAPS = {0: 12, 22: 5, 24: 3}
 """Produce v13 needs topic ids, InitProducerId v6 is unstable (KIP-939), AddPartitionsToTxn v4 is for brokers."""
 
@@ -47,6 +48,7 @@ class _Pending(NamedTuple):
     version: int
     deadline: float
     answer: asyncio.Future[Any]
+    decode: Callable[[bytes], Any] | None
 
 
 class Connection(asyncio.Protocol):
@@ -130,8 +132,13 @@ class Connection(asyncio.Protocol):
             )
         return best
 
-    def send(self, api_key: int, version: int, /, **values: Any) -> asyncio.Future[Any]:
-        """Write one request now; the future gives its answer, or `OutcomeUnknown`. Raises `Retriable` if not written."""
+    def send(
+        self, api_key: int, version: int, /, *, decode: Callable[[bytes], Any] | None = None, **values: Any
+    ) -> asyncio.Future[Any]:
+        """Write one request now; the future gives its answer, or `OutcomeUnknown`.
+
+        `decode` reads the answer's frame where the schema cannot. Raises `Retriable` if nothing was written.
+        """
         check_not_forked(self._pid, f"the connection to Kafka at {self.address}")
         transport = self._transport
         if self._lost is not None or transport is None:
@@ -141,7 +148,7 @@ class Connection(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         deadline = self._env.monotonic() + self._timeout
-        self._pending.append(_Pending(self._correlation_id, api_key, version, deadline, future))
+        self._pending.append(_Pending(self._correlation_id, api_key, version, deadline, future, decode))
         if self._timer is None:
             self._timer = loop.call_later(self._timeout, self._check_deadline)
         transport.write(frame)
@@ -181,7 +188,8 @@ class Connection(asyncio.Protocol):
         version = pending.version
         if pending.api_key == API_VERSIONS and frame[4:6] == b"\x00\x23":
             version = 0  # A broker that does not know our version answers UNSUPPORTED_VERSION in the oldest layout.
-        answer = decode_response(pending.api_key, version, frame)
+        decode = pending.decode
+        answer = decode_response(pending.api_key, version, frame) if decode is None else decode(frame)
         self._pending.popleft()
         if not pending.answer.done():
             pending.answer.set_result(answer)

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from semel.client.batches import Batch, Identity, Payload
 from semel.client.cluster import GROUP, TRANSACTION, KafkaClient
 from semel.client.connection import Connection, check_not_forked
+from semel.client.describe import DescribedTransaction, decode_described
 from semel.client.idempotent import Producer, RecordMetadata
 from semel.client.reactions import Reaction
 from semel.client.sender import Answer, Sender
@@ -23,8 +24,8 @@ from semel.types import GroupMetadata, TopicPartition
 __all__ = ["Producer", "RecordMetadata", "TransactionalProducer"]
 
 INIT_PRODUCER_ID, ADD_PARTITIONS, ADD_OFFSETS, END_TXN, TXN_OFFSET_COMMIT, DESCRIBE = 22, 24, 25, 26, 28, 65
-_V1_VERSIONS = {ADD_PARTITIONS: 3, ADD_OFFSETS: 3, END_TXN: 3, TXN_OFFSET_COMMIT: 3}
-_V2_VERSIONS = {END_TXN: 5, TXN_OFFSET_COMMIT: 5}
+_V1_VERSIONS = {DESCRIBE: 0, ADD_PARTITIONS: 3, ADD_OFFSETS: 3, END_TXN: 3, TXN_OFFSET_COMMIT: 3}
+_V2_VERSIONS = {DESCRIBE: 0, END_TXN: 5, TXN_OFFSET_COMMIT: 5}
 _PRODUCE_NEWEST = {1: 11, 2: 12}
 """Produce v12 adds partitions to the transaction implicitly, which only transactions V2 makes safe."""
 
@@ -87,7 +88,7 @@ class TransactionalProducer:
         self._check()
         protocol = self._protocol
         deadline = self._deadline()
-        protocol.initialize()
+        protocol.initialize(self._client.transaction_version)
         self._sender.schedule()
         if not await self._sender.wait(lambda: self._is_initialized(), deadline):
             if protocol.state in (State.Committing, State.Aborting):
@@ -374,14 +375,15 @@ class TransactionalProducer:
     async def _describe(self, request: Request) -> None:
         """Find out why our epoch was refused; a broker that cannot tell leaves the general message."""
         try:
-            answer = await self._call(request, DESCRIBE, transactional_ids=(self.transactional_id,))
-            found = answer.transaction_states[0]
+            answer = await self._call(
+                request, DESCRIBE, transactional_ids=(self.transactional_id,), decode=decode_described
+            )
+            found: DescribedTransaction = answer[0]
         except (SemelError, IndexError):
             self._protocol.diagnosed(request, None)
             return
-        if found.error_code != ErrorCode.NONE:
+        if found.error is not ErrorCode.NONE:
             self._protocol.diagnosed(request, None)
             return
-        timeout_ms = round(found.transaction_timeout.total_seconds() * 1000)
         identity = Identity(found.producer_id, found.producer_epoch)
-        self._protocol.diagnosed(request, TransactionView(identity, found.transaction_state, timeout_ms))
+        self._protocol.diagnosed(request, TransactionView(identity, found.state, found.timeout_ms))

@@ -230,4 +230,3 @@ def _answers(response: Any) -> Iterator[tuple[TopicPartition, Answer]]:
                 TopicPartition(topic.name, item.index),
                 Answer(int(item.error_code), item.base_offset, timestamp_ms, message),
             )
-

@@ -139,7 +139,7 @@ class TransactionProtocol:
 
     # --- What the caller wants ---
 
-    def initialize(self) -> None:
+    def initialize(self, transaction_version: int) -> None:
         """Get an identity, and with it the end of whatever was open under this id.
 
         The first call takes the id over from any predecessor. Later calls keep our identity, so that a newer owner is
@@ -155,8 +155,10 @@ class TransactionProtocol:
             self._reset()
             self._move(State.Uninitialized)
             self.identity, self.failure, self.needs_init = Identity(), None, True
+            self.transaction_version = transaction_version
         elif self.state is State.Uninitialized:
             self.needs_init = True
+            self.transaction_version = transaction_version
 
     def begin(self, transaction_version: int) -> None:
         """Open a transaction, here only. `transaction_version` is the cluster's finalized feature."""
