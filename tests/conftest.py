@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.kafka import KafkaNode, missing_tools
+from tests.services.postgres import PostgresServer, missing_postgres
 
 
 def unavailable(what: str, why: str) -> None:
@@ -87,3 +88,16 @@ def any_broker(request: pytest.FixtureRequest) -> Address:
     if isinstance(found, Address):
         return found
     return Address(found.bootstrap, "kafka", found.transaction_version)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL 18; shared, so use `new_database()`. Whoever kills or restarts it starts it again."""
+    why = missing_postgres()
+    if why:
+        unavailable("PostgreSQL", why)
+    server = PostgresServer()
+    try:
+        yield server.start()
+    finally:
+        server.stop()

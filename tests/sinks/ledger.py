@@ -1,0 +1,101 @@
+"""A small app for tests: every record is counted in a table where a lost or doubled effect shows."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from semel.env import Env
+from semel.processing.topics import Topic
+from semel.sinks.contract import Claim, Slice
+from semel.sinks.spec import DatabaseSpec, SinkSpec
+from semel.sinks.sql import SqlSink, connect
+from semel.types import Record, TopicPartition
+
+TOPIC_ID = uuid.UUID("11111111-2222-3333-4444-555555555555")
+CLUSTER_ID = "test-cluster"
+TOPIC = Topic("purchases", str, int)
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS counted (
+  customer TEXT PRIMARY KEY, times BIGINT NOT NULL, total BIGINT NOT NULL CHECK (total < 1000000)
+);
+CREATE TABLE IF NOT EXISTS seen (part INTEGER NOT NULL, record_offset BIGINT NOT NULL, customer TEXT NOT NULL);
+"""
+COUNT = (
+    "INSERT INTO counted (customer, times, total) VALUES (?, 1, ?) ON CONFLICT (customer) DO UPDATE SET "
+    "times = counted.times + 1, total = counted.total + excluded.total"
+)
+NOTE = "INSERT INTO seen (part, record_offset, customer) VALUES (?, ?, ?)"
+
+
+def count(records: Sequence[Any], db: Any) -> None:
+    """The handler: totals by customer, and each record once more for the exact comparison. Negative amounts raise."""
+    for record in records:
+        if record.value < 0:
+            raise ValueError(f"negative amount {record.value}")
+    db.executemany(COUNT, sorted((record.key, record.value) for record in records))
+    db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
+
+
+def spec(url: str, handler: Callable[[Sequence[Any], Any], None] = count, **changes: Any) -> SinkSpec:
+    return replace(SinkSpec("totals", TOPIC, DatabaseSpec("database", url, SCHEMA), handler), **changes)
+
+
+def sink(
+    url: str, handler: Callable[[Sequence[Any], Any], None] = count, *, cluster_id: str = CLUSTER_ID, **changes: Any
+) -> SqlSink:
+    made = SqlSink(
+        spec(url, handler, **changes), "shop.totals", cluster_id, env=Env(rng=random.Random(1)), create_tables=True
+    )
+    made.open()
+    return made
+
+
+def partition(number: int) -> TopicPartition:
+    return TopicPartition(TOPIC.name, number)
+
+
+def claim(number: int = 0, *, log_start: int = 0, topic_id: uuid.UUID = TOPIC_ID) -> Claim:
+    return Claim(partition(number), topic_id, log_start)
+
+
+def record(offset: int, key: str | None, value: int | bytes, part: int = 0) -> Record:
+    raw = value if isinstance(value, bytes) else str(value).encode()
+    return Record(TOPIC.name, part, offset, 1_700_000_000_000 + offset, None if key is None else key.encode(), raw)
+
+
+def a_slice(*records: Record, end: int | None = None, part: int = 0) -> Slice:
+    return Slice(partition(part), records, end if end is not None else records[-1].offset + 1)
+
+
+def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
+    database = connect(url)
+    try:
+        return database.query(sql)
+    finally:
+        database.close()
+
+
+def totals(url: str) -> dict[str, tuple[int, int]]:
+    return {customer: (times, total) for customer, times, total in rows(url, "SELECT * FROM counted")}
+
+
+def seen(url: str) -> list[tuple[int, int]]:
+    """Every effect as (partition, offset), sorted; a doubled one stands there twice."""
+    return sorted((part, offset) for part, offset in rows(url, "SELECT part, record_offset FROM seen"))
+
+
+def position(url: str, part: int = 0) -> tuple[int, int]:
+    """next_offset and owner_epoch as they are committed."""
+    [row] = rows(url, f"SELECT next_offset, owner_epoch FROM semel_position WHERE part = {part}")
+    return row[0], row[1]
+
+
+def parked(url: str) -> list[tuple[int, int, bytes | None, str | None]]:
+    found = rows(
+        url, "SELECT part, record_offset, record_key, error_class FROM semel_parked ORDER BY part, record_offset"
+    )
+    return [(part, offset, None if key is None else bytes(key), error) for part, offset, key, error in found]
