@@ -33,6 +33,7 @@ from kio.serial.errors import SerialError
 from kio.static.constants import EntityType
 
 from semel.errors import ProtocolError
+from semel.wire.bounds import checked, skip_tags
 
 __all__ = [
     "RequestHeader",
@@ -52,7 +53,7 @@ API_VERSIONS = 18
 """Its response header is version 0 at every request version, so that a client can read an error from any broker."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_DECODE_ERRORS = (SerialError, ValueError, IndexError, OverflowError, EOFError, UnicodeDecodeError)
+_DECODE_ERRORS = (ProtocolError, SerialError, ValueError, LookupError, OverflowError, EOFError)
 
 
 class RequestHeader(NamedTuple):
@@ -233,30 +234,6 @@ def encode_response(api_key: int, version: int, correlation_id: int, /, **values
     return _encode(api_key, version, "response", head, values)
 
 
-def _skip_tags(frame: bytes | bytearray | memoryview, at: int) -> int:
-    count, at = _uvarint(frame, at)
-    for _ in range(count):
-        _, at = _uvarint(frame, at)
-        size, at = _uvarint(frame, at)
-        at += size
-    if at > len(frame):
-        raise ProtocolError("tagged fields run past the end of the frame")
-    return at
-
-
-def _uvarint(frame: bytes | bytearray | memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if at >= len(frame) or shift > 28:
-            raise ProtocolError("a varint in the header is truncated or too long")
-        byte = frame[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-
-
 def decode_request_header(frame: bytes | bytearray | memoryview) -> RequestHeader:
     """Read the head of a request frame (without its length prefix). Raises `ProtocolError`."""
     if len(frame) < 10:
@@ -274,14 +251,14 @@ def decode_request_header(frame: bytes | bytearray | memoryview) -> RequestHeade
         raise ProtocolError("the client id is not UTF-8") from None
     known = version in schema_name_map.get(api_name(api_key), {})
     if known and is_flexible(api_key, version):
-        at = _skip_tags(frame, at)
+        at = skip_tags(frame, at)
     return RequestHeader(api_key, version, correlation_id, client_id, at)
 
 
 def _decode(api_key: int, version: int, kind: Kind, frame: bytes | bytearray | memoryview, at: int) -> Any:
     read = _reader(api_key, version, kind)
     try:
-        entity, _ = read(frame, at)
+        entity, _ = read(checked(_entity(api_key, version, kind), frame, at), at)
     except _DECODE_ERRORS as error:
         raise ProtocolError(f"{api_name(api_key)} v{version} {kind} cannot be read: {error}") from error
     return entity
@@ -296,5 +273,5 @@ def decode_response(api_key: int, version: int, frame: bytes | bytearray | memor
     """The response in a frame without its length prefix; the correlation id is the frame's first four bytes."""
     at = 4
     if api_key != API_VERSIONS and is_flexible(api_key, version):
-        at = _skip_tags(frame, at)
+        at = skip_tags(frame, at)
     return _decode(api_key, version, "response", frame, at)
