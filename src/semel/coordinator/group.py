@@ -1,4 +1,4 @@
-"""The group coordinator: classic consumer groups (JoinGroup v0-9) and their offsets.
+"""The group coordinator: classic consumer groups (`rebalance.py`) and their offsets (`offsets.py`).
 
 How a shell drives it. Every call takes the time and returns at once. `join` and `sync` return a *token*: their answer
 comes from `drain`, at once or when the other members have done their part. After every call, and after every `tick`:
@@ -6,42 +6,52 @@ comes from `drain`, at once or when the other members have done their part. Afte
     1. append the records of `take_records()` to `__consumer_offsets`;
     2. when they are durable, send each answer of `drain()` to the request of its token.
 
-In memory a group changes immediately; nobody hears of a new generation's assignment before it is in the log. If that
-append fails the broker must stop, as for any write whose outcome is unknown. Offset commits are two steps: the call
-returns an `OffsetWrite`, whose records the shell appends, and `apply` with their position makes them count.
+In memory a group changes immediately; nobody hears of an assignment before it is in the log. If that append fails the
+broker must stop, as for any write whose outcome is unknown. Offsets change in two steps: `commit_offsets`,
+`commit_transactional_offsets` and `end_transaction` give records; append them, then call `apply` with them, in the
+order of the log.
 
 Deadlines - sessions, joining, syncing, given member ids - are looked at by `tick` only; call it at `next_deadline`.
 
-The answers follow Apache Kafka 4.3.1, where `kafka_facts` has measured them. Differences:
+The answers follow Apache Kafka 4.3.1. Differences:
 - Sessions may be as short as 1000 ms (Kafka: 6000): one embedded process has no network to forgive.
 - An empty group begins its first rebalance at once (Kafka waits 3000 ms for more members); it is a setting.
 - A waiting request whose connection is gone can be reported by `abandon`, so that a killed member does not hold up
   the others until the rebalance deadline.
-- Numbers are bounded, see the constants of `GroupConfig`.
+- Numbers are bounded, see `GroupConfig`.
 - Only classic groups: the protocol of KIP-848 is not advertised.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 from semel.coordinator.fields import FieldReader
 from semel.coordinator.group_log import (
     CommittedOffset,
     GroupKey,
+    LogRecord,
     decode_group,
     decode_key,
-    decode_offset,
-    encode_group,
     encode_group_key,
     encode_offset,
     encode_offset_key,
+    encode_pending,
 )
-from semel.coordinator.membership import COMPLETING, DEAD, EMPTY, PREPARING, STABLE, Group, Member, Protocol
+from semel.coordinator.membership import COMPLETING, DEAD, EMPTY, STABLE, Group, Member
 from semel.coordinator.offsets import OffsetStore
+from semel.coordinator.rebalance import (
+    GroupConfig,
+    JoinAnswer,
+    JoinedMember,
+    JoinRequest,
+    LeavingMember,
+    Rebalancer,
+    SyncAnswer,
+    check_member,
+)
 from semel.errors import CorruptBatch, ErrorCode
 from semel.types import GroupMetadata, TopicPartition
 
@@ -60,71 +70,6 @@ __all__ = [
     "SyncAnswer",
 ]
 
-LogRecord = tuple[bytes, bytes | None]
-"""Key and value for `__consumer_offsets`."""
-
-
-@dataclass(frozen=True, slots=True)
-class GroupConfig:
-    """Settings and limits; the comments say where a number comes from."""
-
-    min_session_timeout_ms: int = 1_000  # Kafka's 6000 would make every fault test wait for it.
-    max_session_timeout_ms: int = 1_800_000  # group.max.session.timeout.ms
-    initial_rebalance_delay_ms: int = 0  # group.initial.rebalance.delay.ms; Kafka's default is 3000.
-    max_offset_metadata_bytes: int = 4_096  # offset.metadata.max.bytes
-    offsets_retention_ms: int = 604_800_000  # offsets.retention.minutes, 7 days; -1 keeps them for ever.
-    max_groups: int = 20_000  # About 1 kB each; tools make a group a run, which the retention sweep removes.
-    max_members: int = 1_000  # A rebalance sends all subscriptions to the leader in one frame.
-    max_subscription_bytes: int = 262_144  # All members' ones and their assignments become one record.
-
-
-class JoinRequest(NamedTuple):
-    """JoinGroup. Below v1 `rebalance_timeout_ms` is the session timeout."""
-
-    group_id: str
-    member_id: str
-    group_instance_id: str | None
-    client_id: str
-    client_host: str
-    protocol_type: str
-    protocols: tuple[Protocol, ...]
-    session_timeout_ms: int
-    rebalance_timeout_ms: int
-    api_version: int
-
-
-class JoinedMember(NamedTuple):
-    member_id: str
-    group_instance_id: str | None
-    subscription: bytes
-
-
-class JoinAnswer(NamedTuple):
-    """`members` is for the leader only. `protocol_name` None is an empty string below v7."""
-
-    error: ErrorCode
-    member_id: str = ""
-    generation_id: int = -1
-    protocol_type: str | None = None
-    protocol_name: str | None = None
-    leader: str = ""
-    members: tuple[JoinedMember, ...] = ()
-    skip_assignment: bool = False
-
-
-class SyncAnswer(NamedTuple):
-    error: ErrorCode
-    protocol_type: str | None = None
-    protocol_name: str | None = None
-    assignment: bytes = b""
-
-
-class LeavingMember(NamedTuple):
-    """`member_id` may be empty when the instance id is given (v3+)."""
-
-    member_id: str
-    group_instance_id: str | None = None
-
 
 class OffsetCommit(NamedTuple):
     """What a client commits for one partition."""
@@ -135,18 +80,11 @@ class OffsetCommit(NamedTuple):
 
 
 class OffsetWrite(NamedTuple):
-    """A checked commit: append `records`, then `apply` it. With an `error`, or without records, nothing is to do."""
+    """A checked commit: one code a partition, and the records to append and then to `apply`; with an error none."""
 
     error: ErrorCode
-    group_id: str
-    producer_id: int
-    """-1 for a plain commit; else the records belong in a transactional batch of this producer."""
     errors: dict[TopicPartition, ErrorCode]
-    entries: tuple[tuple[TopicPartition, CommittedOffset], ...] = ()
-
-    @property
-    def records(self) -> list[LogRecord]:
-        return [encode_offset(self.group_id, partition, value) for partition, value in self.entries]
+    records: list[LogRecord]
 
 
 class FetchedOffset(NamedTuple):
@@ -175,325 +113,15 @@ class GroupDescription(NamedTuple):
     members: tuple[Member, ...] = ()
 
 
-class GroupCoordinator:
+class GroupCoordinator(Rebalancer):
     """All groups of one broker. `new_member_id` makes a unique id that begins with the given client or instance id."""
 
     def __init__(self, *, new_member_id: Callable[[str], str], config: GroupConfig | None = None) -> None:
-        self._new_member_id = new_member_id
-        self._config = config or GroupConfig()
-        self._groups: dict[str, Group] = {}
+        super().__init__(new_member_id=new_member_id, config=config)
         self._offsets = OffsetStore()
-        self._tokens = count(1)
-        self._answers: list[tuple[int, JoinAnswer | SyncAnswer]] = []
-        self._records: list[LogRecord] = []
 
     def __repr__(self) -> str:
         return f"<GroupCoordinator {len(self._groups)} groups, {self._offsets!r}>"
-
-    # -- What the shell collects --------------------------------------------------------------------------------
-
-    def take_records(self) -> list[LogRecord]:
-        """Records to make durable before the answers of the next `drain` are sent."""
-        records, self._records = self._records, []
-        return records
-
-    def drain(self) -> list[tuple[int, JoinAnswer | SyncAnswer]]:
-        """Answers that are due, in order, each with the token of its request."""
-        answers, self._answers = self._answers, []
-        return answers
-
-    def _answer(self, token: int | None, answer: JoinAnswer | SyncAnswer) -> None:
-        if token is not None:
-            self._answers.append((token, answer))
-
-    def _persist(self, group: Group, now_ms: int) -> None:
-        group.state_ms = now_ms
-        self._records.append(encode_group(group.stored()))
-
-    # -- JoinGroup ----------------------------------------------------------------------------------------------
-
-    def join(self, request: JoinRequest, now_ms: int) -> int:
-        """A member wants to be in the next generation. Returns the token of the answer."""
-        token = next(self._tokens)
-        error = self._check_join(request)
-        if error:
-            self._answer(token, JoinAnswer(error, request.member_id))
-            return token
-        group = self._groups.get(request.group_id)
-        if group is None:
-            if request.member_id:
-                self._answer(token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, request.member_id))
-                return token
-            if len(self._groups) >= self._config.max_groups:
-                self._answer(token, JoinAnswer(ErrorCode.POLICY_VIOLATION))
-                return token
-            group = self._groups[request.group_id] = Group(request.group_id, state_ms=now_ms)
-        if not group.supports(request.protocol_type, request.protocols):
-            self._answer(token, JoinAnswer(ErrorCode.INCONSISTENT_GROUP_PROTOCOL, request.member_id))
-        elif request.member_id:
-            self._join_known(group, request, token, now_ms)
-        elif request.group_instance_id is not None:
-            self._join_static(group, request, token, now_ms)
-        else:
-            self._join_new(group, request, token, now_ms)
-        return token
-
-    def _check_join(self, request: JoinRequest) -> ErrorCode:
-        config = self._config
-        if not request.group_id:
-            return ErrorCode.INVALID_GROUP_ID
-        if not config.min_session_timeout_ms <= request.session_timeout_ms <= config.max_session_timeout_ms:
-            return ErrorCode.INVALID_SESSION_TIMEOUT
-        if not request.protocol_type or not request.protocols:
-            return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
-        if sum(len(data) for _, data in request.protocols) > config.max_subscription_bytes:
-            return ErrorCode.INVALID_REQUEST
-        return ErrorCode.NONE
-
-    def _join_new(self, group: Group, request: JoinRequest, token: int, now_ms: int) -> None:
-        """A dynamic member without an id: from v4 on it gets one and has to come back with it (KIP-394)."""
-        if len(group.members) + len(group.pending) >= self._config.max_members:
-            self._answer(token, JoinAnswer(ErrorCode.GROUP_MAX_SIZE_REACHED))
-            return
-        member_id = self._new_member_id(request.client_id)
-        if request.api_version >= 4:
-            group.pending[member_id] = now_ms + request.session_timeout_ms
-            self._answer(token, JoinAnswer(ErrorCode.MEMBER_ID_REQUIRED, member_id))
-            return
-        self._add_member(group, request, member_id, token, now_ms)
-
-    def _join_static(self, group: Group, request: JoinRequest, token: int, now_ms: int) -> None:
-        """A static member that starts: its instance id is new, or its predecessor's place is taken over."""
-        assert request.group_instance_id is not None
-        old_id = group.static_members.get(request.group_instance_id)
-        if old_id is None:
-            if len(group.members) + len(group.pending) >= self._config.max_members:
-                self._answer(token, JoinAnswer(ErrorCode.GROUP_MAX_SIZE_REACHED))
-                return
-            member_id = self._new_member_id(request.group_instance_id)
-            self._add_member(group, request, member_id, token, now_ms)
-            return
-        old, old_leader = group.members[old_id], group.leader
-        self._answer(old.join_token, JoinAnswer(ErrorCode.FENCED_INSTANCE_ID, old_id))
-        self._answer(old.sync_token, SyncAnswer(ErrorCode.FENCED_INSTANCE_ID))
-        new = _member(request, self._new_member_id(request.group_instance_id))
-        new.renew(now_ms)
-        group.replace_static(old, new)
-        if group.state is STABLE and group.vote() == group.protocol:
-            # Nothing changes for the others: the assignment stays, only the member id is another one (KIP-345).
-            self._persist(group, now_ms)
-            self._answer(token, _static_rejoined(group, new, old_leader, request.api_version))
-            return
-        new.join_token = token
-        self._rebalance_or_wait(group, now_ms)
-
-    def _join_known(self, group: Group, request: JoinRequest, token: int, now_ms: int) -> None:
-        member_id = request.member_id
-        if group.pending.pop(member_id, None) is not None:
-            self._add_member(group, request, member_id, token, now_ms)
-            return
-        error = _check_member(group, member_id, request.group_instance_id)
-        if error:
-            self._answer(token, JoinAnswer(error, member_id))
-            return
-        member = group.members[member_id]
-        unchanged = member.protocols == request.protocols
-        if unchanged and (group.state is COMPLETING or (group.state is STABLE and group.leader != member_id)):
-            # The answer was lost, or a follower asks again: it is in the current generation already.
-            member.renew(now_ms)
-            self._answer(token, _joined(group, member))
-            return
-        self._answer(member.join_token, JoinAnswer(ErrorCode.REBALANCE_IN_PROGRESS, member_id))
-        member.join_token = token
-        member.protocols = request.protocols
-        member.session_timeout_ms = request.session_timeout_ms
-        member.rebalance_timeout_ms = request.rebalance_timeout_ms
-        member.client_id, member.client_host = request.client_id, request.client_host
-        self._rebalance_or_wait(group, now_ms)
-
-    def _add_member(self, group: Group, request: JoinRequest, member_id: str, token: int, now_ms: int) -> None:
-        member = _member(request, member_id)
-        member.join_token = token
-        if not group.members:
-            group.protocol_type = request.protocol_type
-        group.add(member)
-        if group.state is PREPARING and group.hold_until_ms > now_ms:
-            group.hold_until_ms = min(now_ms + self._config.initial_rebalance_delay_ms, group.deadline_ms)
-        self._rebalance_or_wait(group, now_ms)
-
-    # -- The rebalance ------------------------------------------------------------------------------------------
-
-    def _rebalance_or_wait(self, group: Group, now_ms: int) -> None:
-        """Someone came, went or changed: begin a rebalance, or see whether the one under way can go on."""
-        if group.state is PREPARING:
-            self._try_complete_join(group, now_ms)
-            return
-        delay_ms = self._config.initial_rebalance_delay_ms if group.state is EMPTY else 0
-        for member in group.members.values():
-            self._answer(member.sync_token, SyncAnswer(ErrorCode.REBALANCE_IN_PROGRESS))
-            if member.sync_token is not None:
-                member.sync_token = None
-                member.renew(now_ms)
-        group.move(PREPARING)
-        group.unsynced.clear()
-        group.hold_until_ms = now_ms + delay_ms
-        group.deadline_ms = now_ms + max(group.rebalance_timeout_ms, delay_ms)
-        self._try_complete_join(group, now_ms)
-
-    def _try_complete_join(self, group: Group, now_ms: int) -> None:
-        if group.all_joined and now_ms >= group.hold_until_ms:
-            self._complete_join(group, now_ms)
-
-    def _complete_join(self, group: Group, now_ms: int) -> None:
-        """Everybody has joined or the deadline is over: a new generation of those who have."""
-        for member in [item for item in group.members.values() if item.join_token is None]:
-            if member.group_instance_id is None:
-                group.remove(member)
-        joined = [member for member in group.members.values() if member.join_token is not None]
-        if group.members and not joined:
-            # Only static members are left and none came back yet; their sessions decide (KIP-345).
-            group.deadline_ms = now_ms + group.rebalance_timeout_ms
-            return
-        if group.leader is None or group.members[group.leader].join_token is None:
-            group.elect_leader()
-        group.generation_id += 1
-        if not group.members:
-            group.protocol = None
-            group.deadline_ms = -1
-            group.move(EMPTY)
-            self._persist(group, now_ms)
-            return
-        group.protocol = group.vote()
-        group.move(COMPLETING)
-        group.unsynced = set(group.members)
-        group.deadline_ms = now_ms + group.rebalance_timeout_ms
-        for member in joined:
-            self._answer(member.join_token, _joined(group, member))
-            member.join_token = None
-            member.assignment = b""
-            member.renew(now_ms)
-
-    def _drop(self, group: Group, member: Member, now_ms: int) -> None:
-        """The member left or was lost."""
-        self._answer(member.join_token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, member.member_id))
-        self._answer(member.sync_token, SyncAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
-        group.remove(member)
-        self._rebalance_or_wait(group, now_ms)
-
-    # -- SyncGroup, Heartbeat, LeaveGroup -----------------------------------------------------------------------
-
-    def sync(
-        self,
-        identity: GroupMetadata,
-        assignments: Mapping[str, bytes],
-        now_ms: int,
-        *,
-        protocol_type: str | None = None,
-        protocol_name: str | None = None,
-    ) -> int:
-        """A member wants its assignment; the leader brings everybody's. Returns the token of the answer."""
-        token = next(self._tokens)
-        group = self._groups.get(identity.group_id)
-        error = _check_generation(group, identity)
-        if group is None or error:
-            self._answer(token, SyncAnswer(error))
-            return token
-        if protocol_type not in (None, group.protocol_type) or protocol_name not in (None, group.protocol):
-            self._answer(token, SyncAnswer(ErrorCode.INCONSISTENT_GROUP_PROTOCOL))
-            return token
-        member = group.members[identity.member_id]
-        member.renew(now_ms)
-        if group.state is PREPARING:
-            self._answer(token, SyncAnswer(ErrorCode.REBALANCE_IN_PROGRESS))
-        elif group.state is STABLE:
-            group.unsynced.discard(member.member_id)
-            self._answer(token, _synced(group, member))
-        else:
-            self._answer(member.sync_token, SyncAnswer(ErrorCode.REBALANCE_IN_PROGRESS))
-            member.sync_token = token
-            group.unsynced.discard(member.member_id)
-            if group.leader == member.member_id:
-                self._assign(group, assignments, now_ms)
-        return token
-
-    def _assign(self, group: Group, assignments: Mapping[str, bytes], now_ms: int) -> None:
-        group.move(STABLE)
-        for member in group.members.values():
-            member.assignment = assignments.get(member.member_id, b"")
-        self._persist(group, now_ms)
-        for member in group.members.values():
-            if member.sync_token is not None:
-                self._answer(member.sync_token, _synced(group, member))
-                member.sync_token = None
-                member.renew(now_ms)
-
-    def heartbeat(self, identity: GroupMetadata, now_ms: int) -> ErrorCode:
-        """REBALANCE_IN_PROGRESS asks the member to join again; its session goes on."""
-        group = self._groups.get(identity.group_id)
-        error = _check_generation(group, identity)
-        if group is None or error:
-            return error
-        group.members[identity.member_id].renew(now_ms)
-        return ErrorCode.REBALANCE_IN_PROGRESS if group.state is PREPARING else ErrorCode.NONE
-
-    def leave(self, group_id: str, members: Sequence[LeavingMember], now_ms: int) -> list[ErrorCode]:
-        """LeaveGroup: one error a member, in order. Below v3 there is one member and its error is the answer's."""
-        group = self._groups.get(group_id)
-        if group is None:
-            return [ErrorCode.UNKNOWN_MEMBER_ID for _ in members]
-        return [self._leave_one(group, leaving, now_ms) for leaving in members]
-
-    def _leave_one(self, group: Group, leaving: LeavingMember, now_ms: int) -> ErrorCode:
-        member_id = leaving.member_id
-        if group.pending.pop(member_id, None) is not None:
-            if group.state is PREPARING:
-                self._try_complete_join(group, now_ms)
-            return ErrorCode.NONE
-        if not member_id and leaving.group_instance_id is not None:
-            member_id = group.static_members.get(leaving.group_instance_id, "")
-        error = _check_member(group, member_id, leaving.group_instance_id)
-        if not error:
-            self._drop(group, group.members[member_id], now_ms)
-        return error
-
-    def abandon(self, token: int) -> None:
-        """The connection of a waiting request is gone: its member is not waiting any more and may expire."""
-        for group in self._groups.values():
-            for member in group.members.values():
-                if member.join_token == token:
-                    member.join_token = None
-                elif member.sync_token == token:
-                    member.sync_token = None
-
-    # -- Time ---------------------------------------------------------------------------------------------------
-
-    def tick(self, now_ms: int) -> None:
-        """Let everything happen whose time has come: lapsed ids, ended sessions, the ends of joining and syncing."""
-        for group in list(self._groups.values()):
-            for member_id in [member_id for member_id, lapse_ms in group.pending.items() if lapse_ms <= now_ms]:
-                del group.pending[member_id]
-            expired = [item for item in group.members.values() if not item.is_waiting and item.expires_ms <= now_ms]
-            if group.unsynced and group.state is not PREPARING and group.deadline_ms <= now_ms:
-                expired += [group.members[member_id] for member_id in group.unsynced]
-            for member in {item.member_id: item for item in expired}.values():
-                self._drop(group, member, now_ms)
-            if group.state is PREPARING:
-                if group.deadline_ms <= now_ms:
-                    self._complete_join(group, now_ms)
-                else:
-                    self._try_complete_join(group, now_ms)
-
-    def next_deadline(self) -> int | None:
-        """When `tick` has something to do, at the latest; None while there are no members."""
-        times: list[int] = []
-        for group in self._groups.values():
-            times += group.pending.values()
-            times += [member.expires_ms for member in group.members.values() if not member.is_waiting]
-            if group.state is PREPARING:
-                times.append(group.hold_until_ms if group.all_joined else group.deadline_ms)
-            elif group.unsynced:
-                times.append(group.deadline_ms)
-        return min(times, default=None)
 
     # -- Offsets ------------------------------------------------------------------------------------------------
 
@@ -506,7 +134,7 @@ class GroupCoordinator:
     ) -> OffsetWrite:
         """OffsetCommit for existing partitions."""
         error = self._check_commit(identity, transactional=False, api_version=api_version)
-        return self._write(identity, -1, offsets, now_ms, error)
+        return self._write(identity, offsets, now_ms, error, encode_offset)
 
     def commit_transactional_offsets(
         self,
@@ -518,10 +146,10 @@ class GroupCoordinator:
         """TxnOffsetCommit for existing partitions, after the transaction coordinator let the producer in (KIP-447).
 
         The caller keeps check and append together: what was checked here must still hold when the records stand in
-        the log. `apply` makes them pending; `end_transaction` lets them count or drops them.
+        the log. Applied, they are pending; `end_transaction` lets them count or drops them.
         """
         error = self._check_commit(identity, transactional=True, api_version=-1)
-        return self._write(identity, producer_id, offsets, now_ms, error)
+        return self._write(identity, offsets, now_ms, error, partial(encode_pending, producer_id))
 
     def _check_commit(self, identity: GroupMetadata, *, transactional: bool, api_version: int) -> ErrorCode:
         """May this member commit now? Members are compared first, then the generation, as in Kafka."""
@@ -537,7 +165,7 @@ class GroupCoordinator:
             # The admin client, or a consumer that assigns its partitions itself.
             return ErrorCode.NONE
         if identity.generation_id >= 0 or identity.member_id or identity.group_instance_id is not None:
-            error = _check_member(group, identity.member_id, identity.group_instance_id)
+            error = check_member(group, identity.member_id, identity.group_instance_id)
             if error:
                 return error
             if identity.generation_id != group.generation_id:
@@ -551,38 +179,45 @@ class GroupCoordinator:
     def _write(
         self,
         identity: GroupMetadata,
-        producer_id: int,
         offsets: Mapping[TopicPartition, OffsetCommit],
         now_ms: int,
         error: ErrorCode,
+        encode: Callable[[str, TopicPartition, CommittedOffset], LogRecord],
     ) -> OffsetWrite:
         if error:
-            return OffsetWrite(error, identity.group_id, producer_id, dict.fromkeys(offsets, error))
+            return OffsetWrite(error, dict.fromkeys(offsets, error), [])
         group = self._groups.setdefault(identity.group_id, Group(identity.group_id, state_ms=now_ms))
         member = group.members.get(identity.member_id)
         if member is not None:
             member.renew(now_ms)
         errors: dict[TopicPartition, ErrorCode] = {}
-        entries: list[tuple[TopicPartition, CommittedOffset]] = []
+        records: list[LogRecord] = []
         for partition, commit in offsets.items():
             if len(commit.metadata.encode()) > self._config.max_offset_metadata_bytes:
                 errors[partition] = ErrorCode.OFFSET_METADATA_TOO_LARGE
                 continue
             errors[partition] = ErrorCode.NONE
-            entries.append((partition, CommittedOffset(*commit, commit_ms=now_ms)))
-        return OffsetWrite(ErrorCode.NONE, identity.group_id, producer_id, errors, tuple(entries))
+            value = CommittedOffset(*commit, commit_ms=now_ms)
+            records.append(encode(identity.group_id, partition, value))
+        return OffsetWrite(ErrorCode.NONE, errors, records)
 
-    def apply(self, write: OffsetWrite, base_offset: int) -> None:
-        """The records of `write` stand in the log from `base_offset` on."""
-        for position, (partition, value) in enumerate(write.entries, base_offset):
-            if write.producer_id < 0:
-                self._offsets.put(write.group_id, partition, value, position)
-            else:
-                self._offsets.put_pending(write.producer_id, write.group_id, partition, value, position)
+    def end_transaction(self, producer_id: int, commit: bool) -> list[LogRecord]:
+        """The transaction of this producer is decided: records, for one batch, that make its offsets count or go.
 
-    def end_transaction(self, producer_id: int, commit: bool) -> None:
-        """The marker of this producer stands in the log of `__consumer_offsets`."""
-        self._offsets.end_transaction(producer_id, commit)
+        Empty when nothing is pending, so that it may be asked again after a crash or a failed append.
+        """
+        return self._offsets.end_transaction(producer_id, commit)
+
+    def apply(self, records: Iterable[LogRecord]) -> None:
+        """These offset records stand in the log now. Apply every batch in the order of the log."""
+        for key, value in records:
+            parsed = decode_key(key)
+            assert not isinstance(parsed, GroupKey), "a group changes before its record is written"
+            self._offsets.apply(parsed, value)
+
+    def pending_producers(self) -> set[int]:
+        """Producers with pending offsets; after a restart those without a transaction are to be aborted."""
+        return self._offsets.pending_producers()
 
     def fetch_offsets(
         self, group_id: str, partitions: Iterable[TopicPartition] | None, *, require_stable: bool
@@ -638,8 +273,10 @@ class GroupCoordinator:
 
     def drop_topic(self, topic: str) -> None:
         """The topic is deleted: so are its offsets, or a topic of the same name would begin with them."""
-        for group_id, partition in self._offsets.of_topic(topic):
-            self._remove_offset(group_id, partition)
+        for group_id in sorted(self._offsets.group_ids()):
+            for partition in self._offsets.partitions(group_id):
+                if partition.topic == topic:
+                    self._remove_offset(group_id, partition)
 
     def expire_offsets(self, now_ms: int) -> None:
         """Remove offsets of groups that are empty for the retention time, and empty groups without offsets."""
@@ -657,8 +294,9 @@ class GroupCoordinator:
                 self._forget(group)
 
     def _remove_offset(self, group_id: str, partition: TopicPartition) -> None:
-        self._offsets.remove(group_id, partition)
-        self._records.append((encode_offset_key(group_id, partition), None))
+        tombstone = encode_offset_key(group_id, partition), None
+        self._records.append(tombstone)
+        self.apply([tombstone])
 
     def _forget(self, group: Group) -> None:
         group.move(DEAD)
@@ -693,11 +331,8 @@ class GroupCoordinator:
             tuple(group.members.values()),
         )
 
-    def replay(self, key: bytes, value: bytes | None, position: int, now_ms: int, producer_id: int = -1) -> None:
-        """Take one record of `__consumer_offsets` at start-up, in log order; `producer_id` of a transactional batch.
-
-        Markers among them go to `end_transaction`. Raises `CorruptBatch`.
-        """
+    def replay(self, key: bytes, value: bytes | None, now_ms: int) -> None:
+        """Take one record of `__consumer_offsets` at start-up, in log order. Raises `CorruptBatch`."""
         parsed = decode_key(key)
         if isinstance(parsed, GroupKey):
             if value is None:
@@ -705,81 +340,14 @@ class GroupCoordinator:
             else:
                 self._groups[parsed.group_id] = Group.from_stored(decode_group(parsed.group_id, value), now_ms)
             return
-        if value is None:
-            self._offsets.remove(parsed.group_id, parsed.partition)
-            return
-        self._groups.setdefault(parsed.group_id, Group(parsed.group_id, state_ms=now_ms))
-        committed = decode_offset(value)
-        if producer_id < 0:
-            self._offsets.put(parsed.group_id, parsed.partition, committed, position)
-        else:
-            self._offsets.put_pending(producer_id, parsed.group_id, parsed.partition, committed, position)
+        self._offsets.apply(parsed, value)
+        if value is not None and parsed.group_id not in self._groups:
+            self._groups[parsed.group_id] = Group(parsed.group_id, state_ms=now_ms)
 
-
-def _member(request: JoinRequest, member_id: str) -> Member:
-    return Member(
-        member_id=member_id,
-        group_instance_id=request.group_instance_id,
-        client_id=request.client_id,
-        client_host=request.client_host,
-        session_timeout_ms=request.session_timeout_ms,
-        rebalance_timeout_ms=request.rebalance_timeout_ms,
-        protocols=request.protocols,
-    )
-
-
-def _check_member(group: Group, member_id: str, group_instance_id: str | None) -> ErrorCode:
-    """Is this member in the group, and is it the latest with its instance id (KIP-345)?"""
-    if group_instance_id is not None:
-        current = group.static_members.get(group_instance_id)
-        if current is None:
-            return ErrorCode.UNKNOWN_MEMBER_ID
-        if current != member_id:
-            return ErrorCode.FENCED_INSTANCE_ID
-    return ErrorCode.NONE if member_id in group.members else ErrorCode.UNKNOWN_MEMBER_ID
-
-
-def _check_generation(group: Group | None, identity: GroupMetadata) -> ErrorCode:
-    if not identity.group_id:
-        return ErrorCode.INVALID_GROUP_ID
-    if group is None:
-        return ErrorCode.UNKNOWN_MEMBER_ID
-    error = _check_member(group, identity.member_id, identity.group_instance_id)
-    if not error and identity.generation_id != group.generation_id:
-        return ErrorCode.ILLEGAL_GENERATION
-    return error
-
-
-def _joined(group: Group, member: Member) -> JoinAnswer:
-    is_leader = group.leader == member.member_id
-    return JoinAnswer(
-        ErrorCode.NONE,
-        member_id=member.member_id,
-        generation_id=group.generation_id,
-        protocol_type=group.protocol_type,
-        protocol_name=group.protocol,
-        leader=group.leader or "",
-        members=_subscriptions(group) if is_leader else (),
-    )
-
-
-def _static_rejoined(group: Group, member: Member, old_leader: str | None, api_version: int) -> JoinAnswer:
-    """A leader that comes back must not assign again: told so from v9 on (KIP-814), before by naming its old id."""
-    answer = _joined(group, member)
-    if api_version >= 9:
-        return answer._replace(skip_assignment=group.leader == member.member_id)
-    return answer._replace(leader=old_leader or "", members=())
-
-
-def _subscriptions(group: Group) -> tuple[JoinedMember, ...]:
-    return tuple(
-        JoinedMember(member.member_id, member.group_instance_id, member.subscription(group.protocol))
-        for member in group.members.values()
-    )
-
-
-def _synced(group: Group, member: Member) -> SyncAnswer:
-    return SyncAnswer(ErrorCode.NONE, group.protocol_type, group.protocol, member.assignment)
+    def snapshot(self) -> list[LogRecord]:
+        """Records that rebuild what the log says now; a rebalance under way is in neither. For checkpoints."""
+        groups: list[LogRecord] = [group.durable for group in self._groups.values() if group.durable is not None]
+        return groups + self._offsets.snapshot()
 
 
 def _subscribed_topics(group: Group) -> set[str]:

@@ -4,8 +4,12 @@
 |------------------------------------------|----------------------------|--------------------------------|
 | version 0 or 1: group, topic, partition  | offset commit, version 3   | offset gone (expired, deleted) |
 | version 2: group                         | group metadata, version 3  | group gone                     |
+| version 1000: producer id, group, topic, | offset commit, version 3   | the transaction ended          |
+| partition                                |                            |                                |
 
-An offset in an open transaction is the same record in a transactional batch; the marker in the log decides about it.
+The last one is ours. In Kafka the offsets of an open transaction are version 1 records in a transactional batch, and
+the marker behind them makes them count; here a commit writes them again as plain records. So one log of plain records
+rebuilds everything, in whatever way it is cut and checkpointed, and Kafka's tools skip what is not decided.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from semel.types import TopicPartition
 __all__ = [
     "CommittedOffset",
     "GroupKey",
+    "LogRecord",
     "OffsetKey",
+    "PendingKey",
     "StoredGroup",
     "StoredMember",
     "decode_group",
@@ -30,13 +36,25 @@ __all__ = [
     "encode_group_key",
     "encode_offset",
     "encode_offset_key",
+    "encode_pending",
+    "encode_pending_key",
 ]
 
-OFFSET_KEY_VERSION, GROUP_KEY_VERSION = 1, 2
+OFFSET_KEY_VERSION, GROUP_KEY_VERSION, PENDING_KEY_VERSION = 1, 2, 1000
 OFFSET_VALUE_VERSION, GROUP_VALUE_VERSION = 3, 3
 
 
+LogRecord = tuple[bytes, bytes | None]
+"""Key and value of one record of `__consumer_offsets`."""
+
+
 class OffsetKey(NamedTuple):
+    group_id: str
+    partition: TopicPartition
+
+
+class PendingKey(NamedTuple):
+    producer_id: int
     group_id: str
     partition: TopicPartition
 
@@ -82,10 +100,24 @@ def encode_offset_key(group_id: str, partition: TopicPartition) -> bytes:
     return out.int32(partition.partition).done()
 
 
+def encode_pending_key(producer_id: int, group_id: str, partition: TopicPartition) -> bytes:
+    out = FieldWriter().int16(PENDING_KEY_VERSION).int64(producer_id)
+    return out.string(group_id).string(partition.topic).int32(partition.partition).done()
+
+
+def encode_pending(
+    producer_id: int, group_id: str, partition: TopicPartition, value: CommittedOffset
+) -> tuple[bytes, bytes]:
+    return encode_pending_key(producer_id, group_id, partition), _offset_value(value)
+
+
 def encode_offset(group_id: str, partition: TopicPartition, value: CommittedOffset) -> tuple[bytes, bytes]:
+    return encode_offset_key(group_id, partition), _offset_value(value)
+
+
+def _offset_value(value: CommittedOffset) -> bytes:
     out = FieldWriter().int16(OFFSET_VALUE_VERSION).int64(value.offset).int32(value.leader_epoch)
-    out.string(value.metadata).int64(value.commit_ms)
-    return encode_offset_key(group_id, partition), out.done()
+    return out.string(value.metadata).int64(value.commit_ms).done()
 
 
 def encode_group_key(group_id: str) -> bytes:
@@ -103,7 +135,7 @@ def encode_group(group: StoredGroup) -> tuple[bytes, bytes]:
     return encode_group_key(group.group_id), out.done()
 
 
-def decode_key(key: bytes) -> OffsetKey | GroupKey:
+def decode_key(key: bytes) -> OffsetKey | GroupKey | PendingKey:
     """Raises `CorruptBatch` for a key of another kind."""
     reader = FieldReader(key)
     version = reader.int16()
@@ -111,7 +143,9 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey:
         return OffsetKey(reader.string(), TopicPartition(reader.string(), reader.int32()))
     if version == GROUP_KEY_VERSION:
         return GroupKey(reader.string())
-    raise CorruptBatch(f"an offsets log key of version {version}; known are 0, 1 and 2")
+    if version == PENDING_KEY_VERSION:
+        return PendingKey(reader.int64(), reader.string(), TopicPartition(reader.string(), reader.int32()))
+    raise CorruptBatch(f"an offsets log key of version {version}; known are 0, 1, 2 and {PENDING_KEY_VERSION}")
 
 
 def decode_offset(value: bytes) -> CommittedOffset:

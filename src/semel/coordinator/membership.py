@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from semel.coordinator.group_log import StoredGroup, StoredMember
+from semel.coordinator.group_log import StoredGroup, StoredMember, encode_group
 from semel.coordinator.transitions import Transitions
 
 __all__ = ["TRANSITIONS", "Group", "GroupState", "Member", "Protocol"]
@@ -94,6 +94,8 @@ class Group:
     unsynced: set[str] = field(default_factory=set)
     deadline_ms: int = -1
     """PreparingRebalance: when joining ends; with `unsynced` members: when they are dropped."""
+    durable: tuple[bytes, bytes] | None = None
+    """The group's last record in the log; a rebalance under way is not in it."""
     hold_until_ms: int = -1
     """The first rebalance of an empty group waits until then for more members."""
 
@@ -201,6 +203,7 @@ class Group:
             generation_id=stored.generation_id,
             protocol_type=stored.protocol_type or None,
             protocol=stored.protocol,
+            durable=encode_group(stored),
         )
         for item in stored.members:
             member = Member(

@@ -1,111 +1,148 @@
 """Committed offsets of all groups, and the pending ones of open transactions.
 
-An offset is valid by its position in the log. A plain commit counts where it stands; a transactional one is pending
-until the marker of its producer, and then counts where *it* stands, so a plain commit that was written after it wins
-although the transaction ended later. A tombstone removes what stands before it, pending offsets too: a commit marker
-does not bring back the offsets of a group or topic that was deleted meanwhile.
+One rule makes a running broker and the replay of its log agree: nothing changes here but by `apply`, with the records
+of the log in the order of the log. What a request wants is first written as records.
 
-The same calls serve the running broker and the replay of the log at start-up.
+An offset is valid by its place in the log. A plain commit counts where it stands. A transactional one is pending until
+its transaction ends; it then counts for the place where *it* stands, so a plain commit that came after it wins although
+the transaction ended later. A tombstone removes what came before it, pending offsets too: a commit does not bring back
+the offsets of a group or topic that was deleted meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
-from semel.coordinator.group_log import CommittedOffset
+from semel.coordinator.group_log import (
+    CommittedOffset,
+    LogRecord,
+    OffsetKey,
+    PendingKey,
+    decode_offset,
+    encode_offset,
+    encode_pending,
+    encode_pending_key,
+)
 from semel.types import TopicPartition
 
 __all__ = ["OffsetStore"]
 
 
 class _Placed(NamedTuple):
-    position: int
+    """A value and its place: how many records had been applied before it."""
+
+    place: int
     value: CommittedOffset
 
 
+_Pending = dict[int, _Placed]
+"""By producer id, which has one open transaction at most."""
+
+
 class OffsetStore:
-    """`position` is always an offset in the log of `__consumer_offsets`."""
+    """Offsets by group and partition. Empty parts are not kept, so memory follows what is committed."""
 
     def __init__(self) -> None:
         self._stable: dict[str, dict[TopicPartition, _Placed]] = {}
-        self._pending: dict[int, dict[tuple[str, TopicPartition], _Placed]] = {}
-        """By producer id: a producer has one open transaction at most."""
-        self._waiting: dict[tuple[str, TopicPartition], set[int]] = {}
-        """Which producers have a pending offset for this partition of this group."""
+        self._pending: dict[str, dict[TopicPartition, _Pending]] = {}
+        self._transactions: dict[int, set[tuple[str, TopicPartition]]] = {}
+        """Where each producer has a pending offset."""
+        self._place = count()
 
     def __repr__(self) -> str:
         stable = sum(map(len, self._stable.values()))
-        return f"<OffsetStore {stable} offsets, {len(self._pending)} transactions pending>"
+        return f"<OffsetStore {stable} offsets, {len(self._transactions)} transactions pending>"
 
-    def put(self, group_id: str, partition: TopicPartition, value: CommittedOffset, position: int) -> None:
-        placed = self._stable.setdefault(group_id, {})
-        current = placed.get(partition)
-        if current is None or current.position < position:
-            placed[partition] = _Placed(position, value)
+    # -- The log ------------------------------------------------------------------------------------------------
 
-    def put_pending(
-        self, producer_id: int, group_id: str, partition: TopicPartition, value: CommittedOffset, position: int
-    ) -> None:
-        """A retried commit overwrites the earlier one of the same transaction."""
-        self._pending.setdefault(producer_id, {})[group_id, partition] = _Placed(position, value)
-        self._waiting.setdefault((group_id, partition), set()).add(producer_id)
+    def apply(self, key: OffsetKey | PendingKey, value: bytes | None) -> None:
+        """The next record of the log. Raises `CorruptBatch` when its value cannot be read."""
+        if isinstance(key, OffsetKey):
+            if value is None:
+                self._remove(key.group_id, key.partition)
+            else:
+                placed = _Placed(next(self._place), decode_offset(value))
+                self._stable.setdefault(key.group_id, {})[key.partition] = placed
+        elif value is None:
+            self._remove_pending(key.producer_id, key.group_id, key.partition)
+        else:
+            placed = _Placed(next(self._place), decode_offset(value))
+            self._pending.setdefault(key.group_id, {}).setdefault(key.partition, {})[key.producer_id] = placed
+            self._transactions.setdefault(key.producer_id, set()).add((key.group_id, key.partition))
 
-    def end_transaction(self, producer_id: int, commit: bool) -> None:
-        """The marker of this producer: its pending offsets count now, or are gone."""
-        for (group_id, partition), placed in self._pending.pop(producer_id, {}).items():
-            self._forget_waiting(producer_id, group_id, partition)
-            if commit:
-                self.put(group_id, partition, placed.value, placed.position)
+    def end_transaction(self, producer_id: int, commit: bool) -> list[LogRecord]:
+        """Records that end the pending offsets of this producer; they have to be appended in one batch."""
+        records: list[LogRecord] = []
+        for group_id, partition in sorted(self._transactions.get(producer_id, ())):
+            pending = self._pending[group_id][partition]
+            mine = pending[producer_id]
+            stable = self._stable.get(group_id, {}).get(partition)
+            if commit and (stable is None or stable.place < mine.place):
+                records.append(encode_offset(group_id, partition, mine.value))
+                # Other producers' offsets that came after ours must still come after it.
+                later = sorted((item.place, other) for other, item in pending.items() if item.place > mine.place)
+                records += [encode_pending(other, group_id, partition, pending[other].value) for _, other in later]
+            records.append((encode_pending_key(producer_id, group_id, partition), None))
+        return records
 
-    def remove(self, group_id: str, partition: TopicPartition) -> None:
-        """A tombstone: the committed offset and all pending ones."""
-        placed = self._stable.get(group_id)
-        if placed is not None:
-            placed.pop(partition, None)
-            if not placed:
-                del self._stable[group_id]
-        for producer_id in list(self._waiting.get((group_id, partition), ())):
-            self._forget_waiting(producer_id, group_id, partition)
-            entries = self._pending[producer_id]
-            del entries[group_id, partition]
-            if not entries:
-                del self._pending[producer_id]
+    def snapshot(self) -> list[LogRecord]:
+        """Records that rebuild this store, in an order that keeps what came after what."""
+        records: list[tuple[int, LogRecord]] = []
+        for group_id, placed in self._stable.items():
+            records += [
+                (item.place, encode_offset(group_id, partition, item.value)) for partition, item in placed.items()
+            ]
+        for group_id, partitions in self._pending.items():
+            for partition, pending in partitions.items():
+                records += [
+                    (item.place, encode_pending(producer_id, group_id, partition, item.value))
+                    for producer_id, item in pending.items()
+                ]
+        return [record for _, record in sorted(records, key=lambda item: item[0])]
 
-    def _forget_waiting(self, producer_id: int, group_id: str, partition: TopicPartition) -> None:
-        producers = self._waiting[group_id, partition]
-        producers.discard(producer_id)
-        if not producers:
-            del self._waiting[group_id, partition]
+    def _remove(self, group_id: str, partition: TopicPartition) -> None:
+        placed = self._stable.get(group_id, {})
+        if placed.pop(partition, None) is not None and not placed:
+            del self._stable[group_id]
+        for producer_id in list(self._pending.get(group_id, {}).get(partition, ())):
+            self._remove_pending(producer_id, group_id, partition)
+
+    def _remove_pending(self, producer_id: int, group_id: str, partition: TopicPartition) -> None:
+        partitions = self._pending.get(group_id, {})
+        pending = partitions.get(partition, {})
+        if pending.pop(producer_id, None) is None:
+            return
+        if not pending:
+            del partitions[partition]
+        if not partitions:
+            del self._pending[group_id]
+        places = self._transactions[producer_id]
+        places.discard((group_id, partition))
+        if not places:
+            del self._transactions[producer_id]
+
+    # -- Looking in ---------------------------------------------------------------------------------------------
 
     def get(self, group_id: str, partition: TopicPartition) -> CommittedOffset | None:
         placed = self._stable.get(group_id, {}).get(partition)
         return None if placed is None else placed.value
 
     def is_pending(self, group_id: str, partition: TopicPartition) -> bool:
-        return (group_id, partition) in self._waiting
+        return partition in self._pending.get(group_id, {})
+
+    def pending_producers(self) -> set[int]:
+        return set(self._transactions)
 
     def partitions(self, group_id: str) -> list[TopicPartition]:
         """Every partition with a committed or pending offset of this group, sorted."""
-        pending = {partition for group, partition in self._waiting if group == group_id}
-        return sorted(pending.union(self._stable.get(group_id, ())))
+        return sorted({*self._stable.get(group_id, ()), *self._pending.get(group_id, ())})
 
-    def of_topic(self, topic: str) -> list[tuple[str, TopicPartition]]:
-        """Group and partition of every committed or pending offset of this topic, sorted."""
-        stable = ((group_id, partition) for group_id, placed in self._stable.items() for partition in placed)
-        return sorted({item for item in _both(stable, self._waiting) if item[1].topic == topic})
+    def group_ids(self) -> set[str]:
+        """Every group with a committed or pending offset."""
+        return {*self._stable, *self._pending}
 
     def committed(self, group_id: str) -> Iterator[tuple[TopicPartition, CommittedOffset]]:
         for partition, placed in self._stable.get(group_id, {}).items():
             yield partition, placed.value
-
-    def group_ids(self) -> set[str]:
-        """Every group that has a committed or pending offset."""
-        return {group_id for group_id, _ in self._waiting}.union(self._stable)
-
-
-def _both(
-    first: Iterable[tuple[str, TopicPartition]], second: Iterable[tuple[str, TopicPartition]]
-) -> Iterator[tuple[str, TopicPartition]]:
-    yield from first
-    yield from second
