@@ -52,7 +52,7 @@ def topic_specs(app: str, partitions: int) -> dict[str, TopicSpec]:
     }
 
 
-async def ensure_topics(admin: Admin, client: KafkaClient, app: str, partitions: int) -> None:
+async def ensure_topics(admin: Admin, app: str, partitions: int) -> None:
     """Make the ingress' topics where they are missing. Raises `ConfigurationError` when a partition count was changed.
 
     A retry that met another partition would find no stored response and run twice, so the count is for ever; the
@@ -61,15 +61,13 @@ async def ensure_topics(admin: Admin, client: KafkaClient, app: str, partitions:
     topic = requests_topic(app)
     existing = await admin.list_topics()
     for name in (topic, state_topic(app, STORE)):
-        if name in existing:
-            client.invalidate(topic=name)
-            found = (await client.topic(name)).partitions
-            if found != partitions:
-                raise ConfigurationError(
-                    f"PARTITIONS_CHANGED: {name} has {found} partitions and the settings say {partitions}. A retry "
-                    f"would meet an owner without its stored response and run twice. Set SEMEL_PARTITIONS={found}; "
-                    "to have more, drain the app, wait a day for the retries, and rename it or delete its semel topics."
-                )
+        found = existing[name].partitions if name in existing else partitions
+        if found != partitions:
+            raise ConfigurationError(
+                f"PARTITIONS_CHANGED: {name} has {found} partitions and the settings say {partitions}. A retry would "
+                f"meet an owner without its stored response and run twice. Set SEMEL_PARTITIONS={found}; to have "
+                "more, drain the app, wait a day for the retries, and rename it or delete its semel topics."
+            )
     await admin.create_topics(topic_specs(app, partitions))
 
 
@@ -99,7 +97,7 @@ class KafkaLink:
         )
         await client.start()
         admin = Admin(client)
-        await ensure_topics(admin, client, self._app, self._partitions)
+        await ensure_topics(admin, self._app, self._partitions)
         await client.topic(self._requests)
         responses = await client.topic(responses_topic(self._app))
         self._producer = Producer(client)

@@ -12,6 +12,7 @@ import msgspec
 
 from semel.errors import ConfigurationError
 from semel.processing.answers import Problem
+from semel.processing.topics import serde
 
 __all__ = ["RESERVED", "EndpointSpec"]
 
@@ -121,12 +122,9 @@ def _compile(path: str) -> tuple[tuple[str, ...], re.Pattern[str]]:
 def _decoder(request: Any, route: str) -> Callable[[bytes], Any]:
     if request is bytes:
         return bytes
-    try:
-        return msgspec.json.Decoder(request).decode
-    except (TypeError, NameError) as error:
-        raise ConfigurationError(
-            f"{route}: {request!r} cannot be read from JSON: {error}. Use a msgspec.Struct or a dataclass."
-        ) from error
+    if request is not str:  # A JSON string; as a topic's type it would be plain text.
+        serde(request, f"the request of {route}")
+    return msgspec.json.Decoder(request).decode
 
 
 def _keywords(handler: Callable[..., Any], offered: set[str], route: str) -> frozenset[str]:
