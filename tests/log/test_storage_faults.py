@@ -1,0 +1,152 @@
+"""A full disk and a failing sync: what was acknowledged stays, what was refused is nowhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from semel.errors import ErrorCode
+from semel.log import log as log_module
+from semel.log.log import LogError
+from tests.log.builders import NOW, batch, log_file, open_log, seen, values
+
+
+@contextmanager
+def file_size_limit(limit: int) -> Iterator[None]:
+    """The kernel refuses bytes past `limit` in any file: first with a short write, then with an error."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 1, 61, 80])
+def test_a_short_write_is_undone_and_the_log_goes_on_later(tmp_path: Path, room: int) -> None:
+    log = open_log(tmp_path)
+    log.append(batch(pid=1, txn=True), NOW)
+    before, size = seen(log), log_file(tmp_path).stat().st_size
+    with file_size_limit(size + room):
+        for _ in range(2):
+            with pytest.raises(LogError) as refused:
+                log.append(batch(pid=1, seq=1, txn=True, value=bytes(100)), NOW)
+            assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+        if room < 78:
+            with pytest.raises(LogError):
+                log.append_marker(1, 1, True, 0, NOW)
+        with pytest.raises(LogError):
+            log.append_internal([(b"k", bytes(100))], NOW)
+        assert log_file(tmp_path).stat().st_size == size
+    assert seen(log) == before
+    assert seen(open_log(tmp_path)) == before
+    # The client's retry, once there is room: the sequence was not used up.
+    assert log.append(batch(pid=1, seq=1, txn=True, value=bytes(100)), NOW).base_offset == 1
+    assert seen(open_log(tmp_path)) == seen(log)
+
+
+def test_a_full_disk_when_a_segment_is_closed(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_bytes=1)
+    log.append(batch(), NOW)
+    with file_size_limit(0), pytest.raises(LogError) as refused:
+        log.append(batch(), NOW)
+    assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+    assert log.append(batch(), NOW).base_offset == 1
+    assert [offset for offset, _ in values(open_log(tmp_path))] == [0, 1]
+
+
+def test_a_snapshot_that_cannot_be_written_costs_only_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "SNAPSHOT_BATCHES", 1)
+
+    def no_space(*args: object, **kwargs: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    log = open_log(tmp_path)
+    monkeypatch.setattr(log_module, "write_snapshot", no_space)
+    for seq in range(3):
+        log.append(batch(pid=1, seq=seq), NOW)
+    assert seen(open_log(tmp_path)) == seen(log)
+
+
+def test_a_write_that_can_neither_be_made_nor_undone_stops_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path)
+    log.append(batch(), NOW)
+    before = seen(log)
+
+    def broken(*args: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "truncate", broken)
+        with file_size_limit(log_file(tmp_path).stat().st_size + 30), pytest.raises(LogError):
+            log.append(batch(), NOW)
+    with pytest.raises(LogError, match="stopped") as refused:
+        log.append(batch(), NOW)
+    assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+    assert seen(log) == before
+    again = open_log(tmp_path)
+    assert again.recovery.cut_bytes == 30
+    assert seen(again) == before
+
+
+@pytest.mark.parametrize("where", ["append", "marker", "flush", "roll"])
+def test_after_a_failed_sync_nothing_is_written_or_synced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """The kernel drops what it could not write and reports it once: a second sync would lie (fsyncgate)."""
+    log = open_log(tmp_path, fsync="always", segment_bytes=1 if where == "roll" else 1 << 30)
+    log.append(batch(pid=1, txn=True), NOW)
+    before = seen(log)
+    syncs = []
+
+    def failing(descriptor: int) -> None:
+        syncs.append(descriptor)
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(log_module, "sync_data", failing)
+    step = {
+        "append": lambda: log.append(batch(pid=1, seq=1, txn=True), NOW),
+        "roll": lambda: log.append(batch(pid=1, seq=1, txn=True), NOW),
+        "marker": lambda: log.append_marker(1, 1, True, 0, NOW),
+        "flush": log.flush,
+    }[where]
+    with pytest.raises(LogError) as refused:
+        step()
+    assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+    for _ in range(2):
+        with pytest.raises(LogError) as refused:
+            log.append(batch(), NOW)
+        assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+    with pytest.raises(LogError):
+        log.append_marker(1, 1, True, 0, NOW)
+    log.close()
+    assert len(syncs) == 1
+    assert seen(log) == before
+
+
+def test_always_syncs_before_the_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = log_module.sync_data
+    monkeypatch.setattr(log_module, "sync_data", lambda file: (real(file), synced.append(os.fstat(file).st_size)))
+    log = open_log(tmp_path / "always", fsync="always")
+    for _ in range(3):
+        log.append(batch(), NOW)
+        assert synced[-1] == log_file(tmp_path / "always").stat().st_size
+    assert len(synced) == 3
+    open_log(tmp_path / "os").append(batch(), NOW)
+    assert len(synced) == 3
+
+
+def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p").write_text("a file")
+    with pytest.raises(LogError, match=str(tmp_path / "p")) as refused:
+        open_log(tmp_path / "p")
+    assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
