@@ -62,7 +62,7 @@ def test_hostile_bytes_raise_nothing_else_and_never_lead_kio_elsewhere() -> None
         frame = checked(entity, data, at)
         cuts: bounds.Cuts = []
         end = bounds._entity(entity)(frame, at, cuts)
-        assert entity_reader(entity)(frame, at)[1] == end
+        assert at + entity_reader(entity)(frame, at)[1] == end, (key, version, kind, data.hex())
         assert not cuts
     assert read > 1_000
 
