@@ -1,0 +1,18 @@
+"""One handler for each API, grouped by what they work on; this table is what ApiVersions advertises.
+
+Version ranges are Apache Kafka 4.3.1's. An API that is not here is not advertised, and a request for it closes the
+connection, as a real broker does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from semel.broker.apis import cluster, fetch, groups, offsets, produce, topics, transactions
+from semel.broker.exchange import Api
+
+__all__ = ["APIS"]
+
+APIS: Mapping[int, Api] = {
+    api.key: api for module in (cluster, produce, fetch, offsets, topics, transactions, groups) for api in module.APIS
+}

@@ -1,0 +1,175 @@
+"""APIs about the cluster: which versions are spoken, which topics there are, who coordinates what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from semel.broker.config import LEADER_EPOCH, NODE_ID
+from semel.broker.exchange import Answer, Api, Fields, Parts, Request
+from semel.broker.topics import Topic, TopicError
+from semel.errors import ErrorCode
+from semel.wire.messages import encode_response
+
+if TYPE_CHECKING:
+    from semel.broker.node import Node
+
+__all__ = ["APIS", "endpoint", "partition_fields"]
+
+
+def endpoint(node: Node, request: Request) -> tuple[str, int]:
+    """Host and port that this client shall connect to."""
+    if node.config.advertised:
+        host, _, port = node.config.advertised.rpartition(":")
+        return host, int(port)
+    return request.peer.host, request.peer.port
+
+
+def api_versions(node: Node, request: Request) -> Answer:
+    """ApiVersions.
+
+    Behaviour: never closes the connection. Finalized features come from the configuration: a client chooses
+    transactions V2 by transaction.version >= 2, never by version ranges.
+    Version notes: a version we do not know is answered with a v0 body and error 35 that lists only ApiVersions itself.
+    Below v4 a feature's minimum of 0 is sent as 1 (KAFKA-17011).
+    """
+    # Here and not above, because the table imports this module.
+    from semel.broker.apis import APIS as ALL
+
+    if not 0 <= request.version <= 4:
+        known: list[Fields] = [{"api_key": 18, "min_version": 0, "max_version": 4}]
+        body: Fields = {"error_code": ErrorCode.UNSUPPORTED_VERSION, "api_keys": known}
+        parts: Parts = [encode_response(18, 0, request.header.correlation_id, **body)]
+        return parts
+    keys = [
+        {
+            "api_key": api.key,
+            "min_version": api.min_version if api.advertised_min is None else api.advertised_min,
+            "max_version": api.max_version,
+        }
+        for api in sorted(ALL.values())
+    ]
+    level = node.config.transaction_version
+    lowest = 0 if request.version >= 4 else 1
+    return {
+        "error_code": 0,
+        "api_keys": keys,
+        "supported_features": [{"name": "transaction.version", "min_version": lowest, "max_version": 2}],
+        "finalized_features_epoch": 1,
+        "finalized_features": [{"name": "transaction.version", "max_version_level": level, "min_version_level": level}],
+    }
+
+
+def partition_fields(index: int) -> Fields:
+    """A partition in Metadata and DescribeTopicPartitions: one replica, here."""
+    return {
+        "error_code": 0,
+        "partition_index": index,
+        "leader_id": NODE_ID,
+        "leader_epoch": LEADER_EPOCH,
+        "replica_nodes": [NODE_ID],
+        "isr_nodes": [NODE_ID],
+        "offline_replicas": [],
+    }
+
+
+def _topic_fields(topic: Topic) -> Fields:
+    return {
+        "error_code": 0,
+        "name": topic.info.name,
+        "topic_id": topic.info.topic_id,
+        "is_internal": topic.info.internal,
+        "partitions": [partition_fields(index) for index in range(len(topic.partitions))],
+    }
+
+
+def _asked_topic(node: Node, item: Any, auto_create: bool) -> Fields:
+    topic_id = getattr(item, "topic_id", None)
+    failed: Fields = {"name": item.name, "topic_id": topic_id, "is_internal": False, "partitions": []}
+    if item.name is None:
+        found = node.topics.by_id(topic_id)
+        return failed | {"error_code": ErrorCode.UNKNOWN_TOPIC_ID} if found is None else _topic_fields(found)
+    topic = node.topics.get(item.name)
+    if topic is not None:
+        return _topic_fields(topic)
+    try:
+        if not (auto_create and node.config.auto_create_topics):
+            node.topics.check_new(item.name, node.config.num_partitions, {})
+            return failed | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
+        return _topic_fields(node.topics.create(item.name, node.config.num_partitions, {}))
+    except TopicError as error:
+        return failed | {"error_code": error.code}
+
+
+def metadata(node: Node, request: Request) -> Answer:
+    """Metadata.
+
+    Behaviour: an unknown topic is created where both the client and the configuration allow it, and is usable at once.
+    Version notes: topics null means all, an empty list none (v0: empty means all); v4 AllowAutoTopicCreation;
+    v10 topic ids in the answer; v12 topics asked for by id (unknown: 100).
+    """
+    body = request.body
+    everything = body.topics is None or (request.version == 0 and not body.topics)
+    if everything:
+        topics = [_topic_fields(topic) for topic in node.topics]
+    else:
+        auto_create = getattr(body, "allow_auto_topic_creation", True)
+        topics = [_asked_topic(node, item, auto_create) for item in body.topics]
+    host, port = endpoint(node, request)
+    return {
+        "brokers": [{"node_id": NODE_ID, "host": host, "port": port, "rack": None}],
+        "cluster_id": node.metadata.cluster_id,
+        "controller_id": NODE_ID,
+        "topics": topics,
+        "error_code": 0,
+    }
+
+
+def describe_cluster(node: Node, request: Request) -> Answer:
+    """DescribeCluster.
+
+    Behaviour: the one node, which is its own controller.
+    Version notes: v1 EndpointType: 2 (controllers) is refused as on a broker listener; v2 IsFenced.
+    """
+    host, port = endpoint(node, request)
+    kind = getattr(request.body, "endpoint_type", 1)
+    answer: Fields = {"endpoint_type": kind, "cluster_id": node.metadata.cluster_id, "controller_id": NODE_ID}
+    if kind != 1:
+        return answer | {
+            "error_code": ErrorCode.INVALID_REQUEST,
+            "error_message": "This is a broker's listener: ask for endpoint type 1.",
+            "brokers": [],
+        }
+    return answer | {
+        "error_code": 0,
+        "error_message": None,
+        "brokers": [{"broker_id": NODE_ID, "host": host, "port": port, "rack": None, "is_fenced": False}],
+    }
+
+
+def find_coordinator(node: Node, request: Request) -> Answer:
+    """FindCoordinator.
+
+    Behaviour: this node coordinates every group (type 0) and transactional id (type 1); other types: 42.
+    Version notes: v1 KeyType; v4 several keys in a request and the coordinators as a list.
+    """
+    body = request.body
+    host, port = endpoint(node, request)
+    known = getattr(body, "key_type", 0) in (0, 1)
+    here: Fields = {
+        "node_id": NODE_ID if known else -1,
+        "host": host if known else "",
+        "port": port if known else -1,
+        "error_code": 0 if known else ErrorCode.INVALID_REQUEST,
+        "error_message": None if known else "This coordinator type is not supported.",
+    }
+    if request.version >= 4:
+        return {"coordinators": [here | {"key": key} for key in body.coordinator_keys]}
+    return here
+
+
+APIS = (
+    Api(3, 0, 13, metadata),
+    Api(10, 0, 6, find_coordinator),
+    Api(18, 0, 4, api_versions),
+    Api(60, 0, 2, describe_cluster),
+)

@@ -1,0 +1,162 @@
+"""Produce: append record batches, inside or outside a transaction."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from semel.broker.apis.hotpath import ProducedPartition, ProducePartition, produce_response, read_produce_request
+from semel.broker.exchange import Answer, Api, Request
+from semel.broker.topics import Partition, Topic
+from semel.env import failpoint
+from semel.errors import CorruptBatch, ErrorCode, ProtocolError
+from semel.log.log import LogError
+from semel.types import TopicPartition
+from semel.wire.records import BatchHeader, read_header
+
+if TYPE_CHECKING:
+    from semel.broker.node import Node
+
+__all__ = ["APIS"]
+
+_IMPLICIT_ADD_VERSION = 12
+"""From this version on Produce adds its partitions to the transaction itself (KIP-890)."""
+
+
+class _Producer:
+    """One Produce request on its way through the checks."""
+
+    def __init__(self, node: Node, request: Request) -> None:
+        body = read_produce_request(request.frame, request.header.body, request.version)
+        self.node = node
+        self.request = request
+        self.transactional_id = body.transactional_id
+        self.acks = body.acks
+        self.asked = body.topics
+        self.refused = ErrorCode.NONE
+        """Why nothing in a transaction can be appended."""
+        self.identity = (-1, -1)
+
+    def run(self) -> list[tuple[str | UUID | None, list[ProducedPartition]]]:
+        """Append every partition's batch; each succeeds or fails by itself."""
+        topics = [(asked, self._topic(asked), partitions) for asked, partitions in self.asked]
+        if self.transactional_id is not None:
+            self._join_transaction(topics)
+        return [(asked, [self._partition(topic, item) for item in partitions]) for asked, topic, partitions in topics]
+
+    def _topic(self, asked: str | UUID | None) -> Topic | None:
+        if isinstance(asked, str):
+            return self.node.topics.get(asked)
+        return self.node.topics.by_id(asked)
+
+    def _join_transaction(self, topics: list[tuple[str | UUID | None, Topic | None, list[ProducePartition]]]) -> None:
+        """Find the identity of the request's transactional batches; from v12 on add their partitions."""
+        identities = set()
+        partitions = []
+        for _, topic, items in topics:
+            for item in items:
+                header = _header(item)
+                if header is None or not header.is_transactional:
+                    continue
+                identities.add((header.producer_id, header.producer_epoch))
+                if topic is not None and topic.partition(item.partition) is not None:
+                    partitions.append(TopicPartition(topic.info.name, item.partition))
+        if not identities:
+            return
+        if len(identities) > 1:
+            self.refused = ErrorCode.INVALID_PRODUCER_ID_MAPPING
+            return
+        self.identity = identities.pop()
+        if self.request.version >= _IMPLICIT_ADD_VERSION and partitions:
+            assert self.transactional_id is not None
+            self.refused = self.node.transactions.add_partitions(
+                self.transactional_id,
+                *self.identity,
+                partitions,
+                self.request.now_ms,
+                api_version=self.request.version,
+                implicit=True,
+            )
+
+    def _partition(self, topic: Topic | None, item: ProducePartition) -> ProducedPartition:
+        if self.acks not in (-1, 0, 1):
+            return ProducedPartition(item.partition, ErrorCode.INVALID_REQUIRED_ACKS)
+        partition = None if topic is None else topic.partition(item.partition)
+        if partition is None or topic is None:
+            by_id = self.request.version >= 13 and topic is None
+            code = ErrorCode.UNKNOWN_TOPIC_ID if by_id else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            return ProducedPartition(item.partition, code)
+        if topic.info.internal:
+            return ProducedPartition(
+                item.partition,
+                ErrorCode.INVALID_TOPIC_EXCEPTION,
+                message=f"{topic.info.name} is the broker's own topic.",
+            )
+        if item.records is None:
+            return ProducedPartition(item.partition, ErrorCode.INVALID_RECORD, message="There is no record batch.")
+        code = self._check_transaction(topic, item)
+        if code is not ErrorCode.NONE:
+            return ProducedPartition(item.partition, code)
+        return self._append(partition, item.partition, item.records)
+
+    def _check_transaction(self, topic: Topic, item: ProducePartition) -> ErrorCode:
+        header = _header(item)
+        if header is None or not header.is_transactional:
+            return ErrorCode.NONE  # What is wrong with a batch that has no header is the log's to say.
+        if self.transactional_id is None:
+            return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+        if self.refused is not ErrorCode.NONE:
+            return self.refused
+        return self.node.transactions.coordinator.check_produce(
+            self.transactional_id,
+            header.producer_id,
+            header.producer_epoch,
+            TopicPartition(topic.info.name, item.partition),
+            self.request.version,
+        )
+
+    def _append(self, partition: Partition, index: int, records: memoryview) -> ProducedPartition:
+        version = 2 if self.request.version >= _IMPLICIT_ADD_VERSION else 1
+        failpoint("broker.before_append")
+        try:
+            result = partition.log.append(records, self.request.now_ms, transaction_version=version)
+        except LogError as error:
+            return ProducedPartition(index, error.code, message=str(error))
+        failpoint("broker.after_append")
+        if partition.waiters:
+            partition.advanced()
+        return ProducedPartition(
+            index, ErrorCode.NONE, result.base_offset, result.log_append_time_ms, result.log_start_offset
+        )
+
+
+def _header(item: ProducePartition) -> BatchHeader | None:
+    if item.records is None:
+        return None
+    try:
+        return read_header(item.records)
+    except CorruptBatch:
+        return None
+
+
+def produce(node: Node, request: Request) -> Answer:
+    """Produce.
+
+    Behaviour: one batch a partition; codes and their order as in kafka_facts 2.1, 2.2 and 2.6. A stale epoch is 47 and
+    never 90. The coordinator is asked immediately before each append, so nothing is written under an identity whose
+    EndTxn was decided. With acks=0 there is no response, and the connection closes when there was an error.
+    Version notes: v5 log start offset; v8 error message; v9 flexible; v11 may answer 120; v12 adds partitions to the
+    transaction itself; v13 topics by id (unknown: 100 instead of 3). v0-2 are advertised and cannot be read:
+    librdkafka before 2.11 turns compression off where v0 is missing (KAFKA-18659).
+    """
+    producer = _Producer(node, request)
+    topics = producer.run()
+    if producer.acks == 0:
+        failed = next((item for _, items in topics for item in items if item.error), None)
+        if failed is not None:
+            raise ProtocolError(f"a Produce request with acks=0 failed: {ErrorCode(failed.error).name}")
+        return None
+    return [produce_response(request.version, request.header.correlation_id, topics)]
+
+
+APIS = (Api(0, 3, 13, produce, advertised_min=0),)

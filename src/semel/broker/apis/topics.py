@@ -1,0 +1,302 @@
+"""APIs that create, change, describe and delete topics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from semel.broker.apis.cluster import partition_fields
+from semel.broker.config import NODE_ID, TOPIC_CONFIGS, BrokerConfig
+from semel.broker.exchange import Answer, Api, Fields, Request
+from semel.broker.topics import Topic, TopicError
+from semel.errors import ErrorCode
+
+if TYPE_CHECKING:
+    from semel.broker.node import Node
+
+__all__ = ["APIS"]
+
+_TOPIC_RESOURCE, _BROKER_RESOURCE = 2, 4
+_DYNAMIC_TOPIC, _STATIC_BROKER, _DEFAULT = 1, 4, 5
+"""Sources of a config value (org.apache.kafka.clients.admin.ConfigEntry.ConfigSource)."""
+_UNKNOWN_OPERATIONS = -2147483648
+
+
+def _effective(config: BrokerConfig, overrides: dict[str, str]) -> list[tuple[str, str, int]]:
+    """(name, value, source) of every setting of a topic."""
+    broker = {"segment.bytes": str(config.segment_bytes), "max.message.bytes": str(config.max_message_bytes)}
+    entries = []
+    for name, known in TOPIC_CONFIGS.items():
+        if name in overrides:
+            entries.append((name, overrides[name], _DYNAMIC_TOPIC))
+        elif broker.get(name, known.default) != known.default:
+            entries.append((name, broker[name], _STATIC_BROKER))
+        else:
+            entries.append((name, known.default, _DEFAULT))
+    return entries
+
+
+def _requested_partitions(node: Node, item: Any) -> int:
+    """How many partitions a CreateTopics entry asks for. Raises `TopicError`."""
+    if item.assignments:
+        if item.num_partitions != -1 or item.replication_factor != -1:
+            raise TopicError(
+                ErrorCode.INVALID_REQUEST,
+                "Give either numPartitions and replicationFactor, or replicasAssignments, not both.",
+            )
+        if any(tuple(replica.broker_ids) != (NODE_ID,) for replica in item.assignments):
+            raise TopicError(
+                ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+                f"The only broker is {NODE_ID}: assign each partition to it alone.",
+            )
+        if sorted(replica.partition_index for replica in item.assignments) != list(range(len(item.assignments))):
+            raise TopicError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, "Partition indexes must be 0, 1, 2 and so on.")
+        return len(item.assignments)
+    if item.replication_factor not in (-1, 1):
+        raise TopicError(
+            ErrorCode.INVALID_REPLICATION_FACTOR,
+            f"Replication factor {item.replication_factor} is not possible: this broker is one node. Use 1 or -1.",
+        )
+    return node.config.num_partitions if item.num_partitions == -1 else int(item.num_partitions)
+
+
+def _create(node: Node, item: Any, *, validate_only: bool) -> Fields:
+    answer: Fields = {"name": item.name, "topic_id": None, "num_partitions": -1, "replication_factor": -1}
+    configs: dict[str, str | None] = {entry.name: entry.value for entry in item.configs}
+    try:
+        partitions = _requested_partitions(node, item)
+        if validate_only:
+            node.topics.check_new(item.name, partitions, configs)
+            overrides = {name: value for name, value in configs.items() if value is not None}
+        else:
+            info = node.topics.create(item.name, partitions, configs).info
+            answer["topic_id"] = info.topic_id
+            overrides = dict(info.configs)
+    except TopicError as error:
+        return answer | {"error_code": error.code, "error_message": str(error), "configs": []}
+    return answer | {
+        "error_code": ErrorCode.NONE,
+        "error_message": None,
+        "num_partitions": partitions,
+        "replication_factor": 1,
+        "configs": [
+            {"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": False}
+            for name, value, source in _effective(node.config, overrides)
+        ],
+    }
+
+
+def create_topics(node: Node, request: Request) -> Answer:
+    """CreateTopics.
+
+    Behaviour: each topic succeeds or fails by itself and is usable when the answer is sent. The only replication
+    factor is 1. A name that stands twice in a request is refused (42). validateOnly creates nothing.
+    Version notes: v4 -1 for default partitions and replication; v5 configs in the answer; v7 topic ids.
+    """
+    body = request.body
+    names = [item.name for item in body.topics]
+    answers = []
+    for item in body.topics:
+        if names.count(item.name) == 1:
+            answers.append(_create(node, item, validate_only=body.validate_only))
+        elif not any(answer["name"] == item.name for answer in answers):
+            answers.append(
+                {
+                    "name": item.name,
+                    "topic_id": None,
+                    "error_code": ErrorCode.INVALID_REQUEST,
+                    "error_message": "The topic stands more than once in the request.",
+                    "configs": [],
+                }
+            )
+    return {"topics": answers}
+
+
+def _delete(node: Node, name: str | None, topic: Topic | None, topic_id: Any) -> Fields:
+    answer: Fields = {"name": name, "topic_id": topic_id, "error_message": None}
+    if topic is None:
+        by_id = name is None
+        code = ErrorCode.UNKNOWN_TOPIC_ID if by_id else ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+        return answer | {"error_code": code, "error_message": "There is no such topic."}
+    answer |= {"name": topic.info.name, "topic_id": topic.info.topic_id}
+    if topic.info.internal:
+        return answer | {
+            "error_code": ErrorCode.INVALID_TOPIC_EXCEPTION,
+            "error_message": f"{topic.info.name} is the broker's own topic.",
+        }
+    node.topics.delete(topic)
+    return answer | {"error_code": ErrorCode.NONE}
+
+
+def delete_topics(node: Node, request: Request) -> Answer:
+    """DeleteTopics.
+
+    Behaviour: the records are gone when the answer is sent, and so are committed offsets of the topic.
+    Version notes: v6 topics by name or id, in another array.
+    """
+    body = request.body
+    if request.version >= 6:
+        return {
+            "responses": [
+                _delete(
+                    node,
+                    item.name,
+                    node.topics.get(item.name) if item.name is not None else node.topics.by_id(item.topic_id),
+                    item.topic_id,
+                )
+                for item in body.topics
+            ]
+        }
+    return {"responses": [_delete(node, name, node.topics.get(name), None) for name in body.topic_names]}
+
+
+def _extend(node: Node, item: Any, *, validate_only: bool) -> Fields:
+    answer: Fields = {"name": item.name}
+    topic = node.topics.get(item.name)
+    if topic is None:
+        return answer | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "error_message": "There is no such topic."}
+    if topic.info.internal:
+        return answer | {
+            "error_code": ErrorCode.INVALID_PARTITIONS,
+            "error_message": f"{item.name} is the broker's own topic.",
+        }
+    try:
+        if validate_only:
+            node.topics.check_more_partitions(topic, item.count)
+        else:
+            node.topics.add_partitions(topic, item.count)
+    except TopicError as error:
+        return answer | {"error_code": error.code, "error_message": str(error)}
+    return answer | {"error_code": ErrorCode.NONE, "error_message": None}
+
+
+def create_partitions(node: Node, request: Request) -> Answer:
+    """CreatePartitions.
+
+    Behaviour: a topic only grows; every partition is on this node, so given assignments change nothing.
+    """
+    body = request.body
+    return {"results": [_extend(node, item, validate_only=body.validate_only) for item in body.topics]}
+
+
+def _config_entry(name: str, value: str, source: int, synonyms: bool, kind: int, read_only: bool) -> Fields:
+    return {
+        "name": name,
+        "value": value,
+        "read_only": read_only,
+        "config_source": source,
+        "is_sensitive": False,
+        "synonyms": [{"name": name, "value": value, "source": source}] if synonyms else [],
+        "config_type": kind,
+        "documentation": None,
+    }
+
+
+def _describe_config(node: Node, item: Any, synonyms: bool) -> Fields:
+    answer: Fields = {
+        "resource_type": item.resource_type,
+        "resource_name": item.resource_name,
+        "error_code": ErrorCode.NONE,
+        "error_message": None,
+        "configs": [],
+    }
+    wanted = item.configuration_keys
+    if item.resource_type == _TOPIC_RESOURCE:
+        topic = node.topics.get(item.resource_name)
+        if topic is None:
+            return answer | {
+                "error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+                "error_message": f"There is no topic {item.resource_name!r}.",
+            }
+        entries = [
+            _config_entry(name, value, source, synonyms, TOPIC_CONFIGS[name].type, False)
+            for name, value, source in _effective(node.config, dict(topic.info.configs))
+        ]
+    elif item.resource_type == _BROKER_RESOURCE:
+        if item.resource_name not in (str(NODE_ID), ""):
+            return answer | {
+                "error_code": ErrorCode.INVALID_REQUEST,
+                "error_message": f"There is no broker {item.resource_name!r}: the only one is {NODE_ID}.",
+            }
+        entries = [
+            _config_entry(name, value, _STATIC_BROKER, synonyms, kind, True)
+            for name, value, kind in _broker_settings(node.config)
+        ]
+    else:
+        return answer | {
+            "error_code": ErrorCode.INVALID_REQUEST,
+            "error_message": f"Resource type {item.resource_type} has no configuration here.",
+        }
+    return answer | {"configs": [entry for entry in entries if wanted is None or entry["name"] in wanted]}
+
+
+def _broker_settings(config: BrokerConfig) -> list[tuple[str, str, int]]:
+    """(Kafka's name, value, type) of what can be set about this broker."""
+    return [
+        ("auto.create.topics.enable", str(config.auto_create_topics).lower(), 1),
+        ("broker.id", str(NODE_ID), 3),
+        ("connections.max.idle.ms", str(int(config.connection_idle_seconds * 1000)), 5),
+        ("log.segment.bytes", str(config.segment_bytes), 3),
+        ("max.connections", str(config.max_connections), 3),
+        ("message.max.bytes", str(config.max_message_bytes), 3),
+        ("num.partitions", str(config.num_partitions), 3),
+        ("socket.request.max.bytes", str(config.max_frame_bytes), 3),
+        ("transaction.max.timeout.ms", str(config.transaction_max_timeout_ms), 3),
+    ]
+
+
+def describe_configs(node: Node, request: Request) -> Answer:
+    """DescribeConfigs.
+
+    Behaviour: every topic setting with its value, default or not, and the broker's own settings.
+    Version notes: v1 synonyms; v3 types and documentation (null here).
+    """
+    body = request.body
+    synonyms = getattr(body, "include_synonyms", False)
+    return {"results": [_describe_config(node, item, synonyms) for item in body.resources]}
+
+
+def describe_topic_partitions(node: Node, request: Request) -> Answer:
+    """DescribeTopicPartitions (KIP-966).
+
+    Behaviour: topics in order of their names, at most ResponsePartitionLimit partitions, then a cursor to go on with.
+    """
+    body = request.body
+    room = max(1, min(body.response_partition_limit, 2000))
+    after = ("", 0) if body.cursor is None else (body.cursor.topic_name, body.cursor.partition_index)
+    names = sorted({item.name for item in body.topics} or {topic.info.name for topic in node.topics})
+    topics: list[Fields] = []
+    cursor: Fields | None = None
+    for name in names:
+        if name < after[0]:
+            continue
+        topic = node.topics.get(name)
+        found: Fields = {"name": name, "topic_authorized_operations": _UNKNOWN_OPERATIONS}
+        if topic is None:
+            code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            topics.append(found | {"error_code": code, "topic_id": None, "is_internal": False, "partitions": []})
+            continue
+        first = after[1] if name == after[0] else 0
+        shown = range(first, min(len(topic.partitions), first + room))
+        found |= {"error_code": 0, "topic_id": topic.info.topic_id, "is_internal": topic.info.internal}
+        topics.append(found | {"partitions": [_described(index) for index in shown]})
+        room -= len(shown)
+        if shown.stop < len(topic.partitions):
+            cursor = {"topic_name": name, "partition_index": shown.stop}
+            break
+        if room == 0 and name != names[-1]:
+            cursor = {"topic_name": names[names.index(name) + 1], "partition_index": 0}
+            break
+    return {"topics": topics, "next_cursor": cursor}
+
+
+def _described(index: int) -> Fields:
+    return partition_fields(index) | {"eligible_leader_replicas": None, "last_known_elr": None}
+
+
+APIS = (
+    Api(19, 2, 7, create_topics),
+    Api(20, 1, 6, delete_topics),
+    Api(32, 1, 4, describe_configs),
+    Api(37, 0, 3, create_partitions),
+    Api(75, 0, 0, describe_topic_partitions),
+)

@@ -1,0 +1,168 @@
+"""The broker as a whole: its data directory, its node, its listener and its timers."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from semel.broker.config import BrokerConfig
+from semel.broker.node import Node
+from semel.broker.server import Server
+from semel.env import Env
+from semel.errors import ConfigurationError
+
+__all__ = ["Broker", "serve"]
+
+log = logging.getLogger("semel.broker")
+
+IDLE_CHECK_SECONDS = 30.0
+
+
+class _DirectoryLock:
+    """Hold the data directory: one broker at a time. The kernel releases it when the process ends, however it ends."""
+
+    def __init__(self, data: Path) -> None:
+        """Raises `ConfigurationError` when the directory cannot be written or another process holds it."""
+        try:
+            data.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise ConfigurationError(
+                f"The data directory {data} cannot be written: {error.strerror}. "
+                "Give another one (--data DIR), or change its owner or permissions."
+            ) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._file)
+            raise ConfigurationError(
+                f"The data directory {data} is in use by another broker (process {holder}). "
+                "Stop that one, or give another directory (--data DIR)."
+            ) from error
+        os.ftruncate(self._file, 0)
+        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._file)
+
+
+class Broker:
+    """An embedded Kafka-compatible broker; `start` and `stop` run in one event loop."""
+
+    def __init__(
+        self,
+        data: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        config: BrokerConfig | None = None,
+        env: Env | None = None,
+    ) -> None:
+        self._data = Path(data)
+        self._host = host
+        self._port = port
+        self._config = config or BrokerConfig()
+        self._env = env or Env()
+        self._lock: _DirectoryLock | None = None
+        self._node: Node | None = None
+        self._server: Server | None = None
+        self._timers: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        state = f"listening on {self.address}" if self._server is not None else "stopped"
+        return f"<Broker {self._data} {state}>"
+
+    @property
+    def address(self) -> str:
+        """`host:port` that clients connect to."""
+        return f"{self._host}:{self._server.port if self._server is not None else self._port}"
+
+    async def start(self) -> None:
+        """Lock the directory, recover, listen. When it returns, requests are served.
+
+        Raises `ConfigurationError`: directory in use or not writable, address taken.
+        """
+        assert self._server is None, "the broker runs already"
+        loop = asyncio.get_running_loop()
+        self._lock = _DirectoryLock(self._data)
+        try:
+            self._node = node = Node(self._data, self._config, self._env, loop.call_later)
+            node.open()
+            server = Server(
+                node,
+                node.outbox,
+                max_connections=self._config.max_connections,
+                max_frame_bytes=self._config.max_frame_bytes,
+                idle_seconds=self._config.connection_idle_seconds,
+            )
+            server.start(self._host, self._port)
+        except BaseException:
+            self._release()
+            raise
+        self._server = server
+        self._timers = [
+            loop.create_task(self._every(self._config.transaction_sweep_seconds, self._sweep)),
+            loop.create_task(self._every(IDLE_CHECK_SECONDS, server.close_idle)),
+        ]
+        log.info("broker listens on %s, data in %s", self.address, self._data)
+
+    async def stop(self) -> None:
+        """Close connections and files. Everything acknowledged is in the files already."""
+        for timer in self._timers:
+            timer.cancel()
+        await asyncio.gather(*self._timers, return_exceptions=True)
+        self._timers = []
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self._release()
+
+    def _release(self) -> None:
+        if self._node is not None:
+            self._node.close()
+            self._node = None
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _sweep(self) -> None:
+        assert self._node is not None
+        self._node.sweep()
+
+    @staticmethod
+    async def _every(seconds: float, action: Callable[[], None]) -> None:
+        """Repeat an action; its failure is logged and does not end the repetition."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                action()
+            except Exception:
+                log.exception("a periodic task of the broker failed; it runs again in %g s", seconds)
+
+
+async def serve(
+    data: Path,
+    listen: str,
+    config: BrokerConfig | None = None,
+    *,
+    on_ready: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Run a broker until the task is cancelled. `listen` is `host:port`; `on_ready` gets the address once it serves.
+
+    Raises `ConfigurationError`.
+    """
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ConfigurationError(f"--listen {listen!r} is not host:port, for example 127.0.0.1:9092.")
+    broker = Broker(data, host, int(port), config=config)
+    await broker.start()
+    try:
+        on_ready(broker.address)
+        await asyncio.get_running_loop().create_future()
+    finally:
+        await broker.stop()

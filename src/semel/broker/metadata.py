@@ -1,0 +1,158 @@
+"""What the broker knows beside the logs: cluster id, topics with their ids and settings, reserved producer ids.
+
+Kept in one file, `metadata.log`: one line a change, `<crc32 of the JSON, 8 hex digits> <JSON>`. A change is on disk
+(fsync) before its method returns. Changes are rare, so the file is rewritten as it stands at each start, which also
+drops deleted topics and a torn last line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from semel.errors import ConfigurationError
+
+__all__ = ["PRODUCER_ID_BLOCK", "MetadataStore", "TopicInfo"]
+
+PRODUCER_ID_BLOCK = 1000
+"""Producer ids are reserved in blocks before use, as Kafka does: a restart skips the rest and never repeats one."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """One topic. `configs` holds only what was set, not the defaults."""
+
+    name: str
+    topic_id: UUID
+    partitions: int
+    configs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def internal(self) -> bool:
+        """Whether only the broker may write here."""
+        return self.name in ("__transaction_state", "__consumer_offsets")
+
+
+class MetadataStore:
+    """The store; one process at a time (the broker locks its directory)."""
+
+    def __init__(self, path: Path, new_cluster_id: str) -> None:
+        """Read the store at `path`, or begin it. Raises `ConfigurationError` when it is damaged before its end."""
+        self._path = path
+        self.cluster_id = new_cluster_id
+        self.topics: dict[str, TopicInfo] = {}
+        self._next_producer_id = 0
+        self._reserved_until = 0
+        for change in _read(path):
+            self._apply(change)
+        self._next_producer_id = self._reserved_until
+        self._file = self._rewrite()
+
+    def __repr__(self) -> str:
+        return f"<MetadataStore {self._path}, {len(self.topics)} topics>"
+
+    def close(self) -> None:
+        """Close the file; everything is on disk already."""
+        os.close(self._file)
+
+    def put_topic(self, info: TopicInfo) -> None:
+        """Create a topic or replace its settings and number of partitions."""
+        self._write(_topic_change(info))
+
+    def delete_topic(self, name: str) -> None:
+        """Forget a topic. Raises `KeyError` when there is none of this name."""
+        if name not in self.topics:
+            raise KeyError(name)
+        self._write({"delete": name})
+
+    def set_partitions(self, name: str, partitions: int) -> TopicInfo:
+        """Give a topic more partitions."""
+        info = replace(self.topics[name], partitions=partitions)
+        self.put_topic(info)
+        return info
+
+    def new_producer_id(self) -> int:
+        """A producer id that was never given out before and never will be again."""
+        if self._next_producer_id == self._reserved_until:
+            self._write({"producer_ids": self._reserved_until + PRODUCER_ID_BLOCK})
+        self._next_producer_id += 1
+        return self._next_producer_id - 1
+
+    def _apply(self, change: Mapping[str, Any]) -> None:
+        if "topic" in change:
+            info = TopicInfo(change["topic"], UUID(change["id"]), change["partitions"], change["configs"])
+            self.topics[info.name] = info
+        elif "delete" in change:
+            del self.topics[change["delete"]]
+        elif "producer_ids" in change:
+            self._reserved_until = change["producer_ids"]
+        elif "cluster_id" in change:
+            self.cluster_id = change["cluster_id"]
+        else:
+            raise ConfigurationError(
+                f"{self._path} has a change that this version of Semel does not know: {sorted(change)}."
+            )
+
+    def _write(self, change: Mapping[str, Any]) -> None:
+        data = _line(change)
+        size = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, data)
+            if written != len(data):
+                raise OSError(f"wrote {written} of {len(data)} bytes to {self._path}")
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)  # A torn line would stand before the next change.
+            raise
+        self._apply(change)
+
+    def _rewrite(self) -> int:
+        changes: list[Mapping[str, Any]] = [{"cluster_id": self.cluster_id}, {"producer_ids": self._reserved_until}]
+        changes += [_topic_change(info) for info in self.topics.values()]
+        temporary = self._path.with_suffix(".new")
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.write(file, b"".join(map(_line, changes)))
+        os.fsync(file)
+        temporary.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+        return file
+
+
+def _topic_change(info: TopicInfo) -> dict[str, Any]:
+    return {
+        "topic": info.name,
+        "id": str(info.topic_id),
+        "partitions": info.partitions,
+        "configs": dict(info.configs),
+    }
+
+
+def _line(change: Mapping[str, Any]) -> bytes:
+    body = json.dumps(change, separators=(",", ":")).encode()
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+def _read(path: Path) -> Iterator[Mapping[str, Any]]:
+    if not path.exists():
+        return
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        checksum, _, body = line.partition(b" ")
+        if checksum == b"%08x" % zlib.crc32(body) and body:
+            yield json.loads(body)
+        elif any(lines[number:]):
+            raise ConfigurationError(
+                f"{path} is damaged in line {number}: its checksum does not match. "
+                "Restore the file from a backup, or start with an empty data directory."
+            )
+        # A bad last line was being written when the process died: nobody was told that the change is there.

@@ -1,0 +1,99 @@
+"""The broker without its sockets: state, and the dispatch of requests to their handlers.
+
+One thread, no awaits: a handler runs to its end before the next one starts, so each request is one atomic step and no
+state needs a lock. What cannot be answered at once becomes a `Later`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from semel.broker.apis import APIS
+from semel.broker.config import BrokerConfig
+from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
+from semel.broker.groups import Groups
+from semel.broker.metadata import MetadataStore
+from semel.broker.topics import Topics
+from semel.broker.transactions import Transactions
+from semel.env import Env
+from semel.errors import ProtocolError
+from semel.wire.messages import RequestHeader, api_name, decode_request_header, encode_response
+
+__all__ = ["Node", "Timer"]
+
+
+_API_VERSIONS = 18
+
+
+class Timer(Protocol):
+    """A call that was put off."""
+
+    def cancel(self) -> None:
+        """Do not make the call."""
+
+
+class Node:
+    """Everything behind the listener. `call_later(seconds, callback)` is the shell's timer."""
+
+    def __init__(
+        self,
+        data: Path,
+        config: BrokerConfig,
+        env: Env,
+        call_later: Callable[[float, Callable[[], None]], Timer],
+    ) -> None:
+        self.config = config
+        self.env = env
+        self.call_later = call_later
+        self.outbox = Outbox()
+        self.metadata = MetadataStore(data / "metadata.log", str(env.new_id()))
+        self.topics = Topics(data / "topics", self.metadata, config, env)
+        self.transactions = Transactions(self.topics, self.metadata, config, env)
+        self.groups = Groups(self.topics, config, env, call_later, self.outbox)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.metadata.cluster_id}, {self.topics!r}>"
+
+    def open(self) -> None:
+        """Recover logs and coordinators; finish transactions whose decision was durable, abort those of nobody."""
+        self.topics.open()
+        self.groups.open()
+        self.transactions.open(self.groups)
+
+    def close(self) -> None:
+        """Close every file."""
+        self.groups.close()
+        self.topics.close()
+        self.metadata.close()
+
+    def sweep(self) -> None:
+        """What happens by the clock: transactions that time out, offsets and producers that expire, checkpoints."""
+        now_ms = self.env.wall_ms()
+        self.transactions.sweep(now_ms)
+        self.groups.sweep(now_ms)
+
+    def handle(self, frame: memoryview, peer: Peer) -> Parts | Later | None:
+        """Answer one request frame. Raises `ProtocolError` when the connection is to be closed."""
+        header = decode_request_header(frame)
+        request = Request(header, frame, peer, self.env.wall_ms())
+        api = APIS.get(header.api_key)
+        if api is None:
+            raise ProtocolError(f"{api_name(header.api_key)} is not supported")
+        if not api.min_version <= header.api_version <= api.max_version and header.api_key != _API_VERSIONS:
+            raise ProtocolError(
+                f"{api_name(header.api_key)} v{header.api_version} is outside {api.min_version}-{api.max_version}"
+            )
+        answer = api.handle(self, request)
+        return answer if isinstance(answer, Later) else _encode(header, answer)
+
+    def encode(self, later: Later, answer: Answer) -> Parts | None:
+        """The bytes of an answer that came later."""
+        return _encode(later.header, answer)
+
+
+def _encode(header: RequestHeader, answer: Answer) -> Parts | None:
+    if isinstance(answer, dict):
+        return [encode_response(header.api_key, header.api_version, header.correlation_id, **answer)]
+    return answer

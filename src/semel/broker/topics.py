@@ -1,0 +1,205 @@
+"""Topics and their partitions: which exist, their logs, and who waits for their data."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from semel.broker.config import BrokerConfig, check_topic_configs, log_config
+from semel.broker.metadata import MetadataStore, TopicInfo
+from semel.env import Env
+from semel.errors import ErrorCode, SemelError
+from semel.log.log import PartitionLog
+
+__all__ = ["Partition", "Topic", "TopicError", "Topics", "Waiter"]
+
+log = logging.getLogger("semel.broker")
+
+_LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+"""Kafka's rule (org.apache.kafka.common.internals.Topic)."""
+
+
+class TopicError(SemelError):
+    """A topic cannot be created or changed as asked; nothing was changed."""
+
+    def __init__(self, code: ErrorCode, text: str) -> None:
+        super().__init__(text)
+        self.code: ErrorCode = code
+
+
+class Waiter(Protocol):
+    """Something that waits for a partition to move: a parked fetch."""
+
+    def wake(self) -> None:
+        """The partition's readable end moved, or the partition is gone."""
+
+
+class Partition:
+    """One partition's log and the fetches that wait for it."""
+
+    __slots__ = ("deleted", "log", "waiters")
+
+    def __init__(self, partition_log: PartitionLog) -> None:
+        self.log = partition_log
+        self.waiters: set[Waiter] = set()
+        self.deleted = False
+
+    def __repr__(self) -> str:
+        return f"<Partition {self.log.topic}-{self.log.partition}, {len(self.waiters)} waiting>"
+
+    def advanced(self) -> None:
+        """Tell those who wait that the log's readable end moved."""
+        for waiter in tuple(self.waiters):
+            waiter.wake()
+
+
+class Topic:
+    """A topic and its open partitions, in order."""
+
+    __slots__ = ("info", "partitions")
+
+    def __init__(self, info: TopicInfo, partitions: list[Partition]) -> None:
+        self.info = info
+        self.partitions = partitions
+
+    def partition(self, index: int) -> Partition | None:
+        """The partition of this index, if there is one."""
+        return self.partitions[index] if 0 <= index < len(self.partitions) else None
+
+
+class Topics:
+    """Every topic of the broker. Directories are named by topic id, so that a re-created topic never sees old files."""
+
+    def __init__(self, directory: Path, metadata: MetadataStore, config: BrokerConfig, env: Env) -> None:
+        self._directory = directory
+        self._metadata = metadata
+        self._config = config
+        self._env = env
+        self._by_name: dict[str, Topic] = {}
+        self._by_id: dict[UUID, Topic] = {}
+        self._partition_count = 0
+        self.after_delete: Callable[[TopicInfo], None] = lambda _: None
+        """Called when a topic is gone; the groups forget its offsets."""
+
+    def __repr__(self) -> str:
+        return f"<Topics {len(self._by_name)} topics, {self._partition_count} partitions>"
+
+    def __iter__(self) -> Iterator[Topic]:
+        return iter(self._by_name.values())
+
+    def open(self) -> None:
+        """Open every topic's logs, recovering them, and remove what deleted topics left behind."""
+        self._directory.mkdir(exist_ok=True)
+        for info in self._metadata.topics.values():
+            self._add(info)
+        known = {str(topic_id) for topic_id in self._by_id}
+        for left_over in self._directory.iterdir():
+            if left_over.name not in known:
+                log.info("removing %s: its topic was deleted", left_over)
+                shutil.rmtree(left_over)
+
+    def close(self) -> None:
+        """Close every log."""
+        for topic in self:
+            for partition in topic.partitions:
+                partition.log.close()
+
+    def get(self, name: str) -> Topic | None:
+        """The topic of this name."""
+        return self._by_name.get(name)
+
+    def by_id(self, topic_id: UUID | None) -> Topic | None:
+        """The topic of this id; None for the zero id."""
+        return None if topic_id is None else self._by_id.get(topic_id)
+
+    def partition(self, name: str, index: int) -> Partition | None:
+        """One partition, if it exists."""
+        topic = self._by_name.get(name)
+        return None if topic is None else topic.partition(index)
+
+    def check_new(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> None:
+        """Raise `TopicError` when this topic cannot be created."""
+        if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
+            raise TopicError(
+                ErrorCode.INVALID_TOPIC_EXCEPTION,
+                f"Topic name {name!r} is illegal: 1 to 249 of the characters a-z A-Z 0-9 . _ - are allowed.",
+            )
+        if name in self._by_name:
+            raise TopicError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
+        if partitions < 1:
+            raise TopicError(
+                ErrorCode.INVALID_PARTITIONS, "Number of partitions must be larger than 0, or -1 for the default."
+            )
+        self._check_room(partitions)
+        problem = check_topic_configs(configs)
+        if problem is not None:
+            raise TopicError(ErrorCode.INVALID_CONFIG, problem)
+
+    def create(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> Topic:
+        """Create a topic. Raises `TopicError`."""
+        self.check_new(name, partitions, configs)
+        values = {key: value for key, value in configs.items() if value is not None}
+        info = TopicInfo(name, self._env.new_id(), partitions, values)
+        self._metadata.put_topic(info)
+        log.info("topic %s created with %d partitions, id %s", name, partitions, info.topic_id)
+        return self._add(info)
+
+    def check_more_partitions(self, topic: Topic, count: int) -> None:
+        """Raise `TopicError` when a topic cannot be extended to `count` partitions."""
+        present = len(topic.partitions)
+        if count <= present:
+            raise TopicError(
+                ErrorCode.INVALID_PARTITIONS,
+                f"The topic {topic.info.name} currently has {present} partition(s); {count} would not be an increase.",
+            )
+        self._check_room(count - present)
+
+    def add_partitions(self, topic: Topic, count: int) -> None:
+        """Extend a topic to `count` partitions. Raises `TopicError`."""
+        self.check_more_partitions(topic, count)
+        topic.info = self._metadata.set_partitions(topic.info.name, count)
+        for index in range(len(topic.partitions), count):
+            topic.partitions.append(self._open_partition(topic.info, index))
+
+    def delete(self, topic: Topic) -> None:
+        """Delete a topic and its records. The deletion is durable first: files left by a crash go at the next start."""
+        name = topic.info.name
+        self._metadata.delete_topic(name)
+        del self._by_name[name]
+        del self._by_id[topic.info.topic_id]
+        for partition in topic.partitions:
+            partition.deleted = True
+            partition.advanced()
+            partition.log.delete()
+        self._partition_count -= len(topic.partitions)
+        shutil.rmtree(self._directory / str(topic.info.topic_id), ignore_errors=True)
+        log.info("topic %s deleted, id %s", name, topic.info.topic_id)
+        self.after_delete(topic.info)
+
+    def _check_room(self, partitions: int) -> None:
+        limit = self._config.max_topic_partitions
+        if self._partition_count + partitions > limit:
+            raise TopicError(
+                ErrorCode.INVALID_PARTITIONS,
+                f"{partitions} more partitions would exceed this broker's limit of {limit} in all.",
+            )
+
+    def _add(self, info: TopicInfo) -> Topic:
+        topic = Topic(info, [self._open_partition(info, index) for index in range(info.partitions)])
+        self._by_name[info.name] = topic
+        self._by_id[info.topic_id] = topic
+        return topic
+
+    def _open_partition(self, info: TopicInfo, index: int) -> Partition:
+        self._partition_count += 1
+        directory = self._directory / str(info.topic_id) / str(index)
+        directory.mkdir(parents=True, exist_ok=True)
+        config = log_config(self._config, info.configs)
+        return Partition(
+            PartitionLog.open(directory, info.name, index, info.topic_id, config, now_ms=self._env.wall_ms())
+        )

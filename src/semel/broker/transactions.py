@@ -1,0 +1,210 @@
+"""The shell around the transaction coordinator: its decisions made durable, in the order that survives a crash.
+
+1. A partition is in the transaction log as part of an open transaction before data is appended there.
+2. EndTxn: the coordinator fences the identity in memory, then the decision (PrepareX) is written. From here on the
+   transaction ends this way, whatever happens.
+3. Markers go into every partition, the staged offsets are applied, then CompleteX is written.
+
+All of it happens before EndTxn is answered, so clients never see CONCURRENT_TRANSACTIONS for markers under way. After
+a crash `open` finishes every decision without CompleteX: markers are idempotent. A transaction that is open in a log
+but not in the coordinator's belongs to nobody and is aborted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection
+
+from semel.broker.config import BrokerConfig
+from semel.broker.groups import OFFSETS_TOPIC, Groups
+from semel.broker.internal import Change, InternalLog
+from semel.broker.metadata import MetadataStore
+from semel.broker.topics import Partition, Topics
+from semel.coordinator.transaction import Answer, TransactionCoordinator, TransactionMetadata, TransactionState
+from semel.coordinator.transaction_log import decode_transaction, decode_transactional_id, encode_transaction
+from semel.env import Env, failpoint
+from semel.errors import ErrorCode
+from semel.log.log import LogError
+from semel.types import TopicPartition
+
+__all__ = ["TRANSACTIONS_TOPIC", "Transactions"]
+
+log = logging.getLogger("semel.broker")
+
+TRANSACTIONS_TOPIC = "__transaction_state"
+COORDINATOR_EPOCH = 0
+"""One node, one log: no other coordinator ever existed."""
+ID_EXPIRATION_MS = 604_800_000
+"""Kafka's transactional.id.expiration.ms: a week without use."""
+
+
+class Transactions:
+    """Requests about transactions; each call leaves the log and the coordinator agreeing."""
+
+    def __init__(self, topics: Topics, metadata: MetadataStore, config: BrokerConfig, env: Env) -> None:
+        self._topics = topics
+        self._env = env
+        self.coordinator = TransactionCoordinator(
+            new_producer_id=metadata.new_producer_id,
+            transaction_version=config.transaction_version,
+            max_timeout_ms=config.transaction_max_timeout_ms,
+        )
+        self._log = InternalLog(topics, TRANSACTIONS_TOPIC, self._snapshot)
+        self._apply_offsets: Callable[[int, bool, int], None] = lambda *_: None
+
+    def __repr__(self) -> str:
+        return f"<Transactions {self.coordinator!r}>"
+
+    def open(self, groups: Groups) -> None:
+        """Read the log back, finish what was decided, abort what belongs to nobody."""
+        self._apply_offsets = groups.end_transaction
+        for key, value in self._log.open():
+            self.coordinator.restore(decode_transactional_id(key), decode_transaction(key, value))
+        self._finish_decided()
+        self._abort_orphans(groups)
+
+    # --- Requests ---
+
+    def init_producer_id(
+        self,
+        transactional_id: str | None,
+        timeout_ms: int,
+        producer_id: int,
+        producer_epoch: int,
+        now_ms: int,
+        api_version: int,
+    ) -> Answer:
+        """Hand out an identity. An open transaction of the id is aborted first, within this call."""
+        arguments = (transactional_id, timeout_ms, producer_id, producer_epoch, now_ms, api_version)
+        answer = self.coordinator.init_producer_id(*arguments)
+        if answer.error is ErrorCode.CONCURRENT_TRANSACTIONS and answer.transition is not None:
+            self._decide(answer.transition, now_ms)
+            answer = self.coordinator.init_producer_id(*arguments)
+        if answer.transition is not None:
+            self._persist(answer.transition, now_ms)
+        return answer
+
+    def add_partitions(
+        self,
+        transactional_id: str,
+        producer_id: int,
+        producer_epoch: int,
+        partitions: Collection[TopicPartition],
+        now_ms: int,
+        *,
+        api_version: int,
+        implicit: bool = False,
+    ) -> ErrorCode:
+        """Open or widen a transaction; durable when this returns without an error."""
+        answer = self.coordinator.add_partitions(
+            transactional_id,
+            producer_id,
+            producer_epoch,
+            partitions,
+            now_ms,
+            api_version=api_version,
+            implicit=implicit,
+        )
+        if answer.transition is not None:
+            self._persist(answer.transition, now_ms)
+        return answer.error
+
+    def end_transaction(
+        self, transactional_id: str, producer_id: int, producer_epoch: int, commit: bool, now_ms: int, api_version: int
+    ) -> Answer:
+        """Decide the transaction and carry the decision out."""
+        answer = self.coordinator.end_transaction(
+            transactional_id, producer_id, producer_epoch, commit, now_ms, api_version
+        )
+        if answer.transition is not None:
+            self._decide(answer.transition, now_ms)
+        return answer
+
+    # --- Timer ---
+
+    def sweep(self, now_ms: int) -> None:
+        """Abort transactions past their timeout, go on with decisions that could not be carried out, forget old ids."""
+        for transactional_id in self.coordinator.expired(now_ms):
+            answer = self.coordinator.time_out(transactional_id, now_ms)
+            if answer.transition is not None:
+                log.warning("transaction of %s timed out and is aborted", transactional_id)
+                self._decide(answer.transition, now_ms)
+        self._finish_decided()
+        for transactional_id in self.coordinator.idle(now_ms, ID_EXPIRATION_MS):
+            self._persist(self.coordinator.forget(transactional_id, now_ms), now_ms)
+        self._log.checkpoint_if_due(now_ms)
+
+    # --- Steps ---
+
+    def _decide(self, prepared: TransactionMetadata, now_ms: int) -> None:
+        failpoint("broker.before_prepare")
+        self._persist(prepared, now_ms)
+        failpoint("broker.after_prepare")
+        self._carry_out(prepared, now_ms, first_time=True)
+
+    def _persist(self, transition: TransactionMetadata, now_ms: int) -> None:
+        """Write a transition, then apply it.
+
+        When the log refuses it, nothing happened. Any other failure leaves the id pending, that is answered 51: whether
+        the record is in the file is for the next start to find out.
+        """
+        try:
+            self._log.append([encode_transaction(transition)], now_ms)
+        except LogError:
+            self.coordinator.cancel(transition)
+            raise
+        self.coordinator.complete(transition)
+
+    def _carry_out(self, prepared: TransactionMetadata, now_ms: int, *, first_time: bool) -> None:
+        """Markers, offsets, CompleteX. A log that cannot be written leaves the decision to the next sweep."""
+        commit = prepared.state is TransactionState.PREPARE_COMMIT
+        epoch = self.coordinator.marker_epoch(prepared)
+        try:
+            for number, item in enumerate(sorted(prepared.partitions)):
+                if number:
+                    failpoint("broker.between_markers")
+                partition = self._topics.partition(*item)
+                if partition is not None:  # Deleted meanwhile: there is nothing to end.
+                    self._end_in(partition, prepared.producer_id, epoch, commit, now_ms, first_time)
+            failpoint("broker.after_markers")
+            self._persist(self.coordinator.finish(prepared.transactional_id, now_ms), now_ms)
+        except (LogError, OSError):
+            log.exception("%s of %s is decided but not complete", prepared.state, prepared.transactional_id)
+
+    def _end_in(
+        self, partition: Partition, producer_id: int, epoch: int, commit: bool, now_ms: int, first_time: bool
+    ) -> None:
+        if partition.log.topic == OFFSETS_TOPIC:
+            self._apply_offsets(producer_id, commit, now_ms)
+            return
+        partition.log.append_marker(
+            producer_id, epoch, commit, COORDINATOR_EPOCH, now_ms, unless_written=not first_time
+        )
+        if partition.waiters:
+            partition.advanced()
+
+    def _finish_decided(self) -> None:
+        for prepared in self.coordinator.unfinished():
+            log.info("finishing %s of %s", prepared.state, prepared.transactional_id)
+            self._carry_out(prepared, self._env.wall_ms(), first_time=False)
+
+    def _abort_orphans(self, groups: Groups) -> None:
+        known = self.coordinator.open_identities()
+        now_ms = self._env.wall_ms()
+        for topic in self._topics:
+            for partition in topic.partitions:
+                for producer_id, epoch, first_offset in partition.log.open_transactions():
+                    if (producer_id, epoch) not in known:
+                        log.warning(
+                            "aborting the transaction of producer %d, epoch %d, open in %s-%d since offset %d: "
+                            "the coordinator does not know it",
+                            *(producer_id, epoch, topic.info.name, partition.log.partition, first_offset),
+                        )
+                        self._end_in(partition, producer_id, epoch, False, now_ms, False)
+        for producer_id in groups.coordinator.pending_producers() - {producer_id for producer_id, _ in known}:
+            log.warning("dropping offsets of producer %d: the coordinator knows no transaction of it", producer_id)
+            groups.end_transaction(producer_id, False, now_ms)
+
+    def _snapshot(self) -> list[Change]:
+        found, _ = self.coordinator.list_transactions(0)
+        return [encode_transaction(metadata) for metadata in found]
