@@ -74,7 +74,7 @@ def main(verbose: bool) -> None:
 
 
 def _settings(**overrides: object) -> Settings:
-    return Settings.from_environment(**overrides)
+    return Settings.from_environment(None, **overrides)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -257,7 +257,7 @@ class Demo:
         if self._scratch is not None:
             self._scratch.cleanup()
 
-    async def _all_or_first_error(self, wanted: asyncio.Task[None], supervisor: asyncio.Task[None]) -> None:
+    async def _all_or_first_error(self, wanted: asyncio.Task[None], supervisor: asyncio.Task[int]) -> None:
         """Wait for `wanted`; a supervisor that ends before it is an error that must be seen."""
         await asyncio.wait({wanted, supervisor}, return_when=asyncio.FIRST_COMPLETED)
         if not wanted.done():
@@ -265,7 +265,7 @@ class Demo:
             raise SemelError(f"the supervisor ended during the run; the children's logs are in {self._folder}")
         await wanted
 
-    async def _until_ready(self, supervisor: asyncio.Task[None]) -> None:
+    async def _until_ready(self, supervisor: asyncio.Task[int]) -> None:
         self._say.line(
             f"starting broker, {HTTP_INSTANCES} HTTP instances and {WORKERS} workers; data in {self._folder}"
         )

@@ -1,0 +1,107 @@
+"""The processes of a deployment: what runs in a worker, in an HTTP instance and in a broker."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from semel.app import App
+from semel.broker.broker import serve as serve_broker
+from semel.broker.config import BrokerConfig
+from semel.client.admin import Admin
+from semel.client.cluster import KafkaClient
+from semel.env import Env
+from semel.errors import OutcomeUnknown, Retriable
+from semel.ingress.asgi import create
+from semel.ingress.link import ensure_topics, topic_specs
+from semel.ingress.owner import owner_component
+from semel.ingress.server import bind, serve
+from semel.ops.guarantees import check_required, edges_of
+from semel.ops.loading import load_app
+from semel.processing.component import Component
+from semel.processing.engine import Engine
+from semel.processing.heartbeat import Heartbeat
+from semel.processing.metrics import Metrics
+from semel.processing.topology import prepare_topics
+from semel.processing.worker import Runnable, Worker
+from semel.settings import Settings
+from semel.sinks.engine import SinkEngine
+
+__all__ = ["run_broker", "run_http", "run_worker"]
+
+_CONNECT_PAUSE_SECONDS = 0.2
+
+
+async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
+    """Every component of the app in this process, until SIGTERM. Waits for a Kafka that is not there yet."""
+    app = load_app(spec)
+    env, metrics = Env(), Metrics()
+    heartbeat = Heartbeat.from_environment()
+    heartbeat.start()
+    await _prepare(app, settings, env)
+    worker = Worker(
+        _runnables(app, settings, env, metrics, slot), drain_seconds=settings.drain_seconds, heartbeat=heartbeat
+    )
+    await worker.run()
+
+
+def _runnables(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int) -> Mapping[str, Runnable]:
+    runnables: dict[str, Runnable] = {
+        component.name: Engine(component, settings.kafka, settings, env, metrics, slot=slot)
+        for component in _components(app, env)
+    }
+    for sink in app.sinks.values():
+        runnables[sink.name] = SinkEngine(app.name, sink, settings.kafka, settings, env, metrics, slot=slot)
+    return runnables
+
+
+def _components(app: App, env: Env) -> list[Component]:
+    components = app.components()
+    if app.endpoints:
+        components.append(owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms))
+    return components
+
+
+async def _prepare(app: App, settings: Settings, env: Env) -> None:
+    """Make the app's topics and check what it requires of the cluster; repeated until Kafka answers."""
+    while True:
+        try:
+            async with KafkaClient(settings.kafka, client_id=f"{app.name}.setup", env=env) as client:
+                check_required(app, edges_of(app, client.transaction_version))
+                admin = Admin(client)
+                partitions = app.request_partitions or settings.partitions
+                if app.endpoints:
+                    await ensure_topics(admin, app.name, partitions)
+                own = topic_specs(app.name, partitions) if app.endpoints else {}
+                await prepare_topics(admin, app.topics.values(), _components(app, env), settings.partitions, more=own)
+                return
+        except (Retriable, OutcomeUnknown, OSError):
+            await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
+
+
+async def run_http(spec: str, settings: Settings, *, slot: int, host: str, port: int) -> None:
+    """One HTTP instance, until SIGTERM. Instances share the port."""
+    app = load_app(spec)
+    ingress = create(app, settings, env=Env(), metrics=Metrics())
+    heartbeat = Heartbeat.from_environment()
+    heartbeat.start()
+    await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
+
+
+async def run_broker(data: Path, listen: str, *, transaction_version: int, fsync: Literal["os", "always"]) -> None:
+    """The embedded broker, until SIGTERM or SIGINT."""
+    heartbeat = Heartbeat.from_environment()
+    heartbeat.start()
+    config = BrokerConfig(transaction_version=transaction_version, fsync=fsync)
+    serving = asyncio.create_task(serve_broker(data, listen, config))
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, serving.cancel)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not serving.cancelled():
+            raise

@@ -1,0 +1,78 @@
+"""`semel run`: a broker where no Kafka is named, HTTP instances and workers, all under one supervisor."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from semel.errors import ConfigurationError
+from semel.ingress.server import bind
+from semel.ops.guarantees import check_required, edges_of
+from semel.ops.loading import load_app
+from semel.processing.supervisor import ChildSpec, Supervisor
+from semel.settings import Settings
+
+__all__ = ["deploy"]
+
+
+async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host: str, port: int) -> None:
+    """Run an app until SIGTERM. Exits with the supervisor's code when it is not 0.
+
+    What can be known before a process is started is checked here: the app, its required guarantees, the port and
+    the data folder. Raises `ConfigurationError`.
+    """
+    app = load_app(spec)
+    check_required(app, edges_of(app, None))
+    if http < 0 or workers < 0 or http + workers == 0:
+        raise ConfigurationError("Give --http and --workers numbers from 0, and at least one of them above it.")
+    if http and app.endpoints:
+        bind(host, port).close()
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The data folder {settings.data} cannot be made: {error.strerror}. Give --data a folder you can write."
+        ) from error
+    environment = {**os.environ, "SEMEL_DATA": str(settings.data)}
+    children = []
+    kafka = settings.kafka
+    if not kafka:
+        kafka = f"127.0.0.1:{_free_port()}"
+        argv = ["broker", "--data", str(settings.data / "broker"), "--listen", kafka]
+        children.append(_child("broker", argv, environment, is_last=True))
+    environment["SEMEL_KAFKA"] = kafka
+    if app.endpoints:
+        for slot in range(http):
+            argv = ["child", "http", spec, "--slot", str(slot), "--listen", f"{host}:{port}"]
+            children.append(_child(f"http-{slot}", argv, environment, slot))
+    for slot in range(workers):
+        argv = ["child", "worker", spec, "--slot", str(slot)]
+        children.append(_child(f"worker-{slot}", argv, environment, slot))
+    where = f", http://{host}:{port}" if http and app.endpoints else ""
+    click.echo(f"semel: {app.name} on Kafka at {kafka}{where}; stop with Ctrl-C", err=True)
+    supervisor = Supervisor(
+        children,
+        silence_seconds=settings.session_timeout_ms / 1000,
+        drain_seconds=settings.drain_seconds,
+        status=settings.data / "status.json",
+    )
+    code = await supervisor.run(handle_signals=True)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _child(
+    name: str, argv: Sequence[str], environment: dict[str, str], slot: int = 0, *, is_last: bool = False
+) -> ChildSpec:
+    command = [sys.executable, "-m", "semel", *argv]
+    # The dictionary is shared on purpose: the broker's address is put into it before any child starts.
+    return ChildSpec(name, command, environment=environment, slot=slot, is_last=is_last)
+
+
+def _free_port() -> int:
+    """A port for our own broker; its number changes with every run, so that two apps do not meet by accident."""
+    with bind("127.0.0.1", 0) as sock:
+        return int(sock.getsockname()[1])
