@@ -15,7 +15,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -50,22 +50,32 @@ _CLOSE = (b"connection", b"close")
 _DESCRIBED = ("Link", '</errors/idempotency-key-missing>; rel="describedby"')
 
 
+class Declared(Protocol):
+    """What the ingress needs of an `App`."""
+
+    name: str
+    endpoints: dict[str, EndpointSpec]
+    request_partitions: int | None
+
+
 def create(
-    app: str,
-    endpoints: Sequence[EndpointSpec],
+    app: Declared,
     settings: Settings,
     *,
     limits: Limits | None = None,
     env: Env | None = None,
     metrics: Metrics | None = None,
 ) -> Ingress:
-    """The ASGI app of these endpoints over the Kafka at `settings.kafka`; nothing is opened before it starts.
+    """The ASGI app of an app's endpoints over the Kafka at `settings.kafka`; nothing is opened before it starts.
 
     Raises `ConfigurationError` when the settings name no Kafka.
     """
     env = env or Env()
-    link = KafkaLink(app, settings.kafka, settings, env)
-    return Ingress(app, endpoints, link, limits=limits, env=env, metrics=metrics, drain_seconds=settings.drain_seconds)
+    link = KafkaLink(app.name, settings.kafka, app.request_partitions or settings.partitions, env)
+    endpoints = list(app.endpoints.values())
+    return Ingress(
+        app.name, endpoints, link, limits=limits, env=env, metrics=metrics, drain_seconds=settings.drain_seconds
+    )
 
 
 class _ClientGone(Exception):

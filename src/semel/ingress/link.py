@@ -15,7 +15,6 @@ from semel.env import Env
 from semel.errors import ConfigurationError, SemelError
 from semel.ingress.requests import STORE, requests_topic, responses_topic
 from semel.processing.component import state_topic
-from semel.settings import Settings
 from semel.types import Record, TopicPartition
 from semel.wire.partitioner import partition_for
 
@@ -64,9 +63,9 @@ async def ensure_topics(admin: Admin, app: str, partitions: int) -> None:
         found = existing[name].partitions if name in existing else partitions
         if found != partitions:
             raise ConfigurationError(
-                f"PARTITIONS_CHANGED: {name} has {found} partitions and the settings say {partitions}. A retry would "
-                f"meet an owner without its stored response and run twice. Set SEMEL_PARTITIONS={found}; to have "
-                "more, drain the app, wait a day for the retries, and rename it or delete its semel topics."
+                f"PARTITIONS_CHANGED: {name} has {found} partitions and the app asks for {partitions}. A retry would "
+                f"meet an owner without its stored response and run twice. Give the app request_partitions={found}; to "
+                "have more, drain it, wait a day for the retries, and rename it or delete its semel topics."
             )
     await admin.create_topics(topic_specs(app, partitions))
 
@@ -74,12 +73,12 @@ async def ensure_topics(admin: Admin, app: str, partitions: int) -> None:
 class KafkaLink:
     """See `gateway.Link`."""
 
-    def __init__(self, app: str, bootstrap: str, settings: Settings, env: Env) -> None:
+    def __init__(self, app: str, bootstrap: str, partitions: int, env: Env) -> None:
         if not bootstrap:
             raise ConfigurationError("the ingress needs a Kafka address: set SEMEL_KAFKA=host:port.")
         self._app = app
         self._bootstrap = bootstrap
-        self._partitions = settings.partitions
+        self._partitions = partitions
         self._env = env
         self._requests = requests_topic(app)
         self._client: KafkaClient | None = None
