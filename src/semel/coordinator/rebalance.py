@@ -371,14 +371,18 @@ class Rebalancer:
             self._drop(group, group.members[member_id], now_ms)
         return error
 
-    def abandon(self, token: int) -> None:
-        """The connection of a waiting request is gone: its member is not waiting any more and may expire."""
+    def abandon(self, token: int, now_ms: int) -> None:
+        """The connection of a waiting request is gone: its member has a session's time to come back."""
         for group in self._groups.values():
             for member in group.members.values():
+                if token not in (member.join_token, member.sync_token):
+                    continue
                 if member.join_token == token:
                     member.join_token = None
-                elif member.sync_token == token:
+                else:
                     member.sync_token = None
+                member.renew(now_ms)
+                return
 
     # -- Time ---------------------------------------------------------------------------------------------------
 
