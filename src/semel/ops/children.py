@@ -6,7 +6,6 @@ import asyncio
 import signal
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from semel.app import App
 from semel.broker.broker import serve as serve_broker
@@ -82,7 +81,7 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
             await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
 
 
-async def run_http(spec: str, settings: Settings, *, slot: int, host: str, port: int) -> None:
+async def run_http(spec: str, settings: Settings, *, host: str, port: int) -> None:
     """One HTTP instance, until SIGTERM. Instances share the port."""
     app = load_app(spec)
     ingress = create(app, settings, env=Env(), metrics=Metrics())
@@ -91,11 +90,10 @@ async def run_http(spec: str, settings: Settings, *, slot: int, host: str, port:
     await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
 
 
-async def run_broker(data: Path, listen: str, *, transaction_version: int, fsync: Literal["os", "always"]) -> None:
+async def run_broker(data: Path, listen: str, config: BrokerConfig) -> None:
     """The embedded broker, until SIGTERM or SIGINT."""
     heartbeat = Heartbeat.from_environment()
     heartbeat.start()
-    config = BrokerConfig(transaction_version=transaction_version, fsync=fsync)
     serving = asyncio.create_task(serve_broker(data, listen, config))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

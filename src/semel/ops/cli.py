@@ -129,14 +129,13 @@ def child() -> None:
 
 @child.command("http")
 @click.argument("app")
-@click.option("--slot", type=int, required=True)
 @click.option("--listen", required=True)
-def child_http(app: str, slot: int, listen: str) -> None:
+def child_http(app: str, listen: str) -> None:
     """One HTTP instance."""
     from semel.ops.children import run_http
 
     host, port = _listen(listen)
-    _run(run_http(app, _settings(), slot=slot, host=host, port=port))
+    _run(run_http(app, _settings(), host=host, port=port))
 
 
 @child.command("worker")
@@ -159,10 +158,12 @@ def broker(data: Path, listen: str, transaction_version: int, fsync: str) -> Non
 
     With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too.
     """
+    from semel.broker.config import BrokerConfig
     from semel.ops.children import run_broker
 
     _listen(listen)
-    _run(run_broker(data, listen, transaction_version=transaction_version, fsync=fsync))
+    config = BrokerConfig(transaction_version=transaction_version, fsync="always" if fsync == "always" else "os")
+    _run(run_broker(data, listen, config))
 
 
 @main.command()
