@@ -29,6 +29,9 @@ _V2_VERSIONS = {DESCRIBE: 0, END_TXN: 5, TXN_OFFSET_COMMIT: 5}
 _PRODUCE_NEWEST = {1: 11, 2: 12}
 """Produce v12 adds partitions to the transaction implicitly, which only transactions V2 makes safe."""
 
+_DESCRIBE_TRIES = 5
+"""How often a fenced producer asks why; after that its message names both possible reasons."""
+
 
 class TransactionalProducer:
     """Writes records and offsets in Kafka transactions under one transactional id; one task at a time may use it.
@@ -56,6 +59,7 @@ class TransactionalProducer:
         self._client = client
         self._protocol = TransactionProtocol(transactional_id, max_in_flight=settings.max_in_flight)
         self._sender = Sender(client, self._round)
+        self._describe_tries = 0
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -124,6 +128,7 @@ class TransactionalProducer:
         deadline = self._deadline()
         limit = self._client.settings.buffer_bytes_max
         await self._sender.wait(lambda: self._waiting_bytes() < limit or protocol.failure is not None, deadline)
+        await self._diagnosed(deadline)
         protocol.produce(Batch(TopicPartition(topic, partition), batches, deadline))
         self._sender.schedule()
 
@@ -133,6 +138,7 @@ class TransactionalProducer:
     async def send_offsets(self, offsets: Mapping[TopicPartition, int], group: GroupMetadata) -> None:
         """Put the offsets to read next into the transaction; the broker checks member and generation (KIP-447)."""
         self._check()
+        await self._diagnosed(self._deadline())
         self._protocol.send_offsets(offsets, group)
         self._sender.schedule()
 
@@ -141,7 +147,7 @@ class TransactionalProducer:
         protocol = self._protocol
         deadline = self._deadline()
         done = await self._sender.wait(lambda: protocol.is_delivered or protocol.failure is not None, deadline)
-        await self._sender.wait(lambda: protocol.state is not State.Suspect, deadline)
+        await self._diagnosed(deadline)
         if protocol.failure is not None:
             raise protocol.error()
         if not done:
@@ -155,7 +161,7 @@ class TransactionalProducer:
         self._check()
         protocol = self._protocol
         deadline = self._deadline()
-        await self._sender.wait(lambda: protocol.state is not State.Suspect, deadline)
+        await self._diagnosed(deadline)
         protocol.end(commit=commit)
         self._sender.schedule()
         if not await self._sender.wait(lambda: protocol.is_idle, deadline):
@@ -172,7 +178,7 @@ class TransactionalProducer:
         self._check()
         protocol = self._protocol
         deadline = self._deadline()
-        await self._sender.wait(lambda: protocol.state is not State.Suspect, deadline)
+        await self._diagnosed(deadline)
         if protocol.state in (State.Unknown, State.Uninitialized, State.Failed):
             await self.init_transactions()
         elif protocol.state is not State.Ready:
@@ -187,6 +193,11 @@ class TransactionalProducer:
             self._sender.last_reason = "closing"
         finally:
             await self._sender.close()
+
+    async def _diagnosed(self, deadline: float) -> None:
+        """While a broker's refusal is being explained, wait for the explanation: it decides the error's class."""
+        if self._protocol.state is State.Suspect:
+            await self._sender.wait(lambda: self._protocol.state is not State.Suspect, deadline)
 
     def _check(self) -> None:
         check_not_forked(self._pid, f"the producer of transactional id {self.transactional_id!r}")
@@ -373,15 +384,19 @@ class TransactionalProducer:
         self._react(reaction, f"EndTxn: error {int(answer.error_code)}")
 
     async def _describe(self, request: Request) -> None:
-        """Find out why our epoch was refused; a broker that cannot tell leaves the general message."""
+        """Find out why our epoch was refused; a coordinator that cannot tell leaves the general message."""
+        self._describe_tries += 1
         try:
             answer = await self._call(
                 request, DESCRIBE, transactional_ids=(self.transactional_id,), decode=decode_described
             )
             found: DescribedTransaction = answer[0]
-        except (SemelError, IndexError):
+        except (SemelError, IndexError) as error:
+            if isinstance(error, (Retriable, OutcomeUnknown)) and self._describe_tries < _DESCRIBE_TRIES:
+                raise
             self._protocol.diagnosed(request, None)
             return
+        self._describe_tries = 0
         if found.error is not ErrorCode.NONE:
             self._protocol.diagnosed(request, None)
             return

@@ -1,0 +1,338 @@
+"""The transactional protocol against a model broker and a network that loses, delays and doubles.
+
+Whatever the network does: a reader of committed records sees exactly the transactions that the caller was told are
+committed, those of unknown outcome whole or not at all, each once, in order, and with the offset of the same
+transaction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from semel.client.batches import Batch, Identity
+from semel.client.transaction import Kind, Request, State, TransactionProtocol, TransactionView
+from semel.errors import AbortTransaction, Fenced, OutcomeUnknown
+from semel.types import GroupMetadata, TopicPartition
+from tests.client.model_broker import Copy, ModelBroker
+
+INPUT = TopicPartition("input", 0)
+GROUP = GroupMetadata("group", 1, "member")
+FATES = ("answered", "answer lost", "lost", "late", "not sent")
+
+
+@dataclass(frozen=True)
+class Records:
+    label: str
+    count: int
+    size: int = 100
+
+    def build(self, **ids: int) -> bytes:
+        return self.label.encode()
+
+
+@dataclass
+class Network:
+    """Takes copies to the broker as the script says; without a script left it is a good network."""
+
+    broker: ModelBroker
+    fates: list[tuple[str, int]]
+    late: list[tuple[int, object]] = field(default_factory=list)
+    step: int = 0
+
+    def fate(self) -> tuple[str, int]:
+        return self.fates.pop(0) if self.fates else ("answered", 0)
+
+    def tick(self) -> None:
+        self.step += 1
+        due = [copy for at, copy in self.late if at <= self.step]
+        self.late = [item for item in self.late if item[0] > self.step]
+        for copy in due:
+            self.deliver(copy)
+
+    def deliver(self, copy: object) -> object:
+        return self.broker.produce(copy) if isinstance(copy, Copy) else self.broker.handle(copy)
+
+    def take(self, copy: object) -> tuple[str, object]:
+        """What the sender sees of a copy: answered (with the answer), unanswered or not sent."""
+        fate, delay = self.fate()
+        if fate == "not sent":
+            return "not sent", None
+        if fate == "late":
+            self.late.append((self.step + delay, copy))
+            return "unanswered", None
+        if fate == "lost":
+            return "unanswered", None
+        answer = self.deliver(copy)
+        return ("answered", answer) if fate == "answered" else ("unanswered", None)
+
+
+class Driver:
+    """The shell without I/O: writes what the protocol asks for, reports what came of it."""
+
+    def __init__(self, version: int, fates: list[tuple[str, int]], first_epoch: int = 0, patience: int = 60) -> None:
+        self.version = version
+        self.patience = patience
+        self.broker = ModelBroker(version, first_epoch)
+        self.network = Network(self.broker, fates)
+        self.restarts = 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.protocol = TransactionProtocol("id")
+        self._initialize()
+
+    def _initialize(self) -> None:
+        self.protocol.initialize(self.version)
+        for _ in range(2_000):
+            if self.protocol.is_idle and not (self.protocol.state is State.Ready and self.protocol.needs_init):
+                return
+            self.round()
+        raise AssertionError(f"{self.protocol} never became ready")
+
+    def round(self) -> None:
+        self.network.tick()
+        protocol = self.protocol
+        request = protocol.next_request()
+        if request is not None:
+            self._control(request)
+        flying: list[Batch] = []
+        for partition in protocol.sendable():
+            while (batch := protocol.take_batch(partition, "node")) is not None:
+                flying.append(batch)
+        broken = None
+        for batch in flying:
+            copy = self._copy(batch)
+            if broken is not None:  # Everything behind a lost answer on the same connection is lost too.
+                if broken == "delivered behind":
+                    self.network.deliver(copy)
+                protocol.batch_unanswered(batch, "connection lost")
+                continue
+            seen, answer = self.network.take(copy)
+            if seen == "answered":
+                protocol.batch_answered(batch, int(answer))
+            elif seen == "not sent":
+                protocol.batch_not_sent(batch, "no connection")
+            else:
+                broken = "delivered behind" if self.network.step % 2 else "lost behind"
+                protocol.batch_unanswered(batch, "connection lost")
+
+    def _copy(self, batch: Batch) -> Copy:
+        assert batch.identity is not None
+        label = batch.encode(transactional=True).decode()
+        return Copy(
+            batch.partition, batch.identity, batch.base_sequence, batch.count, label, self.protocol.protocol
+        )
+
+    def _control(self, request: Request) -> None:
+        protocol = self.protocol
+        if request.kind is Kind.DescribeTransactions:
+            protocol.diagnosed(request, TransactionView(self.broker.identity, self.broker.state, 10_000))
+            return
+        seen, answer = self.network.take(request)
+        if seen == "not sent":
+            protocol.not_sent(request)
+        elif seen == "unanswered":
+            protocol.unanswered(request)
+        else:
+            code, identity = answer
+            match request.kind:
+                case Kind.InitProducerId:
+                    protocol.init_answered(request, code, identity)
+                case Kind.AddPartitionsToTxn:
+                    protocol.partitions_answered(request, dict.fromkeys(request.partitions, int(code)))
+                case Kind.AddOffsetsToTxn:
+                    protocol.offsets_added(request, code)
+                case Kind.TxnOffsetCommit:
+                    protocol.offsets_answered(request, dict.fromkeys(request.offsets, int(code)))
+                case Kind.EndTxn:
+                    protocol.end_answered(request, code, identity)
+
+    def transaction(self, batches: list[tuple[TopicPartition, Records]], offset: int | None, commit: bool) -> str:
+        """Run one transaction as a caller would; what the caller was told."""
+        try:
+            self.protocol.begin(self.version)
+            for partition, records in batches:
+                self.protocol.produce(Batch(partition, records, deadline=1e9))
+                if records.count % 2:
+                    self.round()
+            if offset is not None:
+                self.protocol.send_offsets({INPUT: offset}, GROUP)
+            return self._finish(commit)
+        except AbortTransaction:
+            return self._clean_up()
+        except Fenced:
+            return self._take_over()
+
+    def _finish(self, commit: bool) -> str:
+        self.protocol.end(commit=commit)
+        for _ in range(self.patience):
+            if self.protocol.is_idle:
+                break
+            self.round()
+        if not self.protocol.is_idle:
+            given_up = self.protocol.give_up(1.0)
+            if isinstance(given_up, OutcomeUnknown):
+                self._initialize()
+                if self.protocol.state is State.Fenced:
+                    return self._take_over("unknown")
+                if self.protocol.state is State.Abortable:
+                    self._clean_up()
+                return "unknown" if commit else "aborted"
+            raise given_up
+        if self.protocol.state is not State.Ready:
+            raise self.protocol.error()
+        return "committed" if commit else "aborted"
+
+    def _clean_up(self) -> str:
+        self.patience = 3_000
+        try:
+            self._finish(commit=False)
+        except Fenced:
+            return self._take_over()
+        return "aborted"
+
+    def _take_over(self, told: str = "") -> str:
+        """A fenced process ends; the next one takes the id over."""
+        doubt = self.protocol._end_unanswered and self.protocol._commit
+        self.restarts += 1
+        self.restart()
+        return told or ("unknown" if doubt else "aborted")
+
+
+fates = st.lists(st.tuples(st.sampled_from(FATES), st.integers(0, 30)), max_size=40)
+transactions = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 2), st.integers(1, 4)), max_size=8),
+        st.booleans(),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def check(version: int, script: list[tuple[str, int]], plan: list, first_epoch: int, patience: int) -> Driver:
+    driver = Driver(version, list(script), first_epoch, patience)
+    told: list[tuple[str, dict[TopicPartition, list[str]], int | None]] = []
+    for number, (batches, with_offset, commit) in enumerate(plan):
+        records = [
+            (TopicPartition("out", partition), Records(f"{number}.{index}", count))
+            for index, (partition, count) in enumerate(batches)
+        ]
+        expected: dict[TopicPartition, list[str]] = {}
+        for partition, item in records:
+            expected.setdefault(partition, []).append(item.label)
+        offset = number + 1 if with_offset else None
+        driver.patience = patience
+        outcome = driver.transaction(records, offset, commit)
+        assert commit or outcome == "aborted"
+        told.append((outcome, expected, offset))
+    for _ in range(100):  # Whatever is still on the way arrives.
+        driver.round()
+    _judge(driver.broker, told)
+    return driver
+
+
+def _judge(broker: ModelBroker, told: list[tuple[str, dict[TopicPartition, list[str]], int | None]]) -> None:
+    visible = {label for labels in broker.committed.values() for label in labels}
+    want: dict[TopicPartition, list[str]] = {}
+    offsets = [0]
+    for outcome, expected, offset in told:
+        labels = {label for items in expected.values() for label in items}
+        happened = outcome == "committed"
+        if outcome == "unknown":
+            assert labels <= visible or not labels & visible, f"torn: {labels & visible} of {labels}"
+            happened = labels <= visible if labels else broker.offset == offset
+        if happened:
+            for partition, items in expected.items():
+                want.setdefault(partition, []).extend(items)
+            if offset is not None:
+                offsets.append(offset)
+    assert broker.committed == want
+    assert broker.offset == offsets[-1]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@given(script=fates, plan=transactions, first_epoch=st.sampled_from([0, 32_763]), patience=st.sampled_from([8, 3_000]))
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_committed_is_what_the_caller_was_told(version, script, plan, first_epoch, patience) -> None:
+    driver = check(version, script, plan, first_epoch, patience)
+    first_init_was_answered = not script or script[0][0] == "answered"
+    if version == 2 and first_init_was_answered:  # A late copy of the first InitProducerId looks like a new owner.
+        assert driver.restarts == 0, "transactions V2 fenced its own producer"
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("kind", ["commit then abort", "abort then commit", "produce", "offsets"])
+@pytest.mark.parametrize("delay", range(1, 25))
+def test_one_late_copy_into_the_next_transaction(version, kind, delay) -> None:
+    """C1: the late request of reliability.md, at every moment of the next transaction."""
+    commit_first = kind != "abort then commit"
+    answered = {
+        "commit then abort": 4 if version == 1 else 3,
+        "abort then commit": 4 if version == 1 else 3,
+        "produce": 2 if version == 1 else 1,
+        "offsets": 3 if version == 1 else 2,
+    }[kind]
+    script = [("answered", 0)] * answered + [("late", delay)]
+    plan = [([(0, 2)], True, commit_first), ([(0, 2), (0, 3), (1, 1)], True, not commit_first)]
+    check(version, script, plan, 0, 3_000)
+
+
+@given(plan=transactions, script=fates, at=st.lists(st.integers(0, 60), max_size=3), version=st.sampled_from([1, 2]))
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@example(plan=[([(0, 1), (0, 2)], True, True)], script=[], at=[3], version=2)
+def test_the_coordinators_time_out_is_never_reported_as_a_commit(plan, script, at, version) -> None:
+    class TimingOut(Network):
+        def tick(self) -> None:
+            super().tick()
+            if self.step in at:
+                self.broker.time_out()
+
+    original = Network
+    globals()["Network"] = TimingOut
+    try:
+        check(version, script, plan, 0, 3_000)
+    finally:
+        globals()["Network"] = original
+
+
+def test_v2_recovers_from_a_time_out_and_v1_names_it() -> None:
+    for version in (1, 2):
+        driver = Driver(version, [])
+        driver.protocol.begin(version)
+        driver.protocol.produce(Batch(TopicPartition("out", 0), Records("a", 1), deadline=1e9))
+        for _ in range(4):
+            driver.round()
+        driver.broker.time_out()
+        driver.protocol.produce(Batch(TopicPartition("out", 0), Records("b", 1), deadline=1e9))
+        for _ in range(4):
+            driver.round()
+        failure = driver.protocol.failure
+        assert isinstance(failure, AbortTransaction if version == 2 else Fenced)
+        assert "time-out of 10000 ms" in str(failure)
+        assert "'id'" in str(failure)
+
+
+def test_a_new_owner_is_named() -> None:
+    """C6, C15: fenced at once, with the name of the id and who has it, and nothing is sent any more."""
+    for version in (1, 2):
+        driver = Driver(version, [])
+        driver.protocol.begin(version)
+        driver.protocol.produce(Batch(TopicPartition("out", 0), Records("a", 1), deadline=1e9))
+        driver.broker.handle(Request(Kind.InitProducerId, Identity(), version))
+        code, newer = driver.broker.handle(Request(Kind.InitProducerId, Identity(), version))
+        assert code == 0
+        for _ in range(4):
+            driver.round()
+        assert driver.protocol.state is State.Fenced
+        assert isinstance(driver.protocol.failure, Fenced)
+        assert "'id'" in str(driver.protocol.failure)
+        assert str(newer) in str(driver.protocol.failure)
+        assert driver.protocol.next_request() is None
+        with pytest.raises(Fenced):
+            driver.protocol.initialize(version)
