@@ -115,6 +115,9 @@ class Sink(Protocol):
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset of a partition that is ours; None when it is not."""
 
+    def parked_keys(self, partition: TopicPartition) -> int:
+        """How many keys of a partition wait for a person."""
+
     def release(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget partitions; whoever owns them next fences us anyway."""
 

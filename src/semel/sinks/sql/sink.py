@@ -142,6 +142,11 @@ class SqlSink:
         owned = self._owned.get(partition)
         return None if owned is None else owned.next_offset
 
+    def parked_keys(self, partition: TopicPartition) -> int:
+        """How many keys of a partition that is ours are parked."""
+        owned = self._owned.get(partition)
+        return 0 if owned is None else len(owned.parked.keys)
+
     def release(self, partitions: Iterable[TopicPartition]) -> None:
         """Forget partitions."""
         for partition in partitions:
