@@ -71,8 +71,8 @@ class SinkEngine:
 
     def __init__(
         self,
-        spec: SinkSpec,
         app: str,
+        spec: SinkSpec,
         bootstrap: str,
         settings: Settings,
         env: Env,
