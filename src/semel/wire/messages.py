@@ -257,6 +257,8 @@ def decode_request_header(frame: bytes | bytearray | memoryview) -> RequestHeade
 
 def _decode(api_key: int, version: int, kind: Kind, frame: bytes | bytearray | memoryview, at: int) -> Any:
     read = _reader(api_key, version, kind)
+    if not isinstance(frame, bytes):
+        frame = memoryview(frame).toreadonly()  # kio takes no buffer that could change under it.
     try:
         entity, _ = read(checked(_entity(api_key, version, kind), frame, at), at)
     except _DECODE_ERRORS as error:

@@ -197,15 +197,18 @@ def _varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-_TABLE_SIZE = 1 << 16
-_VARINTS: list[bytes] = [_varint(value) for value in range(_TABLE_SIZE)]
-"""Offset deltas, and lengths of all but very large values, are a look-up."""
+_VARINTS: list[bytes] = [
+    *(bytes((n << 1,)) for n in range(1 << 6)),
+    *(bytes((n << 1 & 0x7F | 0x80, n >> 6)) for n in range(1 << 6, 1 << 13)),
+    *(bytes((n << 1 & 0x7F | 0x80, n >> 6 & 0x7F | 0x80, n >> 13)) for n in range(1 << 13, 1 << 16)),
+]
+"""Offset deltas, and lengths of all but very large values, are a look-up: the varints of 0 to 65,535."""
 _NULL = b"\x01"
 """The varint of -1: the length of a key or value that is None."""
 
 
 def _number(value: int) -> bytes:
-    return _VARINTS[value] if 0 <= value < _TABLE_SIZE else _varint(value)
+    return _VARINTS[value] if 0 <= value < len(_VARINTS) else _varint(value)
 
 
 def _encode_headers(headers: Sequence[Header]) -> bytes:
@@ -214,6 +217,15 @@ def _encode_headers(headers: Sequence[Header]) -> bytes:
         name = key.encode()
         parts += (_number(len(name)), name)
         parts += (_NULL,) if value is None else (_number(len(value)), value)
+    return b"".join(parts)
+
+
+def _encode_record(delta: int, count: int, key: bytes | None, value: bytes | None, tail: bytes) -> bytes:
+    """Any record, without the length in front; `tail` are its headers."""
+    parts = [b"\0", _number(delta), _number(count)]
+    for field in (key, value):
+        parts += (_NULL,) if field is None else (_number(len(field)), field)
+    parts.append(tail)
     return b"".join(parts)
 
 
@@ -244,7 +256,6 @@ class BatchBuilder:
         value: bytes | None,
         timestamp_ms: int,
         headers: Sequence[Header] = (),
-        _varints: list[bytes] = _VARINTS,
     ) -> None:
         """Add one record. Raises `ValueError` for a timestamp that does not fit in 64 bits."""
         count = self.count
@@ -257,29 +268,22 @@ class BatchBuilder:
             self._base_timestamp = self.max_timestamp = timestamp_ms
             delta = 0
         tail = _encode_headers(headers) if headers else b"\0"
-        # One join a record beats adding up the lengths of its varints, and leaves two pieces a record in the list.
-        try:
-            if delta < 0 or key is None or value is None:
-                raise IndexError
-            record = b"".join(
-                (b"\0", _varints[delta], _varints[count], _varints[len(key)], key, _varints[len(value)], value, tail)
-            )
-            prefix = _varints[len(record)]
-        except IndexError:
-            record = b"".join(
-                (
-                    b"\0",
-                    _number(delta),
-                    _number(count),
-                    *((_NULL,) if key is None else (_number(len(key)), key)),
-                    *((_NULL,) if value is None else (_number(len(value)), value)),
-                    tail,
+        varints = _VARINTS
+        if key is None or value is None or delta < 0:
+            record = _encode_record(delta, count, key, value, tail)
+        else:
+            try:
+                # One join a record beats adding up the lengths of its pieces, and leaves two pieces in the list.
+                record = b"".join(
+                    (b"\0", varints[delta], varints[count], varints[len(key)], key, varints[len(value)], value, tail)
                 )
-            )
-            prefix = _number(len(record))
+            except IndexError:  # A number beyond the table.
+                record = _encode_record(delta, count, key, value, tail)
+        size = len(record)
+        prefix = varints[size] if size < len(varints) else _varint(size)
         self._parts += (prefix, record)
         self._body = None
-        self.size += len(prefix) + len(record)
+        self.size += len(prefix) + size
         self.count = count + 1
 
     def build(
