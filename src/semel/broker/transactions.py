@@ -74,7 +74,10 @@ class Transactions:
         now_ms: int,
         api_version: int,
     ) -> Answer:
-        """Hand out an identity. An open transaction of the id is aborted first, within this call."""
+        """Hand out an identity. An open transaction of the id is aborted first, within this call.
+
+        Raises `LogError` when the log refuses: nothing happened then.
+        """
         arguments = (transactional_id, timeout_ms, producer_id, producer_epoch, now_ms, api_version)
         answer = self.coordinator.init_producer_id(*arguments)
         if answer.error is ErrorCode.CONCURRENT_TRANSACTIONS and answer.transition is not None:
@@ -95,7 +98,10 @@ class Transactions:
         api_version: int,
         implicit: bool = False,
     ) -> ErrorCode:
-        """Open or widen a transaction; durable when this returns without an error."""
+        """Open or widen a transaction; durable when this returns without an error.
+
+        A log that refuses gives COORDINATOR_NOT_AVAILABLE, which clients retry: nothing happened then.
+        """
         answer = self.coordinator.add_partitions(
             transactional_id,
             producer_id,
@@ -106,13 +112,18 @@ class Transactions:
             implicit=implicit,
         )
         if answer.transition is not None:
-            self._persist(answer.transition, now_ms)
+            try:
+                self._persist(answer.transition, now_ms)
+            except LogError as error:
+                log.error("transaction of %s cannot be opened: %s", transactional_id, error)
+                return ErrorCode.COORDINATOR_NOT_AVAILABLE
         return answer.error
 
     def end_transaction(
         self, transactional_id: str, producer_id: int, producer_epoch: int, commit: bool, now_ms: int, api_version: int
     ) -> Answer:
-        """Decide the transaction and carry the decision out."""
+        """Decide the transaction and carry the decision out. Raises `LogError` when the decision cannot be written."""
+        failpoint("broker.before_prepare")
         answer = self.coordinator.end_transaction(
             transactional_id, producer_id, producer_epoch, commit, now_ms, api_version
         )
@@ -137,7 +148,6 @@ class Transactions:
     # --- Steps ---
 
     def _decide(self, prepared: TransactionMetadata, now_ms: int) -> None:
-        failpoint("broker.before_prepare")
         self._persist(prepared, now_ms)
         failpoint("broker.after_prepare")
         self._carry_out(prepared, now_ms, first_time=True)
@@ -177,9 +187,15 @@ class Transactions:
         if partition.log.topic == OFFSETS_TOPIC:
             self._apply_offsets(producer_id, commit, now_ms)
             return
-        partition.log.append_marker(
-            producer_id, epoch, commit, COORDINATOR_EPOCH, now_ms, unless_written=not first_time
-        )
+        try:
+            partition.log.append_marker(
+                producer_id, epoch, commit, COORDINATOR_EPOCH, now_ms, unless_written=not first_time
+            )
+        except LogError as error:
+            if error.code is not ErrorCode.INVALID_PRODUCER_EPOCH:
+                raise
+            # The partition has seen a later epoch: this transaction ended there long ago.
+            log.error("no marker is written: %s", error)
         if partition.waiters:
             partition.advanced()
 

@@ -290,7 +290,7 @@ def describe_topic_partitions(node: Node, request: Request) -> Answer:
 
 
 def _described(index: int) -> Fields:
-    return partition_fields(index) | {"eligible_leader_replicas": None, "last_known_elr": None}
+    return partition_fields(index) | {"eligible_leader_replicas": [], "last_known_elr": []}
 
 
 APIS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.coordinator.transaction import TransactionMetadata
 from semel.errors import ErrorCode
+from semel.log.log import LogError
 from semel.types import TopicPartition
 from semel.wire.messages import to_ms
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["APIS"]
 
+log = logging.getLogger("semel.broker")
+
+_NOT_WRITTEN: Fields = {"error_code": ErrorCode.COORDINATOR_NOT_AVAILABLE, "producer_id": -1, "producer_epoch": -1}
+"""The transaction log refused: nothing happened, and the client may try again."""
 OFFSETS_PARTITION = TopicPartition("__consumer_offsets", 0)
 """Every group's offsets are in the only partition of this topic."""
 
@@ -29,14 +35,18 @@ def init_producer_id(node: Node, request: Request) -> Answer:
     Version notes: v3 an expected identity; v4 answers 90 where earlier ones answer 47; v6 (KIP-939) is not advertised.
     """
     body = request.body
-    answer = node.transactions.init_producer_id(
-        body.transactional_id,
-        to_ms(body.transaction_timeout),
-        getattr(body, "producer_id", -1),
-        getattr(body, "producer_epoch", -1),
-        request.now_ms,
-        request.version,
-    )
+    try:
+        answer = node.transactions.init_producer_id(
+            body.transactional_id,
+            to_ms(body.transaction_timeout),
+            getattr(body, "producer_id", -1),
+            getattr(body, "producer_epoch", -1),
+            request.now_ms,
+            request.version,
+        )
+    except LogError as error:
+        log.error("no identity for %s: %s", body.transactional_id, error)
+        return _NOT_WRITTEN
     return {"error_code": answer.error, "producer_id": answer.producer_id, "producer_epoch": answer.producer_epoch}
 
 
@@ -157,14 +167,18 @@ def end_txn(node: Node, request: Request) -> Answer:
     Version notes: v0-1 47 instead of 90; v5 ends with an epoch bump and answers the next transaction's identity.
     """
     body = request.body
-    answer = node.transactions.end_transaction(
-        body.transactional_id,
-        body.producer_id,
-        body.producer_epoch,
-        body.committed,
-        request.now_ms,
-        request.version,
-    )
+    try:
+        answer = node.transactions.end_transaction(
+            body.transactional_id,
+            body.producer_id,
+            body.producer_epoch,
+            body.committed,
+            request.now_ms,
+            request.version,
+        )
+    except LogError as error:
+        log.error("the decision about the transaction of %s cannot be written: %s", body.transactional_id, error)
+        return _NOT_WRITTEN
     return {"error_code": answer.error, "producer_id": answer.producer_id, "producer_epoch": answer.producer_epoch}
 
 
