@@ -69,6 +69,32 @@ def test_aborted_transactions_overlap_the_range_and_come_by_first_offset(tmp_pat
     assert log.aborted_transactions(4, 6) == []
 
 
+def test_aborted_transactions_are_found_across_segments(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_bytes=1)
+    log.append(batch(pid=1, txn=True), NOW)  # 0
+    log.append(batch(), NOW)  # 1
+    log.append(batch(pid=2, txn=True), NOW)  # 2
+    log.append_marker(1, 0, False, 0, NOW)  # 3
+    log.append(batch(), NOW)  # 4
+    log.append_marker(2, 0, False, 0, NOW)  # 5
+    log.close()
+    for again in (log, open_log(tmp_path)):
+        assert again.aborted_transactions(0, 6) == [(1, 0), (2, 2)]
+        assert again.aborted_transactions(1, 2) == [(1, 0)]
+        assert again.aborted_transactions(4, 5) == [(2, 2)]
+
+
+def test_reading_an_old_segment_needs_no_index_of_later_ones(tmp_path: Path) -> None:
+    """Else every fetch of a consumer that catches up would walk through the whole log."""
+    log = open_log(tmp_path, segment_bytes=1)
+    for _ in range(10):
+        log.append(batch(), NOW)
+    log.close()
+    log = open_log(tmp_path)
+    assert log.aborted_transactions(2, 3) == []
+    assert [segment.base_offset for segment in log._segments if segment.index is not None] == [2, 9]
+
+
 def test_a_marker_takes_an_offset_where_its_producer_wrote_nothing(tmp_path: Path) -> None:
     log = open_log(tmp_path)
     assert log.append_marker(7, 1, False, 0, NOW) == 0
@@ -98,6 +124,13 @@ def test_a_marker_ends_what_came_after_the_last_one(tmp_path: Path) -> None:
     log.append(batch(pid=7, seq=1, txn=True), NOW)
     assert log.append_marker(7, 0, False, 0, NOW) == 3
     assert log.aborted_transactions(0, 4) == [(7, 2)]
+
+
+def test_a_marker_behind_other_records_of_its_producer_is_a_new_one(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.append_marker(7, 0, True, 0, NOW)
+    log.append(batch(pid=7), NOW)
+    assert log.append_marker(7, 0, True, 0, NOW) == 2
 
 
 @pytest.mark.parametrize(

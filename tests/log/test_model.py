@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from semel.errors import ErrorCode
 from semel.log import index
@@ -199,6 +206,7 @@ class LogMachine(RuleBasedStateMachine):
         assert (log.log_start_offset, log.log_end_offset) == (self.begin, self.end)
         assert (log.high_watermark, log.last_stable_offset) == (self.end, stable)
         assert log.open_transactions() == [(pid, epoch, first) for first, pid, epoch in opened]
+        assert log.aborted_transactions(self.begin, self.end) == self.aborted_between(self.begin, self.end)
 
     @rule(data=st.data())
     def read(self, data: st.DataObject) -> None:
@@ -209,9 +217,11 @@ class LogMachine(RuleBasedStateMachine):
         expected = [entry for entry in self.batches if entry[1] >= offset and entry[1] < upper]
         assert batches == expected[: len(batches)]
         assert bool(batches) == bool(expected)
-        assert sorted(self.log.aborted_transactions(offset, upper)) == sorted(
-            (pid, first) for pid, first, marker in self.aborted if marker >= offset and first < upper
-        )
+        assert self.log.aborted_transactions(offset, upper) == self.aborted_between(offset, upper)
+
+    def aborted_between(self, offset: int, upper: int) -> list[tuple[int, int]]:
+        found = [(first, pid) for pid, first, marker in self.aborted if marker >= offset and first < upper]
+        return [(pid, first) for first, pid in sorted(found)]
 
     @rule()
     def read_everything(self) -> None:
@@ -229,12 +239,10 @@ def test_the_log_does_what_the_model_does(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(index, "SPARSE_BYTES", 300)
     monkeypatch.setattr(log_module, "_INDEXES_LOADED", 2)
 
-    from hypothesis.stateful import run_state_machine_as_test
-
     run_state_machine_as_test(
         LogMachine,
         settings=settings(
-            max_examples=60,
+            max_examples=100,
             stateful_step_count=40,
             deadline=None,
             suppress_health_check=list(HealthCheck),

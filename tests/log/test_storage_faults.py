@@ -145,6 +145,24 @@ def test_always_syncs_before_the_acknowledgement(tmp_path: Path, monkeypatch: py
     assert len(synced) == 3
 
 
+def test_a_closed_segment_is_on_the_disk_before_the_next_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that damage before the last segment can never be the work of a power failure."""
+    synced: list[tuple[int, int]] = []
+    real = log_module.sync_data
+
+    def noting(file: int) -> None:
+        real(file)
+        synced.append((os.fstat(file).st_size, len(list(tmp_path.glob("*.log")))))
+
+    monkeypatch.setattr(log_module, "sync_data", noting)
+    log = open_log(tmp_path, segment_bytes=1)
+    for _ in range(3):
+        log.append(batch(), NOW)
+    assert synced == [(len(batch()), 1), (len(batch()), 2)]
+
+
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "p").write_text("a file")
     with pytest.raises(LogError, match=str(tmp_path / "p")) as refused:
