@@ -20,6 +20,8 @@ __all__ = ["Broker", "serve"]
 log = logging.getLogger("semel.broker")
 
 IDLE_CHECK_SECONDS = 30.0
+EXPIRE_SECONDS = 300.0
+"""Kafka's log.retention.check.interval.ms."""
 
 
 class _DirectoryLock:
@@ -106,8 +108,9 @@ class Broker:
             raise
         self._server = server
         self._timers = [
-            loop.create_task(self._every(self._config.transaction_sweep_seconds, self._sweep)),
+            loop.create_task(self._every(self._config.transaction_sweep_seconds, node.sweep)),
             loop.create_task(self._every(IDLE_CHECK_SECONDS, server.close_idle)),
+            loop.create_task(self._every(EXPIRE_SECONDS, node.expire)),
         ]
         log.info("broker listens on %s, data in %s", self.address, self._data)
 
@@ -129,10 +132,6 @@ class Broker:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    def _sweep(self) -> None:
-        assert self._node is not None
-        self._node.sweep()
 
     @staticmethod
     async def _every(seconds: float, action: Callable[[], None]) -> None:

@@ -60,6 +60,9 @@ class BrokerConfig:
             raise ConfigurationError(f"transaction_version={self.transaction_version} is neither 1 nor 2.")
         if self.fsync not in ("os", "always"):
             raise ConfigurationError(f"fsync={self.fsync!r} is neither 'os' nor 'always'.")
+        _, colon, port = self.advertised.rpartition(":")
+        if self.advertised and not (colon and port.isdigit()):
+            raise ConfigurationError(f"advertised={self.advertised!r} is not host:port, for example 127.0.0.1:9092.")
         if self.num_partitions < 1:
             raise ConfigurationError(f"num_partitions={self.num_partitions} must be at least 1.")
 
@@ -152,6 +155,9 @@ def check_topic_configs(configs: Mapping[str, str | None]) -> str | None:
 def log_config(config: BrokerConfig, overrides: Mapping[str, str]) -> LogConfig:
     """The log settings of a topic: its own, else the broker's."""
     retention = int(overrides.get("retention.ms", TOPIC_CONFIGS["retention.ms"].default))
+    after_max = int(
+        overrides.get("message.timestamp.after.max.ms", TOPIC_CONFIGS["message.timestamp.after.max.ms"].default)
+    )
     timestamp_type = cast(Literal["CreateTime", "LogAppendTime"], overrides.get("message.timestamp.type", "CreateTime"))
     return LogConfig(
         segment_bytes=int(overrides.get("segment.bytes", config.segment_bytes)),
@@ -160,4 +166,5 @@ def log_config(config: BrokerConfig, overrides: Mapping[str, str]) -> LogConfig:
         cleanup_policy=overrides.get("cleanup.policy", "delete"),
         retention_ms=retention,
         fsync=config.fsync,
+        timestamp_after_max_ms=after_max,
     )

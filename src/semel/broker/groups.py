@@ -62,7 +62,7 @@ class Groups:
         now_ms = self._env.wall_ms()
         for key, value in self._log.open():
             self.coordinator.replay(key, value, now_ms)
-        self._settle(now_ms)
+        self.settle(now_ms)
 
     def close(self) -> None:
         """Stop the clock. Waiting requests go with their connections."""
@@ -93,22 +93,6 @@ class Groups:
 
     def settle(self, now_ms: int) -> None:
         """After a call that changed a group: write, then answer those who may hear of it."""
-        self._settle(now_ms)
-
-    def _wait(self, request: Request, token: int, render: _Render) -> Later:
-        later = Later(self._outbox, request)
-        later.abandon = lambda: self._abandon(token)
-        self._waiting[token] = (later, render)
-        self._settle(request.now_ms)
-        return later
-
-    def _abandon(self, token: int) -> None:
-        if self._waiting.pop(token, None) is not None:
-            now_ms = self._env.wall_ms()
-            self.coordinator.abandon(token, now_ms)
-            self._set_timer(now_ms)
-
-    def _settle(self, now_ms: int) -> None:
         self._unwritten += self.coordinator.take_records()
         if self._unwritten:
             try:
@@ -124,6 +108,19 @@ class Groups:
                 later, render = waiting
                 later.answer(render(answer))
         self._set_timer(now_ms)
+
+    def _wait(self, request: Request, token: int, render: _Render) -> Later:
+        later = Later(self._outbox, request)
+        later.abandon = lambda: self._abandon(token)
+        self._waiting[token] = (later, render)
+        self.settle(request.now_ms)
+        return later
+
+    def _abandon(self, token: int) -> None:
+        if self._waiting.pop(token, None) is not None:
+            now_ms = self._env.wall_ms()
+            self.coordinator.abandon(token, now_ms)
+            self._set_timer(now_ms)
 
     # --- Offsets ---
 
@@ -142,14 +139,14 @@ class Groups:
 
     def _topic_deleted(self, name: str) -> None:
         self.coordinator.drop_topic(name)
-        self._settle(self._env.wall_ms())
+        self.settle(self._env.wall_ms())
 
     # --- Time ---
 
     def sweep(self, now_ms: int) -> None:
         """Expire offsets nobody uses, and go on with what could not be written."""
         self.coordinator.expire_offsets(now_ms)
-        self._settle(now_ms)
+        self.settle(now_ms)
         self._log.checkpoint_if_due(now_ms)
 
     def _set_timer(self, now_ms: int) -> None:
@@ -164,4 +161,4 @@ class Groups:
         self._timer = None
         now_ms = self._env.wall_ms()
         self.coordinator.tick(now_ms)
-        self._settle(now_ms)
+        self.settle(now_ms)

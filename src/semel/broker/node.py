@@ -69,10 +69,14 @@ class Node:
         self.metadata.close()
 
     def sweep(self) -> None:
-        """What happens by the clock: transactions that time out, offsets and producers that expire, checkpoints."""
+        """What happens by the clock: transactions time out, offsets expire, the coordinators' logs are shortened."""
         now_ms = self.env.wall_ms()
         self.transactions.sweep(now_ms)
         self.groups.sweep(now_ms)
+
+    def expire(self) -> None:
+        """What happens by the calendar: old segments and silent producers go."""
+        self.topics.expire(self.env.wall_ms())
 
     def handle(self, frame: memoryview, peer: Peer) -> Parts | Later | None:
         """Answer one request frame. Raises `ProtocolError` when the connection is to be closed."""

@@ -14,7 +14,7 @@ from semel.broker.config import BrokerConfig, check_topic_configs, log_config
 from semel.broker.metadata import MetadataStore, TopicInfo
 from semel.env import Env
 from semel.errors import ErrorCode, SemelError
-from semel.log.log import PartitionLog
+from semel.log.log import LogError, PartitionLog
 
 __all__ = ["Partition", "Topic", "TopicError", "Topics", "Waiter"]
 
@@ -180,6 +180,16 @@ class Topics:
         shutil.rmtree(self._directory / str(topic.info.topic_id), ignore_errors=True)
         log.info("topic %s deleted, id %s", name, topic.info.topic_id)
         self.after_delete(topic.info)
+
+    def expire(self, now_ms: int) -> None:
+        """Apply each topic's retention, and forget producers that have been silent for a day."""
+        for topic in self:
+            for partition in topic.partitions:
+                try:
+                    partition.log.apply_retention(now_ms)
+                except LogError as error:
+                    log.error("retention of %s-%d: %s", topic.info.name, partition.log.partition, error)
+                partition.log.expire_producers(now_ms)
 
     def _check_room(self, partitions: int) -> None:
         limit = self._config.max_topic_partitions
