@@ -172,6 +172,7 @@ class FakeConsumer:
         self.positions: dict[TopicPartition, int] = {}
         self.paused: set[TopicPartition] = set()
         self.script: list[Any] = []
+        self.dropped: set[TopicPartition] = set()
         self.per_poll = 1_000
 
     async def start(self) -> None:
@@ -181,17 +182,20 @@ class FakeConsumer:
         self.positions.update(await self.events.on_assigned(list(partitions)))
 
     async def revoke(self, *partitions: TopicPartition) -> None:
+        self.dropped |= set(partitions)
         await self.events.on_revoked(list(partitions))
         for at in partitions:
             self.positions.pop(at)
 
     async def lose(self, *partitions: TopicPartition) -> None:
+        self.dropped |= set(partitions)
         await self.events.on_lost(list(partitions))
         for at in partitions:
             self.positions.pop(at)
 
     async def poll(self, max_records: int, timeout: float) -> FakeBatch:
         self.kafka.hit("poll")
+        self.dropped = set()
         if self.script:
             await self.script.pop(0)()
         records: list[Record] = []
@@ -208,6 +212,9 @@ class FakeConsumer:
             if position != self.positions[at] and position == len(log):
                 ends[at] = position
             self.positions[at] = position
+        # What was polled of a partition that went meanwhile is not delivered, though the position has passed it.
+        records = [record for record in records if (record.topic, record.partition) not in self.dropped]
+        ends = {at: end for at, end in ends.items() if at not in self.dropped}
         if not records:
             await asyncio.sleep(min(timeout, 0.002))
         return FakeBatch(records, ends)

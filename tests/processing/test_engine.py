@@ -497,6 +497,25 @@ def test_work_in_hand_of_a_lost_partition_is_dropped_and_done_by_the_next_owner(
     assert sorted(int(v or b"") for v in kafka.values("out")) == sorted(list(range(1, 9)) * 5)
 
 
+def test_a_partition_that_goes_and_comes_back_within_one_poll_loses_nothing() -> None:
+    kafka = kafka_with(40)
+    engine = engine_of(kafka, app_with(copy))
+    consumer = kafka.consumer_made
+    assert consumer is not None
+    consumer.per_poll = 10
+
+    async def one() -> None:
+        return None
+
+    async def there_and_back() -> None:
+        await consumer.revoke(IN0)
+        await consumer.assign(IN0)
+
+    consumer.script = [one, there_and_back]
+    asyncio.run(run_until(engine, lambda: kafka.lag("in") == 0))
+    assert copied(kafka) == everything(40)
+
+
 def test_the_offset_is_asked_for_before_the_changelogs_end() -> None:
     kafka = kafka_with(5)
     process(kafka, app_with(counted, state=True))

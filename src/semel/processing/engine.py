@@ -119,7 +119,8 @@ class Engine:
         self._to_pause: set[TopicPartition] = set()
         self._recovery: _Recovery | None = None
         self._failure: SemelError | None = None
-        self._assigned_in_poll: set[tuple[str, int]] = set()
+        self._gone_in_poll: set[TopicPartition] = set()
+        self._is_gap_possible = False
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._last_commit = env.monotonic()
@@ -216,19 +217,19 @@ class Engine:
 
     async def _poll(self, timeout: float) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
-        self._assigned_in_poll.clear()
+        self._gone_in_poll.clear()
         try:
             batch = await self._consumer.poll(POLL_RECORDS_MAX, timeout)
         except _WAIT as error:
             await self._wait(f"polling: {error}")
             return None
-        fresh = self._assigned_in_poll
-        if fresh and any((record.topic, record.partition) in fresh for record in batch.records):
-            # The poll began before the partition was ours (again): its records may leave a gap.
-            self._need("partitions were assigned while records of theirs were on their way")
+        if self._is_gap_possible:
+            # What the poll brought may be of before, or have been dropped as such: only a seek is sure.
+            self._is_gap_possible = False
+            self._need("partitions went and came back within one poll")
         if self._recovery is None:
             self._pending.extend(batch.records)
-            self._ends.update((at, end) for at, end in batch.end_offsets.items() if at not in fresh)
+            self._ends.update(batch.end_offsets)
         return batch
 
     async def _work(self, deadline: float) -> bool:
@@ -471,8 +472,7 @@ class Engine:
                     raise
                 await self._wait(f"taking over {len(partitions)} partitions: {error}")
         async with self._turn:
-            self._forget(partitions)
-            self._assigned_in_poll.update(partitions)
+            self._is_gap_possible |= not self._gone_in_poll.isdisjoint(partitions)
             for at in partitions:
                 offset = taken.offsets[at]
                 held = self._inputs[at] = _Input(offset, offset, taken.parked.get(at, ParkedKeys()))
@@ -506,6 +506,7 @@ class Engine:
 
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:
         gone = set(partitions)
+        self._gone_in_poll |= gone
         self._pending = deque(record for record in self._pending if (record.topic, record.partition) not in gone)
         self._stores.drop(at.partition for at in partitions)
         for at in partitions:
