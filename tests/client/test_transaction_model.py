@@ -138,9 +138,7 @@ class Driver:
     def _copy(self, batch: Batch) -> Copy:
         assert batch.identity is not None
         label = batch.encode(transactional=True).decode()
-        return Copy(
-            batch.partition, batch.identity, batch.base_sequence, batch.count, label, self.protocol.protocol
-        )
+        return Copy(batch.partition, batch.identity, batch.base_sequence, batch.count, label, self.protocol.protocol)
 
     def _control(self, request: Request) -> None:
         protocol = self.protocol
@@ -238,7 +236,9 @@ transactions = st.lists(
 )
 
 
-def check(version: int, script: list[tuple[str, int]], plan: list, first_epoch: int, patience: int, hold=(None, 0)) -> Driver:
+def check(
+    version: int, script: list[tuple[str, int]], plan: list, first_epoch: int, patience: int, hold=(None, 0)
+) -> Driver:
     driver = Driver(version, list(script), first_epoch, patience)
     driver.network.hold, driver.network.hold_steps = hold
     told: list[tuple[str, dict[TopicPartition, list[str]], int | None]] = []
