@@ -104,7 +104,7 @@ def _json(kind: Any, what: str) -> Serde:
             raise DataError(f"{what} is declared as {plain.__name__}, got {type(value).__name__} {value!r:.80}")
         try:
             return to_bytes(value)
-        except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError, RecursionError) as error:
             raise DataError(f"{what} cannot be written as JSON: {error}") from error
 
     def decode(data: bytes) -> Any:
