@@ -14,6 +14,7 @@ from semel.env import Env, arm_failpoints
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 from semel.processing import engine as engine_module
 from semel.processing import parking
+from semel.processing import unit as unit_module
 from semel.processing.component import Component
 from semel.processing.effects import Write
 from semel.processing.engine import Engine
@@ -194,6 +195,19 @@ def test_large_outputs_are_split_into_batches_below_the_brokers_limit() -> None:
     assert len(kafka.values("out")) == 9
 
 
+def test_a_slow_handler_keeps_polling_so_that_the_group_keeps_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "POLL_PAUSE_SECONDS", 0.05)
+
+    async def slow(record: Any, target: Any) -> Any:
+        await asyncio.sleep(0.01)
+        return target.record(record.key, record.value)
+
+    kafka = kafka_with(60)
+    process(kafka, app_with(slow))
+    assert copied(kafka) == everything(60)
+    assert kafka.calls[: kafka.calls.index("close")].count("poll") > 8
+
+
 # --- State ---
 
 
@@ -216,6 +230,15 @@ def test_state_counts_every_record_once_over_units_aborts_and_restarts() -> None
         values = [int(r.value or b"") for r in kafka.records("out") if r.key == b"k%d" % key]
         assert values == list(range(1, 31))
     assert len(engine._stores.table("counts", 0)) == 0, "state is kept after the partition was given back"
+
+
+def test_state_is_carried_from_unit_to_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unit_module, "UNIT_RECORDS_MAX", 7)
+    kafka = kafka_with(100)
+    process(kafka, app_with(counted, state=True))
+    assert kafka.calls.count("end") >= 14
+    assert kafka.calls.count("committed_offsets") == 1, "without a failure nothing is read back"
+    assert sorted(int(v or b"") for v in kafka.values("out")) == sorted(list(range(1, 21)) * 5)
 
 
 def test_state_of_a_committed_transaction_whose_answer_was_lost_is_read_back() -> None:
@@ -476,7 +499,8 @@ def test_a_refused_commit_at_revocation_loses_and_doubles_nothing(error: SemelEr
     assert sorted(int(v or b"") for v in kafka.values("out")) == sorted(list(range(1, 9)) * 5)
 
 
-def test_work_in_hand_of_a_lost_partition_is_dropped_and_done_by_the_next_owner() -> None:
+@pytest.mark.parametrize("lost", [(IN0, IN1), (IN1,)])
+def test_work_in_hand_of_a_lost_partition_is_dropped_and_done_by_the_next_owner(lost: tuple[TopicPartition]) -> None:
     kafka = kafka_with(40)
     engine = engine_of(kafka, app_with(counted, state=True))
     consumer = kafka.consumer_made
@@ -487,10 +511,11 @@ def test_work_in_hand_of_a_lost_partition_is_dropped_and_done_by_the_next_owner(
         return None
 
     async def lose() -> None:
-        await consumer.lose(IN0, IN1)
+        assert engine._unit.records > 0
+        await consumer.lose(*lost)
 
     async def again() -> None:
-        await consumer.assign(IN0, IN1)
+        await consumer.assign(*lost)
 
     consumer.script = [one, lose, again]
     asyncio.run(run_until(engine, lambda: kafka.lag("in") == 0))
@@ -549,6 +574,30 @@ def test_a_drain_commits_what_is_in_hand() -> None:
     assert 0 < done <= 100
     assert done == 100 - kafka.lag("in"), "outputs and position must agree"
     assert kafka.calls[-1] == "close"
+
+
+def test_a_worker_that_is_cancelled_within_a_transaction_commits_no_position(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_COMMIT_SECONDS", 0.0)
+    kafka = kafka_with(30)
+    engine = engine_of(kafka, app_with(copy))
+
+    async def main() -> None:
+        stuck = asyncio.Event()
+
+        async def never(topic: str, partition: int, batches: Any) -> None:
+            stuck.set()
+            await asyncio.Event().wait()
+
+        engine._producer.produce = never  # type: ignore[method-assign]
+        running = asyncio.create_task(engine.run())
+        await stuck.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(main())
+    assert kafka.committed == {}
+    process(kafka, app_with(copy))
+    assert copied(kafka) == everything(30)
 
 
 def test_transactions_are_counted_by_outcome() -> None:

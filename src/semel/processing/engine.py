@@ -24,7 +24,13 @@ from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnkn
 from semel.processing.component import Component
 from semel.processing.effects import perform
 from semel.processing.identity import instance_id, transactional_id
-from semel.processing.limits import IDLE_COMMIT_SECONDS, POLL_RECORDS_MAX, SLICE_SECONDS
+from semel.processing.limits import (
+    IDLE_COMMIT_SECONDS,
+    POLL_PAUSE_SECONDS,
+    POLL_RECORDS_MAX,
+    POLL_RECORDS_SLOW,
+    SLICE_SECONDS,
+)
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
 from semel.processing.parking import ParkedKeys, park
@@ -123,7 +129,7 @@ class Engine:
         self._is_gap_possible = False
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
-        self._last_commit = env.monotonic()
+        self._last_commit = self._last_poll = env.monotonic()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "recovering" if self._recovery else f"{len(self._inputs)} partitions"
@@ -201,12 +207,11 @@ class Engine:
             await self._recover(self._recovery)
             return
         await self._pause_stopped()
-        deadline = self._env.monotonic() + self._settings.commit_interval_ms / 1000
         if not self._pending:
             batch = await self._poll(IDLE_POLL_SECONDS)
-            deadline = self._env.monotonic() + self._settings.commit_interval_ms / 1000
-            if batch is None:
-                return
+        elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
+            batch = await self._poll(0, POLL_RECORDS_SLOW)
+        deadline = self._env.monotonic() + self._settings.commit_interval_ms / 1000
         while await self._work(deadline):
             batch = await self._poll(0)
             if batch is None or not batch.records:
@@ -215,11 +220,12 @@ class Engine:
             self._reach_ends()
             await self._commit()
 
-    async def _poll(self, timeout: float) -> BatchSeam | None:
+    async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
         self._gone_in_poll.clear()
         try:
-            batch = await self._consumer.poll(POLL_RECORDS_MAX, timeout)
+            batch = await self._consumer.poll(max_records, timeout)
+            self._last_poll = self._env.monotonic()
         except _WAIT as error:
             await self._wait(f"polling: {error}")
             return None

@@ -9,7 +9,9 @@ __all__ = [
     "PARKED_KEYS_MAX",
     "PARKED_RECORDS_MAX",
     "PARK_TOPIC_BYTES_MAX",
+    "POLL_PAUSE_SECONDS",
     "POLL_RECORDS_MAX",
+    "POLL_RECORDS_SLOW",
     "RECORD_EFFECTS_MAX",
     "SLICE_SECONDS",
     "UNIT_BYTES_MAX",
@@ -26,7 +28,14 @@ PARK_TOPIC_BYTES_MAX = 4 * 1_048_576
 """max.message.bytes of park topics: the largest record that a topic takes by default, and the error beside it."""
 
 POLL_RECORDS_MAX = 500
-"""Records taken from the consumer at once; a handler of 100 ms a record still polls within max.poll.interval.ms."""
+"""Records taken from the consumer at once; they are worked on before the next ones are asked for."""
+
+POLL_PAUSE_SECONDS = 10.0
+"""With slow handlers the consumer is asked this often all the same: far below max.poll.interval.ms (five minutes),
+after which the group would take our partitions away."""
+
+POLL_RECORDS_SLOW = 2
+"""Records taken when the ones before are still being worked on."""
 
 UNIT_RECORDS_MAX = 10_000
 """Records in one Kafka transaction: at 50,000 records a second a fifth of a second's work to repeat after an abort."""
