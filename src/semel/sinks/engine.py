@@ -105,6 +105,7 @@ class SinkEngine:
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._applied_at = env.monotonic()
         self._is_rejoining = False
+        self._has_moved = False
         self._sink: Sink
         self._consumer: SourceConsumer
 
@@ -211,6 +212,8 @@ class SinkEngine:
         except Fatal as error:
             await self._rejoin(error)
             return None
+        if self._has_moved:
+            self._log_assignment()
         return batch
 
     async def _rejoin(self, error: Fatal) -> None:
@@ -416,7 +419,7 @@ class SinkEngine:
             position = self._sink.position(at) if self._partitions[at].mine else None
             self._partitions[at].is_stale = position is None
             offsets[at] = bounds[at].end if position is None else position
-        self._log_assignment()
+        self._has_moved = True
         return offsets
 
     async def on_revoked(self, partitions: list[TopicPartition]) -> None:
@@ -434,9 +437,11 @@ class SinkEngine:
             self._ends.pop(at, None)
         await self._call(self._sink.release, partitions)
         self._count_stopped()
-        self._log_assignment()
+        self._has_moved = True
 
     def _log_assignment(self) -> None:
+        """Not while the consumer's thread is in a rebalance: asking for the generation would wait for that thread."""
+        self._has_moved = False
         with suppress(SemelError):
             generation = self._consumer.group_metadata().generation_id
             log.info("group %s generation %d assigned %s", self.group, generation, _names(self._partitions) or "-")
