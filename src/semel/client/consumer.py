@@ -332,6 +332,7 @@ class Consumer(_Source):
         self._topics = list(topics)
         self._events = events
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._membership: bytes | None = None
 
     async def start(self) -> None:
         """Join the group. The first partitions come during `poll`."""
@@ -345,12 +346,25 @@ class Consumer(_Source):
 
     def group_metadata(self) -> GroupMetadata:
         """Our member id and generation, for TxnOffsetCommit (KIP-447). Raises `Retriable` before the first poll."""
-        raw = self._kafka.consumer_group_metadata() if self._kafka is not None and not self._closed else None
-        if raw is None:
+        if self._membership is None:
             raise Retriable(f"the consumer {self._name} is not a member of its group yet")
-        return parse_group_metadata(bytes(raw), self._instance_id)
+        return parse_group_metadata(self._membership, self._instance_id)
+
+    def _poll(self, max_records: int, timeout: float) -> Batch:
+        batch = super()._poll(max_records, timeout)
+        self._remember_membership(self._kafka)
+        return batch
 
     # --- Rebalances, in the thread ---
+
+    def _remember_membership(self, kafka: Any) -> None:
+        """Ask librdkafka who we are while its thread is ours.
+
+        Asked from another thread during a rebalance, it would wait for the callback, and the callback for whoever asks.
+        An older generation than the group's is refused by the broker, so a memory is safe.
+        """
+        raw = kafka.consumer_group_metadata()
+        self._membership = None if raw is None else bytes(raw)
 
     def _tell(self, event: Coroutine[Any, Any, T]) -> T | None:
         """Run an event on the loop and wait for its end; None when it failed or we are closing hard."""
@@ -376,6 +390,7 @@ class Consumer(_Source):
                 return None
 
     def _on_assign(self, kafka: Any, given: list[Any]) -> None:
+        self._remember_membership(kafka)
         partitions = [TopicPartition(item.topic, item.partition) for item in given]
         offsets = self._tell(self._events.on_assigned(partitions)) if partitions else {}
         if offsets is None:
@@ -402,6 +417,7 @@ class Consumer(_Source):
         for partition in partitions:
             self._positions.pop(partition, None)
             self._dropped.add(partition)
+        self._remember_membership(kafka)
         if partitions:
             self._tell(event(partitions))
         kafka.incremental_unassign(taken)
