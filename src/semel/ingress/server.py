@@ -16,7 +16,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import Enum, auto
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -43,6 +43,41 @@ class _Stage(Enum):
     BODY = auto()
 
 
+class _Corked:
+    """A transport that joins what is written in one turn of the loop.
+
+    uvicorn writes head and body of an answer one after the other, and each would be a system call and a packet of its
+    own: a quarter of what a small answer costs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Hand everything over now."""
+        if self._parts:
+            joined = b"".join(self._parts)
+            self._parts.clear()
+            self._transport.write(joined)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self._transport.get_write_buffer_size() + sum(map(len, self._parts))
+
+
 class _BoundedProtocol(HttpToolsProtocol):
     """One connection. `limits` is set by `bounded_protocol`."""
 
@@ -57,7 +92,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._is_refused = False
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Corked(transport, self.loop)))
         if len(self.connections) > self.limits.connections:
             transport.abort()
             return
