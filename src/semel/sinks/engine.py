@@ -298,7 +298,7 @@ class SinkEngine:
                 self._measures.failed("failed")
                 self._began_outage(error)
                 return
-            if slices:
+            if slices or applied.transactions:
                 self._is_rejoining = False
                 self._backoff.reset()
             self._measures.applied(applied)
@@ -308,8 +308,11 @@ class SinkEngine:
 
     def _began_outage(self, error: Unavailable) -> None:
         """The target does not work: nothing is applied before a probe succeeds."""
+        now = self._env.monotonic()
+        if now - self._probe_at > BACKOFF_SECONDS[1]:
+            self._backoff.reset()  # It is no longer the last outage.
         wait = self._backoff.next()
-        self._probe_at = self._env.monotonic() + wait
+        self._probe_at = now + wait
         self._outage = f"the database does not do its work: {error}"
         self._measures.database_up(False)
         for partition in self._partitions.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class SqliteDatabase(Database):
             )
         connection = sqlite3.connect(self.path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
         try:
-            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+            self._use_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
             connection.execute("PRAGMA fullfsync=ON")
             connection.execute("PRAGMA foreign_keys=ON")
@@ -81,6 +82,21 @@ class SqliteDatabase(Database):
             connection.close()
             raise
         self._connection = connection
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Changing to WAL wants the file alone and does not wait for it: several processes start at the same moment."""
+        deadline = time.monotonic() + LOCK_WAIT_SECONDS
+        while True:
+            try:
+                if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                    return
+                connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if self.driver_cause(error) is not Cause.LOCKED or time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+            else:
+                return
 
     def close(self) -> None:
         connection, self._connection = self._connection, None
