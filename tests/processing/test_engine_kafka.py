@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -197,30 +199,43 @@ def test_a_new_owner_waits_for_a_zombies_open_transaction_and_goes_on_with_what_
 POINTS = ["unit.before_produce", "unit.after_produce", "unit.before_end_transaction", "unit.after_end_transaction"]
 
 
+def worker_specs(name: str, environment: Callable[[int], dict[str, str]], folder: Path) -> list[ChildSpec]:
+    return [
+        ChildSpec(
+            f"worker-{slot}",
+            [sys.executable, "-m", "tests.processing.running", name, str(slot)],
+            lambda slot=slot: environment(slot),
+            slot,
+            folder / f"worker-{slot}.log",
+        )
+        for slot in range(2)
+    ]
+
+
+def worker_environment(bootstrap: str, failpoint: str = "") -> dict[str, str]:
+    return {
+        **os.environ,
+        "SEMEL_KAFKA": bootstrap,
+        "SEMEL_INSTANCE": "test",
+        "SEMEL_FAILPOINT": failpoint,
+        "SEMEL_SESSION_TIMEOUT_MS": "3000",
+        "SEMEL_COMMIT_INTERVAL_MS": "20",
+    }
+
+
 def test_workers_killed_at_every_failpoint_lose_and_double_nothing(bootstrap: str, tmp_path: Path) -> None:
     name = new_name()
     traps = {slot: [f"{point}:kill:{2 + slot}" for point in POINTS] for slot in range(2)}
     exits: list[int] = []
 
     def environment(slot: int) -> dict[str, str]:
-        trap = traps[slot].pop(0) if traps[slot] else ""
-        return {**os.environ, "SEMEL_KAFKA": bootstrap, "SEMEL_INSTANCE": "test", "SEMEL_FAILPOINT": trap,
-                "SEMEL_SESSION_TIMEOUT_MS": "3000", "SEMEL_COMMIT_INTERVAL_MS": "20"}  # fmt: skip
+        return worker_environment(bootstrap, traps[slot].pop(0) if traps[slot] else "")
 
     async def main() -> None:
         app = counting_app(name)
         await prepare(bootstrap, app)
         items = items_of(3_000, seed=5)
-        specs = [
-            ChildSpec(
-                f"worker-{slot}",
-                [sys.executable, "-m", "tests.processing.running", name, str(slot)],
-                lambda slot=slot: environment(slot),
-                slot,
-                tmp_path / f"worker-{slot}.log",
-            )
-            for slot in range(2)
-        ]
+        specs = worker_specs(name, environment, tmp_path)
         supervisor = Supervisor(specs, silence_seconds=6, on_exit=lambda _, code: exits.append(code))
         running = asyncio.create_task(supervisor.run())
         sent = 0
@@ -242,6 +257,40 @@ def test_workers_killed_at_every_failpoint_lose_and_double_nothing(bootstrap: st
     asyncio.run(main())
     assert exits.count(-9) >= 6
     assert exits[-2:] == [0, 0], "a drained worker ends with 0"
+
+
+def test_a_worker_that_wakes_up_after_its_session_writes_nothing_of_its_old_life(newest: str, tmp_path: Path) -> None:
+    name = new_name()
+    log = tmp_path / "worker-0.log"
+
+    async def main() -> None:
+        await prepare(newest, counting_app(name))
+        items = items_of(4_000, seed=8)
+        specs = worker_specs(name, lambda _: worker_environment(newest), tmp_path)
+        supervisor = Supervisor(specs, silence_seconds=60)
+        running = asyncio.create_task(supervisor.run())
+        for start in range(0, len(items), 100):
+            await feed(newest, f"{name}.in", items[start : start + 100])
+            pid = supervisor.pid("worker-0")
+            assert pid is not None
+            if start == 1_000:
+                async with asyncio.timeout(30):
+                    while "took over" not in log.read_text():
+                        await asyncio.sleep(0.05)
+            elif start == 1_200:
+                os.kill(pid, signal.SIGSTOP)
+            elif start == 3_000:
+                # The other worker has taken over and has gone on; then the old owner wakes up in the middle of it.
+                await drained(newest, f"{name}.count", f"{name}.in")
+                os.kill(pid, signal.SIGCONT)
+            await asyncio.sleep(0.03)
+        await drained(newest, f"{name}.count", f"{name}.in")
+        await supervisor.drain()
+        await running
+        check_counts(await read_all(newest, f"{name}.out", 3), items)
+
+    asyncio.run(main())
+    assert " lost " in log.read_text(), "the pause was too short to lose a partition"
 
 
 @pytest.mark.kafka
