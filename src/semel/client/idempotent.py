@@ -143,6 +143,7 @@ class Producer:
             filling = None
         if filling is None:
             filling = self._filling[where] = _Filling(env.monotonic(), deadline, self._codec)
+            self._waiting_bytes += filling.builder.size
         timestamp = env.wall_ms() if timestamp_ms is None else timestamp_ms
         before = filling.builder.size
         filling.builder.append(key, value, timestamp, headers)

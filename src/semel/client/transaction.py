@@ -202,7 +202,9 @@ class TransactionProtocol:
         """The caller's patience ended while EndTxn had no answer; returns what to raise."""
         what = "commit" if self._commit else "abort"
         if self.state is State.Committing and not self._end_unanswered and not self._is_busy_with(Kind.EndTxn):
-            self._fail(f"its commit was not asked for within {waited:g} s")
+            left = next(iter(self.batches()), None)
+            reason = f"; records for {left.partition} were not delivered ({left.reason})" if left else ""
+            self._fail(f"not everything was acknowledged within {waited:g} s{reason}")
         if self.state in (State.Committing, State.Aborting):
             self._unanswered = True
             self._move(State.Unknown)

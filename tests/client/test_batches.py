@@ -1,0 +1,87 @@
+"""Order and sequence numbers of one partition's batches."""
+
+from __future__ import annotations
+
+import pytest
+
+from semel.client.batches import SEQUENCES, Batch, Identity, Lane
+from semel.types import TopicPartition
+from semel.wire.records import BatchBuilder, check_crc, read_header
+
+OWN = Identity(7, 3)
+
+
+def batch(count: int = 1) -> Batch:
+    builder = BatchBuilder()
+    for number in range(count):
+        builder.append(None, b"%d" % number, 1_700_000_000_000)
+    return Batch(TopicPartition("t", 0), builder, deadline=10.0)
+
+
+def filled(*counts: int) -> Lane:
+    lane = Lane(max_in_flight=5)
+    for count in counts:
+        lane.add(batch(count))
+    return lane
+
+
+def send_all(lane: Lane, node: int = 1) -> list[Batch]:
+    sent = []
+    while (item := lane.peek(node)) is not None:
+        lane.send(item, node, OWN)
+        sent.append(item)
+    return sent
+
+
+def test_sequences_follow_the_record_counts_and_five_are_in_flight() -> None:
+    lane = filled(1, 2, 3, 1, 1, 1, 1)
+    sent = send_all(lane)
+    assert [item.base_sequence for item in sent] == [0, 1, 3, 6, 7]
+    lane.written(sent[0])
+    assert [item.base_sequence for item in send_all(lane)] == [8]
+
+
+def test_a_copy_sent_again_carries_the_same_sequence_after_all_came_back() -> None:
+    lane = filled(2, 2, 2)
+    first, second, third = send_all(lane)
+    lane.undone(first, "NOT_LEADER_OR_FOLLOWER")
+    assert lane.peek(1) is None, "the two behind are still on their way"
+    lane.undone(second, "OUT_OF_ORDER_SEQUENCE_NUMBER")
+    assert lane.peek(1) is None
+    lane.undone(third, "OUT_OF_ORDER_SEQUENCE_NUMBER")
+    again = send_all(lane, node=2)
+    assert again == [first, second, third]
+    assert [item.base_sequence for item in again] == [0, 2, 4]
+
+
+def test_batches_in_flight_to_one_broker_hold_back_those_for_another() -> None:
+    """A new leader without our state would take a later batch first."""
+    lane = filled(1, 1)
+    lane.send(lane.peek(1), 1, OWN)
+    assert lane.peek(2) is None
+    assert lane.peek(1) is not None
+
+
+def test_sequences_wrap_at_two_to_the_31() -> None:
+    lane = filled(3, 1)
+    lane.next_sequence = SEQUENCES - 2
+    first, second = send_all(lane)
+    assert (first.base_sequence, second.base_sequence) == (SEQUENCES - 2, 1)
+
+
+def test_a_new_identity_restamps_what_is_queued_but_never_what_may_be_in_the_log() -> None:
+    lane = filled(2)
+    (item,) = send_all(lane)
+    before = item.encode(transactional=True)
+    lane.undone(item, "refused")
+    lane.restart()
+    lane.send(lane.peek(1), 1, Identity(7, 4))
+    header = read_header(item.encode(transactional=True))
+    assert (header.producer_epoch, header.base_sequence) == (4, 0)
+    assert header.is_transactional
+    assert check_crc(item.encode(transactional=True), 0, header)
+    assert read_header(before).producer_epoch == 3
+    lane.undone(item, "connection lost", unanswered=True)
+    lane.restart()
+    with pytest.raises(AssertionError, match="may be in the log"):
+        lane.send(lane.peek(1), 1, Identity(7, 5))
