@@ -313,6 +313,27 @@ def test_more_than_the_limit_in_flight_is_shed() -> None:
     run(test, Limits(in_flight=3))
 
 
+def test_memory_for_bodies_is_bounded_and_given_back_on_every_path() -> None:
+    async def test(ingress: Ingress, link: ScriptedLink) -> None:
+        link.behaviour = "silent"
+        large = b'{"id":1,"x":"' + b"x" * 600 + b'"}'
+        waiting = asyncio.create_task(post(ingress, body=large))
+        while not link.appended:
+            await asyncio.sleep(0)
+        for body in (large, [large[:300], large[300:]]):
+            shed = await post(ingress, key="other", body=body)
+            assert (shed.status, shed.type) == (503, "/errors/overloaded")
+        assert (await waiting).status == 202
+        link.behaviour = "answer"
+        for body in (large, [large[:300], large[300:]], b"{", b'{"id":"1"}', [large[:300], 0.4, b"}"], b"x" * 950):
+            await post(ingress, key="more", body=body)
+        assert (await post(ingress, body=[large[:300]], gone=True)).status == 0
+        assert "semel_http_held_bytes 0\n" in (await call(ingress, "GET", "/metrics")).body.decode()
+        assert (await post(ingress, key="last", body=large)).status == 201
+
+    run(test, Limits(held_bytes=1_000, body_bytes=900, body_seconds=0.2))
+
+
 def test_concurrent_duplicates_have_one_effect_and_one_answer() -> None:
     async def test(ingress: Ingress, link: ScriptedLink) -> None:
         every = await asyncio.gather(*(post(ingress) for _ in range(64)))

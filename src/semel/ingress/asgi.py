@@ -10,7 +10,6 @@ app: then the first request starts it, and `await ingress.close()` belongs into 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
@@ -28,6 +27,7 @@ from starlette.routing import Route
 from semel.env import Env
 from semel.errors import OutcomeUnknown, SemelError
 from semel.ingress import rules
+from semel.ingress.bodies import Bodies, ClientGone
 from semel.ingress.gateway import Compose, Gateway, Link, NotTaken
 from semel.ingress.limits import Limits
 from semel.ingress.link import KafkaLink
@@ -78,10 +78,6 @@ def create(
     )
 
 
-class _ClientGone(Exception):
-    """The client closed its connection before its request was complete: there is nobody to answer."""
-
-
 @dataclass(slots=True)
 class _Headers:
     """The headers that matter, picked in one pass."""
@@ -126,6 +122,7 @@ class Ingress:
         self._env = env or Env()
         self._drain_seconds = drain_seconds
         self.gateway = Gateway(link, self._env)
+        self._bodies = Bodies(self.limits)
         self._by_route = {endpoint.route: endpoint for endpoint in endpoints}
         self._exact = {(e.method, e.path): e for e in endpoints if not e.parameters}
         self._templates = [e for e in endpoints if e.parameters]
@@ -134,6 +131,8 @@ class Ingress:
         )
         gauge = self.metrics.gauge("semel_http_in_flight", "HTTP requests that wait for their append or their reply.")
         gauge.watch(lambda: self.gateway.in_flight)
+        held = self.metrics.gauge("semel_http_held_bytes", "Request bodies that are arriving or wait for the log.")
+        held.watch(lambda: self._bodies.held_bytes)
         self._rest = self._make_rest()
 
     def __repr__(self) -> str:
@@ -199,7 +198,7 @@ class Ingress:
             answer, is_replayed = await self._take(endpoint, values, scope, receive, root)
         except Problem as problem:
             answer = problem_answer(problem)
-        except _ClientGone:
+        except ClientGone:
             return
         except Exception:
             # After the append this may be anything; before it, saying so costs the client one retry.
@@ -222,19 +221,22 @@ class Ingress:
         if not endpoint.is_raw and not _is_json(content_type):
             raise failure("unsupported-media-type", f"Got {content_type or 'none'}.", ("Accept", "application/json"))
         await self._admit()
-        body = await self._read_body(headers.content_length, receive)
-        query = _query(scope["query_string"], endpoint.query)
-        endpoint.decode(body)
-        principal = None if endpoint.principal is None else await self._ask_principal(endpoint, scope, body)
-        digest = rules.key_digest(key)
-        wait = rules.parse_wait(headers.prefer, endpoint.wait_seconds) if headers.prefer else endpoint.wait_seconds
+        body = await self._bodies.read(headers.content_length, receive)
+        try:
+            query = _query(scope["query_string"], endpoint.query)
+            endpoint.decode(body)
+            principal = None if endpoint.principal is None else await self._ask_principal(endpoint, scope, body)
+            digest = rules.key_digest(key)
+            wait = rules.parse_wait(headers.prefer, endpoint.wait_seconds) if headers.prefer else endpoint.wait_seconds
 
-        def compose(instance: bytes, number: int, reply_partition: int) -> Request:
-            return Request(
-                instance, number, reply_partition, endpoint.route, content_type, body, values, query, principal
-            )
+            def compose(instance: bytes, number: int, reply_partition: int) -> Request:
+                return Request(
+                    instance, number, reply_partition, endpoint.route, content_type, body, values, query, principal
+                )
 
-        reply = await self._submit(rules.scope_of(self._app, principal, endpoint.route, digest), compose, wait)
+            reply = await self._submit(rules.scope_of(self._app, principal, endpoint.route, digest), compose, wait)
+        finally:
+            self._bodies.release(body)
         if reply is None:
             operation = rules.operation_id(endpoint.route, digest)
             return _still_running(f"{root}/operations/{operation}", operation), False
@@ -259,26 +261,6 @@ class Ingress:
             raise failure("unavailable", f"{error}. Nothing was stored; send it again later.") from None
         except OutcomeUnknown:
             raise failure("outcome-unknown") from None
-
-    async def _read_body(self, content_length: bytes, receive: Receive) -> bytes:
-        """The whole body, within its limits of size and time. Raises `Problem` 413, 408 or 400."""
-        limit = self.limits.body_bytes
-        if content_length and (not content_length.isdigit() or int(content_length[:20]) > limit):
-            raise failure("body-too-large", f"The limit is {limit} bytes.")
-        try:
-            async with asyncio.timeout(self.limits.body_seconds):
-                message = await receive()
-                if message["type"] == "http.request" and not message.get("more_body"):
-                    body: bytes = message.get("body", b"")
-                    parts = [body]
-                else:
-                    parts = await _read_parts(message, receive, limit)
-        except TimeoutError:
-            raise failure("receive-timeout", f"The body must be here within {self.limits.body_seconds:g} s.") from None
-        body = parts[0] if len(parts) == 1 else b"".join(parts)
-        if len(body) > limit:
-            raise failure("body-too-large", f"The limit is {limit} bytes.")
-        return body
 
     async def _ask_principal(self, endpoint: EndpointSpec, scope: Scope, body: bytes) -> str:
         """Who asks. Raises `Problem` as the app's function does, or 500 when it fails."""
@@ -409,21 +391,6 @@ def _query(query_string: bytes, names: tuple[str, ...]) -> tuple[tuple[str, str]
     if len({name for name, _ in found}) < len(found):
         raise failure("malformed-request", "A query parameter was sent twice.")
     return tuple(found)
-
-
-async def _read_parts(message: MutableMapping[str, Any], receive: Receive, limit: int) -> list[bytes]:
-    """Read on after the first message of a body that comes in several."""
-    parts: list[bytes] = []
-    size = 0
-    while True:
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        part: bytes = message.get("body", b"")
-        parts.append(part)
-        size += len(part)
-        if size > limit or not message.get("more_body"):
-            return parts
-        message = await receive()
 
 
 def _still_running(location: str, operation: str) -> Answer:

@@ -23,6 +23,8 @@ class Limits:
     """From the end of the headers to the end of the body: 512 KiB at 26 KiB/s."""
     in_flight: int = 1024
     """Requests that wait for the log; above it new ones get 503. A second's work at the rate one instance reaches."""
+    held_bytes: int = 128 * 1024 * 1024
+    """Bodies in memory, arriving or waiting for the log; above it new requests get 503."""
     connections: int = 4096
     """Open connections; above it a new one is closed at once. Below the common 1024*n file limits of services."""
     keep_alive_seconds: float = 65.0

@@ -12,7 +12,7 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.client.producer import Producer
 from semel.env import Env
-from semel.errors import ConfigurationError, SemelError
+from semel.errors import ConfigurationError, ErrorCode, Fatal, SemelError
 from semel.ingress.requests import STORE, requests_topic, responses_topic
 from semel.processing.component import state_topic
 from semel.types import Record, TopicPartition
@@ -32,6 +32,19 @@ REPLIES_MAX = 2_000
 POLL_SECONDS = 0.5
 
 
+REQUEST_BYTES_MAX = 1_048_588
+"""Kafka's default, said here because a cluster may have another: the largest body and its record fit in twice."""
+_ABOUT_THE_RECORD = frozenset(
+    {
+        ErrorCode.MESSAGE_TOO_LARGE,
+        ErrorCode.RECORD_LIST_TOO_LARGE,
+        ErrorCode.INVALID_RECORD,
+        ErrorCode.INVALID_TIMESTAMP,
+    }
+)
+"""Errors that say nothing about the next record."""
+
+
 class FoundRoute(NamedTuple):
     """See `gateway.Route`."""
 
@@ -43,7 +56,13 @@ def topic_specs(app: str, partitions: int) -> dict[str, TopicSpec]:
     """The topics of an app's ingress. Requests never expire, and are stamped by the broker: expiry goes by its time."""
     return {
         requests_topic(app): TopicSpec(
-            partitions, {"message.timestamp.type": "LogAppendTime", "retention.ms": "-1", "cleanup.policy": "delete"}
+            partitions,
+            {
+                "message.timestamp.type": "LogAppendTime",
+                "retention.ms": "-1",
+                "retention.bytes": "-1",
+                "max.message.bytes": str(REQUEST_BYTES_MAX),
+            },
         ),
         responses_topic(app): TopicSpec(
             partitions, {"retention.ms": str(RESPONSES_RETENTION_MS), "segment.bytes": str(64 * 1024 * 1024)}
@@ -84,6 +103,7 @@ class KafkaLink:
         self._client: KafkaClient | None = None
         self._producer: Producer | None = None
         self._reader: Reader | None = None
+        self._failure: Fatal | None = None
 
     def __repr__(self) -> str:
         return f"<KafkaLink {self._requests} at {self._bootstrap} [{'open' if self._reader else 'closed'}]>"
@@ -113,11 +133,18 @@ class KafkaLink:
     async def append(self, partition: int, key: bytes, value: bytes) -> None:
         """Append to the requests topic."""
         assert self._producer is not None
-        await self._producer.send(self._requests, partition, key, value)
+        try:
+            await self._producer.send(self._requests, partition, key, value)
+        except Fatal as error:
+            if error.code not in _ABOUT_THE_RECORD:
+                self._failure = error
+            raise
 
     async def replies(self) -> Sequence[Record]:
-        """The next records of the reply partition."""
+        """The next records of the reply partition. Raises what the producer can never recover from, too."""
         assert self._reader is not None
+        if self._failure is not None:
+            raise self._failure
         return (await self._reader.poll(REPLIES_MAX, POLL_SECONDS)).records
 
     async def probe(self) -> None:
@@ -128,7 +155,7 @@ class KafkaLink:
     async def close(self) -> None:
         """Give everything back."""
         reader, producer, client = self._reader, self._producer, self._client
-        self._reader = self._producer = self._client = None
+        self._reader = self._producer = self._client = self._failure = None
         for part in (reader, producer, client):
             if part is not None:
                 with suppress(SemelError):

@@ -38,6 +38,7 @@ from semel.processing.answers import Problem, Response
 from semel.processing.component import Component, StoreReader
 from semel.processing.effects import Change, Effect, Write, lower, perform
 from semel.processing.limits import RECORD_EFFECTS_MAX
+from semel.processing.metrics import Metrics
 from semel.types import Header, Record
 
 __all__ = ["Owner", "owner_component", "response_answer"]
@@ -73,10 +74,7 @@ def owner_component(app: str, endpoints: Iterable[EndpointSpec], **options: Any)
 
 
 class Owner:
-    """Takes request records in order and gives their effects.
-
-    `count(outcome)` is called for every request with `run`, `failed`, `replayed`, `reused`, `refused` or `looked_up`.
-    """
+    """Takes request records in order and gives their effects."""
 
     def __init__(
         self,
@@ -85,7 +83,7 @@ class Owner:
         *,
         wall_ms: Callable[[], int] | None = None,
         retention_ms: int = rules.RETENTION_MS,
-        count: Callable[[str], None] = lambda _: None,
+        metrics: Metrics | None = None,
     ) -> None:
         self._responses = responses_topic(app)
         self._endpoints: dict[str, EndpointSpec] = {}
@@ -94,7 +92,9 @@ class Owner:
                 raise ConfigurationError(f"{endpoint.route} is declared twice.")
         self._wall_ms = wall_ms or Env().wall_ms
         self._retention_ms = retention_ms
-        self._count = count
+        self._outcomes = (metrics or Metrics()).counter(
+            "semel_requests_total", "Request records by what the owner did with them.", ("outcome",)
+        )
         self._next_sweep_ms: dict[int, int] = {}
 
     async def handle(self, record: Record, stores: StoreReader) -> list[Effect]:
@@ -108,7 +108,7 @@ class Owner:
         stored = None if known is None else read_stored(known)
         effects = self._expire(record, stores)
         if isinstance(request, LookUp):
-            self._count("looked_up")
+            self._outcomes.add(outcome="looked_up")
             answer = self._look_up(request, stored, record.timestamp_ms)
             effects.append(self._reply(request, answer))
             return effects
@@ -118,11 +118,11 @@ class Owner:
         if verdict is Verdict.RUN:
             effects += await self._run(request, record, scope, seen)
         elif verdict is Verdict.REUSED:
-            self._count("reused")
+            self._outcomes.add(outcome="reused")
             effects.append(self._reply(request, rules.key_reused()))
         else:
             assert stored is not None
-            self._count("replayed")
+            self._outcomes.add(outcome="replayed")
             effects.append(self._reply(request, stored.answer, is_replayed=True))
         return effects
 
@@ -130,13 +130,13 @@ class Owner:
         """Run the handler; its effects, the outcome and the reply."""
         endpoint = self._endpoints.get(request.route)
         if endpoint is None:
-            self._count("refused")
+            self._outcomes.add(outcome="refused")
             detail = "The worker that owns this request does not know its route; its deployment may be under way."
             return [self._reply(request, rules.problem_answer(rules.failure("unavailable", detail)))]
         try:
             body = endpoint.decode(request.body)
         except Problem as problem:  # Not an outcome: the type was changed, or the HTTP instance has another build.
-            self._count("refused")
+            self._outcomes.add(outcome="refused")
             return [self._reply(request, rules.problem_answer(problem))]
         effects: list[Effect] = []
         is_failed = False
@@ -152,7 +152,7 @@ class Owner:
             log.exception("the handler of %s failed; nothing of it is kept, the next request runs again", request.route)
             effects, is_failed = [], True
             answer = rules.problem_answer(rules.failure("handler-failed"))
-        self._count("failed" if is_failed else "run")
+        self._outcomes.add(outcome="failed" if is_failed else "run")
         completed_ms = max(record.timestamp_ms, self._wall_ms())  # A request may have waited long before it was run.
         kept = Stored(seen, is_failed, completed_ms, answer.status, answer.headers, answer.body)
         return [*effects, Change(STORE, scope, write(kept)), self._reply(request, answer)]

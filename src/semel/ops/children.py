@@ -50,17 +50,17 @@ async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
 def _runnables(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int) -> Mapping[str, Runnable]:
     runnables: dict[str, Runnable] = {
         component.name: Engine(component, settings.kafka, settings, env, metrics, slot=slot)
-        for component in _components(app, env)
+        for component in _components(app, env, metrics)
     }
     for sink in app.sinks.values():
         runnables[sink.name] = SinkEngine(app.name, sink, settings.kafka, settings, env, metrics, slot=slot)
     return runnables
 
 
-def _components(app: App, env: Env) -> list[Component]:
+def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Component]:
     components = app.components()
     if app.endpoints:
-        components.append(owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms))
+        components.append(owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms, metrics=metrics))
     return components
 
 
