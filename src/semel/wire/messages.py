@@ -108,9 +108,12 @@ def _duration(value: Any) -> Any:
 
 
 def _timestamp(value: Any) -> Any:
-    if isinstance(value, int):
-        return None if value == -1 else _EPOCH + timedelta(milliseconds=value)
-    return value
+    """A time that must be there; -1 ms ("none" by convention, as in DescribeTransactions) is written as it is."""
+    return _EPOCH + timedelta(milliseconds=value) if isinstance(value, int) else value
+
+
+def _nullable_timestamp(value: Any) -> Any:
+    return None if isinstance(value, int) and value == -1 else _timestamp(value)
 
 
 def _error(value: Any) -> Any:
@@ -130,6 +133,7 @@ def _converters(entity: Any) -> dict[str, Callable[[Any], Any] | None]:
     converters: dict[str, Callable[[Any], Any] | None] = {}
     for item in fields(entity):
         kind = classify_field(item)
+        nullable = type(None) in get_args(item.type)
         if isinstance(kind, EntityField):
             converters[item.name] = _nested(kind.type_)
         elif isinstance(kind, EntityTupleField):
@@ -140,9 +144,9 @@ def _converters(entity: Any) -> dict[str, Callable[[Any], Any] | None]:
             converters[item.name] = {
                 "timedelta_i32": _duration,
                 "timedelta_i64": _duration,
-                "datetime_i64": _timestamp,
+                "datetime_i64": _nullable_timestamp if nullable else _timestamp,
                 "error_code": _error,
-                "uuid": _uuid if type(None) in get_args(item.type) else None,
+                "uuid": _uuid if nullable else None,
             }.get(get_schema_field_type(item))
     return converters
 
