@@ -1,0 +1,452 @@
+"""The client against real brokers of both kinds and both transaction protocols."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from semel.client.admin import Admin, TopicSpec
+from semel.client.cluster import KafkaClient
+from semel.client.consumer import Consumer, Reader
+from semel.client.producer import Producer, TransactionalProducer
+from semel.errors import AbortTransaction, ConfigurationError, Fatal, Fenced, Retriable
+from semel.types import GroupMetadata, Record, TopicPartition
+from semel.wire.records import BatchBuilder
+
+
+class Cluster:
+    """A broker, a client, and a topic of this test's own."""
+
+    def __init__(self, address: Any, client: KafkaClient, topic: str) -> None:
+        self.bootstrap = address.bootstrap
+        self.version = address.transaction_version
+        self.client = client
+        self.admin = Admin(client)
+        self.topic = topic
+        self.partitions = [TopicPartition(topic, number) for number in range(2)]
+
+    async def producer(self, name: str = "writer", **more: Any) -> TransactionalProducer:
+        producer = TransactionalProducer(self.client, f"{self.topic}.{name}", **more)
+        await producer.init_transactions()
+        return producer
+
+    async def read(self, partitions: list[TopicPartition] | None = None) -> list[Record]:
+        """Every committed record."""
+        wanted = partitions or self.partitions
+        ends = await self.admin.list_offsets(wanted, at="stable")
+        reader = Reader(self.bootstrap)
+        await reader.start(dict.fromkeys(wanted, 0))
+        records: list[Record] = []
+        waiting = {partition for partition in wanted if ends[partition]}
+        while waiting:
+            batch = await reader.poll(1_000, 1.0)
+            records += batch.records
+            waiting -= {partition for partition, end in batch.end_offsets.items() if end >= ends[partition]}
+        await reader.close()
+        return records
+
+
+def run(address: Any, test: Callable[[Cluster], Awaitable[None]]) -> None:
+    async def main() -> None:
+        topic = f"client-{uuid.uuid4().hex[:8]}"
+        async with KafkaClient(address.bootstrap) as client:
+            cluster = Cluster(address, client, topic)
+            await cluster.admin.create_topics({topic: TopicSpec(2)})
+            await test(cluster)
+
+    asyncio.run(main())
+
+
+def records(*values: str, headers: tuple[tuple[str, bytes | None], ...] = ()) -> BatchBuilder:
+    builder = BatchBuilder()
+    for value in values:
+        builder.append(b"key", value.encode(), 1_700_000_000_000, headers)
+    return builder
+
+
+def values(found: list[Record]) -> list[str]:
+    return sorted((record.value or b"").decode() for record in found)
+
+
+async def written(producer: TransactionalProducer, cluster: Cluster, value: str) -> None:
+    await producer.produce(cluster.topic, 0, records(value))
+    await producer.end_transaction(True)
+
+
+async def poll_for_ever(source: Reader | Consumer) -> None:
+    while True:
+        await source.poll(10, 0.2)
+
+
+def test_committed_records_are_seen_whole_and_aborted_ones_never(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        for number in range(4):
+            producer.begin()
+            for partition in range(2):
+                await producer.produce(
+                    cluster.topic, partition, records(f"{number}.{partition}a", f"{number}.{partition}b")
+                )
+            await producer.flush()
+            await producer.end_transaction(commit=number % 2 == 0)
+        assert values(await cluster.read()) == [f"{n}.{p}{x}" for n in (0, 2) for p in (0, 1) for x in "ab"]
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_a_record_keeps_key_value_headers_and_time(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = Producer(cluster.client)
+        await producer.start()
+        sent = await producer.send(cluster.topic, 1, b"k", None, [("a", b"1"), ("b", None)], 1_700_000_000_123)
+        assert sent.offset == 0
+        (record,) = await cluster.read()
+        assert record == Record(cluster.topic, 1, 0, 1_700_000_000_123, b"k", None, (("a", b"1"), ("b", None)))
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_offsets_go_with_the_transaction_and_a_stable_fetch_waits_for_it(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        group = f"{cluster.topic}.group"
+        source = cluster.partitions[0]
+        producer = await cluster.producer()
+        for offset, commit in ((5, True), (9, False)):
+            producer.begin()
+            await producer.produce(cluster.topic, 1, records("x"))
+            await producer.send_offsets({source: offset}, GroupMetadata(group))
+            await producer.flush()
+            assert await cluster.admin.committed_offsets(group, [source], require_stable=False) == (
+                {} if commit else {source: 5}
+            )
+            waiting = asyncio.ensure_future(cluster.admin.committed_offsets(group, [source]))
+            await asyncio.sleep(0.1)
+            assert not waiting.done(), "an open transaction holds the offset"
+            await producer.end_transaction(commit)
+            assert await waiting == {source: 5}
+        producer.begin()
+        await producer.send_offsets({source: 11}, GroupMetadata(group))
+        await producer.flush()
+        with pytest.raises(Retriable, match="UNSTABLE_OFFSET_COMMIT"):
+            await cluster.admin.committed_offsets(group, [source], timeout=0.3)
+        await producer.abort()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_c6_the_newer_owner_fences_the_older_which_says_who_it_is(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        older = await cluster.producer()
+        older.begin()
+        await older.produce(cluster.topic, 0, records("zombie"))
+        await older.flush()
+        newer = await cluster.producer()
+        with pytest.raises(Fenced) as fenced:
+            await written(older, cluster, "zombie 2")
+        assert f"{cluster.topic}.writer" in str(fenced.value)
+        assert str(newer.identity) in str(fenced.value)
+        with pytest.raises(Fenced):
+            await older.abort()
+        newer.begin()
+        await newer.produce(cluster.topic, 0, records("owner"))
+        await newer.end_transaction(True)
+        assert values(await cluster.read()) == ["owner"]
+        await older.close()
+        await newer.close()
+
+    run(any_broker, test)
+
+
+def test_a_second_owner_of_an_idle_id_fences_at_the_first_write(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        older = await cluster.producer()
+        newer = await cluster.producer()
+        older.begin()
+        with pytest.raises(Fenced):
+            await written(older, cluster, "zombie")
+        assert await cluster.read() == []
+        await older.close()
+        await newer.close()
+
+    run(any_broker, test)
+
+
+def test_epochs_of_many_transactions_and_a_restart(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        expected = []
+        for life in range(3):
+            producer = await cluster.producer()
+            for number in range(20):
+                producer.begin()
+                await producer.produce(cluster.topic, number % 2, records(f"{life}.{number}"))
+                await producer.end_transaction(True)
+                expected.append(f"{life}.{number}")
+            producer.begin()
+            await producer.produce(cluster.topic, 0, records("left open"))
+            await producer.flush()
+            await producer._sender.close()  # The process dies: nothing is aborted, nothing is closed.
+        await (await cluster.producer()).close()
+        assert values(await cluster.read()) == sorted(expected)
+
+    run(any_broker, test)
+
+
+def test_topics_are_made_checked_and_listed(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        name = f"{cluster.topic}-made"
+        spec = {name: TopicSpec(3, {"cleanup.policy": "compact"})}
+        await cluster.admin.create_topics(spec)
+        await cluster.admin.create_topics(spec)
+        with pytest.raises(ConfigurationError, match="3 partitions and the app declares 4"):
+            await cluster.admin.create_topics({name: TopicSpec(4)})
+        listed = await cluster.admin.list_topics()
+        assert listed[name].partitions == 3
+        assert not any(topic.startswith("__") for topic in listed)
+        await cluster.admin.delete_topics([name])
+        await cluster.admin.delete_topics([name])
+        with pytest.raises(Fatal, match=name):
+            await cluster.client.topic(name, timeout=0.2)
+
+    run(any_broker, test)
+
+
+def test_positions_and_transactions_are_told(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        producer.begin()
+        await producer.produce(cluster.topic, 0, records("a", "b"))
+        await producer.flush()
+        first = cluster.partitions[0]
+        assert (await cluster.admin.list_offsets([first], at="stable"))[first] == 0
+        assert (await cluster.admin.list_offsets([first], at="high_watermark"))[first] == 2
+        assert (await cluster.admin.list_offsets([first], at="earliest"))[first] == 0
+        (described,) = await cluster.admin.describe_transactions([producer.transactional_id, "nobody"])
+        assert described.state == "Ongoing"
+        assert described.start_ms > 0
+        assert first in described.partitions
+        assert (described.producer_id, described.producer_epoch) == producer.identity
+        ongoing = await cluster.admin.list_transactions(["Ongoing"])
+        assert producer.transactional_id in [item.transactional_id for item in ongoing]
+        with pytest.raises(ConfigurationError, match="Sideways"):
+            await cluster.admin.list_transactions(["Sideways"])
+        await producer.end_transaction(True)
+        assert (await cluster.admin.list_offsets([first], at="stable"))[first] == 3
+        await producer.close()
+
+    run(any_broker, test)
+
+
+class Member:
+    """A group member that notes what the group does to it; it begins at the committed offsets."""
+
+    def __init__(self, cluster: Cluster, group: str, instance: str, delay: float = 0.0) -> None:
+        self.cluster = cluster
+        self.group = group
+        self.delay = delay
+        self.owned: set[TopicPartition] = set()
+        self.told: list[str] = []
+        self.records: list[Record] = []
+        self.ends: dict[TopicPartition, int] = {}
+        self.consumer = Consumer(
+            cluster.bootstrap,
+            group=group,
+            topics=[cluster.topic],
+            instance_id=instance,
+            events=self,
+            session_timeout_ms=6_000,
+        )
+
+    async def on_assigned(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        await asyncio.sleep(self.delay)
+        committed = await self.cluster.admin.committed_offsets(self.group, partitions)
+        self.told.append("assigned")
+        self.owned |= set(partitions)
+        return {partition: committed.get(partition, 0) for partition in partitions}
+
+    async def on_revoked(self, partitions: list[TopicPartition]) -> None:
+        self.told.append("revoked")
+        self.owned -= set(partitions)
+
+    async def on_lost(self, partitions: list[TopicPartition]) -> None:
+        self.told.append("lost")
+        self.owned -= set(partitions)
+
+    async def poll(self) -> None:
+        batch = await self.consumer.poll(500, 0.1)
+        for record in batch.records:
+            assert (record.topic, record.partition) in self.owned, "a record of a partition that is not ours"
+        self.records += batch.records
+        self.ends.update(batch.end_offsets)
+
+    async def until(self, condition: Callable[[], bool], *others: Member) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < deadline, f"{self.told} {self.owned}"
+            await asyncio.gather(*(member.poll() for member in (self, *others)))
+
+
+def test_a_group_starts_where_it_is_told_and_passes_trailing_markers(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        group = f"{cluster.topic}.group"
+        first, second = cluster.partitions
+        for number in range(3):
+            producer.begin()
+            await producer.produce(cluster.topic, 0, records(f"{number}"))
+            await producer.produce(cluster.topic, 1, records(f"{number}"))
+            if number == 1:
+                await producer.send_offsets({first: 2}, GroupMetadata(group))
+            await producer.end_transaction(True)
+        member = Member(cluster, group, "one", delay=0.2)
+        await member.consumer.start()
+        await member.until(lambda: member.ends == {first: 6, second: 6})
+        assert [record.value for record in member.records if record.partition == 0] == [b"1", b"2"]
+        assert [record.value for record in member.records if record.partition == 1] == [b"0", b"1", b"2"]
+        assert member.consumer.positions == {first: 6, second: 6}
+        assert member.told == ["assigned"]
+        metadata = member.consumer.group_metadata()
+        assert (metadata.group_id, metadata.group_instance_id) == (group, "one")
+        assert metadata.generation_id >= 1
+        producer.begin()
+        await producer.send_offsets({first: 6}, metadata)
+        await producer.end_transaction(True)
+        producer.begin()
+        await producer.send_offsets({first: 3}, metadata._replace(generation_id=metadata.generation_id + 7))
+        with pytest.raises(AbortTransaction, match="ILLEGAL_GENERATION"):
+            await producer.end_transaction(True)
+        await producer.abort()
+        assert await cluster.admin.committed_offsets(group, [first]) == {first: 6}
+        await member.consumer.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_seek_delivers_again_from_there_and_nothing_fetched_before(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        producer.begin()
+        await producer.produce(cluster.topic, 0, records(*[str(number) for number in range(500)]))
+        await producer.end_transaction(True)
+        member = Member(cluster, f"{cluster.topic}.group", "one")
+        await member.consumer.start()
+        first = cluster.partitions[0]
+        for target in (0, 100, 7, 499):
+            await member.until(lambda: len(member.records) >= 1)
+            await member.consumer.seek({first: target})
+            member.records.clear()
+            await member.until(lambda: len(member.records) >= 1)
+            assert member.records[0].offset == target
+        cancelled = asyncio.ensure_future(member.consumer.poll(500, 5.0))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        await asyncio.gather(cancelled, return_exceptions=True)
+        await member.consumer.seek({first: 42})
+        member.records.clear()
+        await member.until(lambda: len(member.records) >= 1)
+        assert [record.offset for record in member.records[:3]] == [42, 43, 44]
+        await member.consumer.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_a_cancelled_poll_loses_no_record(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        member = Member(cluster, f"{cluster.topic}.group", "one")
+        await member.consumer.start()
+        await member.until(lambda: len(member.owned) == 2)
+        polling = asyncio.ensure_future(member.consumer.poll(500, 10.0))
+        await asyncio.sleep(0.05)
+        polling.cancel()
+        producer.begin()
+        await producer.produce(cluster.topic, 0, records("kept"))
+        await producer.end_transaction(True)
+        await member.until(lambda: len(member.records) >= 1)
+        assert values(member.records) == ["kept"]
+        await member.consumer.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        group = f"{cluster.topic}.group"
+        one, two = Member(cluster, group, "one"), Member(cluster, group, "two")
+        await one.consumer.start()
+        await one.until(lambda: len(one.owned) == 2)
+        await two.consumer.start()
+        await one.until(lambda: len(one.owned) == len(two.owned) == 1, two)
+        assert one.owned | two.owned == set(cluster.partitions)
+        assert one.told == ["assigned", "revoked"]
+        assert one.consumer.group_metadata().generation_id == two.consumer.group_metadata().generation_id
+        twin = Member(cluster, group, "one")
+        await twin.consumer.start()
+        with pytest.raises(Fenced, match="'one'"):
+            await one.until(lambda: False, two, twin)
+        for member in (one, two, twin):
+            await member.consumer.close()
+
+    run(any_broker, test)
+
+
+def test_a_failing_takeover_stops_the_consumer_with_its_error(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        class Failing(Member):
+            async def on_assigned(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+                raise Retriable("the store cannot be restored")
+
+        member = Failing(cluster, f"{cluster.topic}.group", "one")
+        await member.consumer.start()
+        with pytest.raises(Retriable, match="cannot be restored"):
+            await member.until(lambda: False)
+        await member.consumer.close()
+
+    run(any_broker, test)
+
+
+def test_a_position_that_is_gone_is_told_not_skipped(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        producer.begin()
+        await producer.produce(cluster.topic, 0, records("a"))
+        await producer.end_transaction(True)
+        reader = Reader(cluster.bootstrap)
+        await reader.start({cluster.partitions[0]: 1_000})
+        with pytest.raises(Fatal, match=f"{cluster.topic}-0"):
+            await poll_for_ever(reader)
+        await reader.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_closing_does_not_hang_when_the_broker_is_gone(tmp_path: Any) -> None:
+    from semel.broker.embedded import EmbeddedBroker
+
+    broker = EmbeddedBroker(tmp_path)
+    broker.start()
+
+    async def main() -> float:
+        async with KafkaClient(broker.address) as client:
+            cluster = Cluster(type("A", (), {"bootstrap": broker.address, "transaction_version": 2}), client, "t")
+            await cluster.admin.create_topics({"t": TopicSpec(2)})
+            member = Member(cluster, "group", "one")
+            await member.consumer.start()
+            await member.until(lambda: len(member.owned) == 2)
+            await asyncio.to_thread(broker.stop)
+            started = time.monotonic()
+            await member.consumer.close()
+            return time.monotonic() - started
+
+    assert asyncio.run(main()) < 11
