@@ -20,8 +20,8 @@ from semel.coordinator.offsets import OffsetStore
 from semel.types import TopicPartition
 
 GROUPS = ["g", "h"]
-PARTITIONS = [TopicPartition("t", 0), TopicPartition("u", 0)]
-PRODUCERS = [1, 2, 3]
+PARTITIONS = [TopicPartition("t", 0)]
+PRODUCERS = [1, 2]
 
 
 class OffsetMachine(RuleBasedStateMachine):
@@ -133,3 +133,31 @@ def test_a_retried_commit_in_a_transaction_overwrites_the_first_one():
         apply_all(store, [encode_pending(1, "g", partition, CommittedOffset(offset))])
     apply_all(store, store.end_transaction(1, commit=True))
     assert store.get("g", partition) == CommittedOffset(6)
+
+
+def test_of_two_transactions_the_later_commit_counts_in_whatever_order_they_end():
+    partition = PARTITIONS[0]
+    for order in ((1, 2), (2, 1)):
+        store = OffsetStore()
+        log = [
+            encode_pending(1, "g", partition, CommittedOffset(5)),
+            encode_pending(2, "g", partition, CommittedOffset(6)),
+        ]
+        apply_all(store, log)
+        for producer in order:
+            records = store.end_transaction(producer, commit=True)
+            log += records
+            store = OffsetStore()
+            apply_all(store, log)
+        assert store.get("g", partition) == CommittedOffset(6), f"ended in the order {order}"
+
+
+def test_the_topics_of_a_group_are_kept_apart():
+    store = OffsetStore()
+    first, second = TopicPartition("t", 0), TopicPartition("u", 0)
+    apply_all(
+        store, [encode_offset("g", second, CommittedOffset(2)), encode_pending(1, "g", first, CommittedOffset(1))]
+    )
+    assert store.partitions("g") == [first, second]
+    assert (store.is_pending("g", first), store.is_pending("g", second)) == (True, False)
+    assert list(store.committed("g")) == [(second, CommittedOffset(2))]

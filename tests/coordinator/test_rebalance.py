@@ -432,6 +432,55 @@ def test_an_absent_static_member_keeps_its_place_until_its_session_ends():
     assert (answer.generation_id, len(answer.members)) == (2, 2), "still counted: it may be restarting"
 
 
+def test_the_lead_goes_to_a_member_that_is_there():
+    groups = Groups()
+    absent = groups.joined(groups.join(instance="one", rebalance=1_000, session=30_000)).member_id
+    groups.sync(absent, 1, {absent: b"0"}, instance="one")
+    present, token = groups.enter(rebalance=1_000, session=30_000)
+    groups.sleep(1_000)
+    answer = groups.joined(token)
+    assert (answer.leader, len(answer.members)) == (present, 2)
+    assert groups.synced(groups.sync(present, 2, {present: b"0"})).assignment == b"0"
+
+
+def test_when_all_static_members_are_away_their_sessions_decide():
+    groups = Groups()
+    options = {"rebalance": 1_000, "session": 30_000}
+    one = groups.joined(groups.join(instance="one", **options)).member_id
+    groups.sync(one, 1, {one: b"0"}, instance="one")
+    visitor, token = groups.enter(**options)
+    assert groups.leave(visitor) is E.NONE
+    assert groups.joined(token).error is E.UNKNOWN_MEMBER_ID
+    groups.sleep(29_999)
+    assert (groups.state, groups.generation) == ("PreparingRebalance", 1)
+    assert groups.heartbeat(one, 1, "one") is E.REBALANCE_IN_PROGRESS, "its place is still there"
+    groups.sleep(30_000)
+    assert (groups.state, groups.generation) == ("Empty", 2)
+
+
+def test_a_lost_connection_while_syncing():
+    groups = Groups()
+    first, second = groups.stable(2)
+    groups.join(first, protocols=(("range", b"changed"),))
+    groups.join(second)
+    lost = groups.sync(second, 3)
+    groups.coordinator.abandon(lost, groups.now)
+    groups.coordinator.abandon(999, groups.now)
+    groups.sync(first, 3, {first: b"0", second: b"1"})
+    assert groups.is_waiting(lost), "nobody is there to be answered"
+    assert groups.synced(groups.sync(second, 3)).assignment == b"1"
+
+
+def test_a_member_without_a_rebalance_timeout_has_its_session_to_join():
+    groups = Groups()
+    first, second = groups.stable(2, rebalance=-1, session=2_000)
+    token = groups.join(first, protocols=(("range", b"changed"),), rebalance=-1, session=2_000)
+    for _ in range(2):
+        groups.heartbeat(second, 2)
+        groups.sleep(1_000)
+    assert groups.joined(token).generation_id == 3
+
+
 def test_an_unknown_instance_id():
     groups, first, _ = static_pair()
     assert groups.heartbeat(first, 2, "three") is E.UNKNOWN_MEMBER_ID

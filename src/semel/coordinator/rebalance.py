@@ -43,7 +43,7 @@ class GroupConfig:
 
 
 class JoinRequest(NamedTuple):
-    """JoinGroup. Below v1 `rebalance_timeout_ms` is the session timeout."""
+    """JoinGroup. `rebalance_timeout_ms` is -1 in v0."""
 
     group_id: str
     member_id: str
@@ -222,7 +222,7 @@ class Rebalancer:
         member.join_token = token
         member.protocols = request.protocols
         member.session_timeout_ms = request.session_timeout_ms
-        member.rebalance_timeout_ms = request.rebalance_timeout_ms
+        member.rebalance_timeout_ms = _rebalance_timeout_ms(request)
         member.client_id, member.client_host = request.client_id, request.client_host
         self._rebalance_or_wait(group, now_ms)
 
@@ -267,7 +267,7 @@ class Rebalancer:
         joined = [member for member in group.members.values() if member.join_token is not None]
         if group.members and not joined:
             # Only static members are left and none came back yet; their sessions decide (KIP-345).
-            group.deadline_ms = now_ms + group.rebalance_timeout_ms
+            group.deadline_ms = min(member.expires_ms for member in group.members.values())
             return
         if group.leader is None or group.members[group.leader].join_token is None:
             group.elect_leader()
@@ -422,9 +422,14 @@ def _member(request: JoinRequest, member_id: str) -> Member:
         client_id=request.client_id,
         client_host=request.client_host,
         session_timeout_ms=request.session_timeout_ms,
-        rebalance_timeout_ms=request.rebalance_timeout_ms,
+        rebalance_timeout_ms=_rebalance_timeout_ms(request),
         protocols=request.protocols,
     )
+
+
+def _rebalance_timeout_ms(request: JoinRequest) -> int:
+    """JoinGroup v0 has none; then the session timeout is the time to join, as before KIP-62."""
+    return request.rebalance_timeout_ms if request.rebalance_timeout_ms > 0 else request.session_timeout_ms
 
 
 def check_member(group: Group, member_id: str, group_instance_id: str | None) -> ErrorCode:
