@@ -18,7 +18,8 @@ The answers follow Apache Kafka 4.3.1. On purpose different:
   PRODUCER_FENCED and cannot abort the transaction of its successor.
 - A decision under way is CONCURRENT_TRANSACTIONS for the identity that follows it, also between PrepareX and markers.
 - A produce request is checked here every time, so nothing is appended under an identity whose EndTxn was decided.
-- `last_producer_epoch` is in the log, so a retried InitProducerId is known again after a restart (KAFKA-20357).
+- `last_producer_epoch` is in the log, so a retried InitProducerId is known again after a restart (KAFKA-20357); the
+  first partition of a transaction ends the retry, or a late duplicate could wipe out a decision (TV1).
 - A commit with the identity of a transaction that was aborted gets PRODUCER_FENCED, as in trunk (KAFKA-20785).
 - KIP-939 is not here yet: two-phase commit is refused as by a broker where it is switched off.
 """
