@@ -22,7 +22,7 @@ import confluent_kafka
 from semel.client.cluster import parse_bootstrap
 from semel.client.config import DEFAULTS, ClientSettings
 from semel.client.connection import check_not_forked
-from semel.errors import ErrorCode, Fatal, Fenced, Retriable, SemelError
+from semel.errors import ConfigurationError, ErrorCode, Fatal, Fenced, Retriable, SemelError
 from semel.types import GroupMetadata, Record, TopicPartition
 
 __all__ = ["Batch", "Consumer", "ConsumerEvents", "Reader"]
@@ -164,9 +164,12 @@ class _Source:
         thread = self._running()
         if self._polling is None:
             self._polling = thread.call(lambda: self._poll(max_records, timeout))
-        batch = await asyncio.shield(self._polling)
-        self._polling = None
-        return batch
+        polling = self._polling
+        try:
+            return await asyncio.shield(polling)
+        finally:
+            if polling.done() and self._polling is polling:
+                self._polling = None
 
     async def seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Deliver these partitions from these offsets on; what was fetched of them already is dropped."""
@@ -212,19 +215,32 @@ class _Source:
             raise self._failure
         return self._thread
 
+    def _make(self) -> None:
+        try:
+            self._kafka = confluent_kafka.Consumer(self._config | {"error_cb": self._failed}, logger=log)
+        except confluent_kafka.KafkaException as error:
+            raise ConfigurationError(f"the consumer {self._name}: {error.args[0].str()}") from error
+
     def _close(self) -> None:
         if self._kafka is not None:
             self._kafka.close()
 
     def _poll(self, max_records: int, timeout: float) -> Batch:
         self._dropped.clear()
-        first = self._kafka.poll(timeout)
-        messages = [] if first is None else [first, *self._kafka.consume(max_records - 1, 0)]
+        try:
+            first = self._kafka.poll(timeout)
+            messages = [] if first is None else [first, *self._kafka.consume(max_records - 1, 0)]
+        except confluent_kafka.KafkaException as error:
+            raise self._failure or Retriable(f"the consumer {self._name}: {error.args[0].str()}") from error
         if self._failure is not None:
             raise self._failure
         batch = self._batch(messages)
         if self._dropped:
             batch = _without(batch, self._dropped)
+            # One that came back within this poll may have had records in what was dropped: read those again.
+            again = {partition: self._positions[partition] for partition in self._dropped & self._positions.keys()}
+            if again:
+                self._seek(again)
         for record in batch.records:
             self._positions[TopicPartition(record.topic, record.partition)] = record.offset + 1
         self._positions.update(batch.end_offsets)
@@ -341,7 +357,7 @@ class Consumer(_Source):
         await self._thread.call(self._open)
 
     def _open(self) -> None:
-        self._kafka = confluent_kafka.Consumer(self._config | {"error_cb": self._failed}, logger=log)
+        self._make()
         self._kafka.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def group_metadata(self) -> GroupMetadata:
@@ -437,7 +453,7 @@ class Reader(_Source):
         await self._thread.call(lambda: self._open(offsets))
 
     def _open(self, offsets: Mapping[TopicPartition, int]) -> None:
-        self._kafka = confluent_kafka.Consumer(self._config | {"error_cb": self._failed}, logger=log)
+        self._make()
         self._kafka.assign([confluent_kafka.TopicPartition(*item, offset) for item, offset in offsets.items()])
         self._positions.update(offsets)
 

@@ -149,7 +149,11 @@ class Demo:
         ]
 
     def _spec(self, name: str, argv: list[str]) -> ChildSpec:
-        return ChildSpec(name, argv, environment=lambda: self._environment(name), log=self._folder / f"{name}.log")
+        log = self._folder / f"{name}.log"
+        # The others need the broker while they drain.
+        return ChildSpec(
+            name, argv, environment=lambda: self._environment(name), log=log, is_last=name.startswith("broker")
+        )
 
     def _environment(self, name: str) -> Mapping[str, str]:
         """Called at every start: an armed failpoint is used up by the start that it was laid for."""
