@@ -33,6 +33,7 @@ SEND_BUFFER_BYTES = 256 * 1024
 """SO_SNDBUF: the kernel's auto-tuned buffer of several MB doubles the CPU per byte of a fetch."""
 FIRST_ALLOCATION = 2 * 1024 * 1024
 """A larger frame gets its memory in doubling steps as it arrives: announcing 100 MB costs the sender 100 MB."""
+POOLED_BUFFERS = 16
 PENDING_LIMIT = 1024 * 1024
 """Bytes that are read ahead of a request in processing before reading stops."""
 WRITE_BUDGET = 4 * 1024 * 1024
@@ -51,11 +52,24 @@ class Core(Protocol):
 
 
 class Buffers:
-    """Scratch memory of one event loop; never kept over a call."""
+    """Memory that the connections of one event loop share: scratch, never kept over a call, and a pool for frames."""
 
     def __init__(self) -> None:
         self.receive = memoryview(bytearray(RECEIVE_BYTES))
         self.send = memoryview(bytearray(SEND_BYTES))
+        self._free: list[bytearray] = []
+
+    def take(self, size: int) -> bytearray:
+        """A buffer of at least `size` bytes with any content, for one frame. Fresh memory costs more than a copy."""
+        for number, buffer in enumerate(self._free):
+            if size <= len(buffer) <= 4 * size:
+                return self._free.pop(number)
+        return bytearray(size)
+
+    def give_back(self, buffer: bytearray) -> None:
+        """The frame was processed."""
+        if len(buffer) <= FIRST_ALLOCATION and len(self._free) < POOLED_BUFFERS:
+            self._free.append(buffer)
 
 
 class Connection:
@@ -123,7 +137,7 @@ class Connection:
 
     def _on_readable(self) -> None:
         if self._frame is not None:
-            into = memoryview(self._frame)[self._filled :]
+            into = memoryview(self._frame)[self._filled : self._size]
         else:
             into = self._buffers.receive
         try:
@@ -150,9 +164,12 @@ class Connection:
     def _grow_or_finish(self, frame: bytearray) -> None:
         if self._filled == self._size:
             self._frame = None
-            self._process(memoryview(frame))
+            self._process(memoryview(frame)[: self._size])
+            self._buffers.give_back(frame)
         elif self._filled == len(frame):
-            frame += bytes(min(self._size - self._filled, self._filled))
+            larger = bytearray(min(self._size, 2 * len(frame)))
+            larger[: self._filled] = frame
+            self._frame = larger
 
     def _consume_pending(self) -> None:
         """Go on with what was read ahead, as far as the connection is free for it."""
@@ -185,7 +202,7 @@ class Connection:
         return len(self._output) > 64 or (bool(self._output) and isinstance(self._output[-1], Slice))
 
     def _start_frame(self, size: int, head: memoryview) -> None:
-        frame = bytearray(max(min(size, FIRST_ALLOCATION), len(head)))
+        frame = self._buffers.take(max(min(size, FIRST_ALLOCATION), len(head)))
         frame[: len(head)] = head
         self._frame, self._filled, self._size = frame, len(head), size
 

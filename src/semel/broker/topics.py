@@ -146,8 +146,13 @@ class Topics:
         values = {key: value for key, value in configs.items() if value is not None}
         info = TopicInfo(name, self._env.new_id(), partitions, values)
         self._metadata.put_topic(info)
+        try:
+            topic = self._add(info)
+        except LogError as error:
+            self._metadata.delete_topic(name)
+            raise TopicError(ErrorCode.KAFKA_STORAGE_ERROR, f"Topic '{name}' cannot be created: {error}") from error
         log.info("topic %s created with %d partitions, id %s", name, partitions, info.topic_id)
-        return self._add(info)
+        return topic
 
     def check_more_partitions(self, topic: Topic, count: int) -> None:
         """Raise `TopicError` when a topic cannot be extended to `count` partitions."""
@@ -160,11 +165,16 @@ class Topics:
         self._check_room(count - present)
 
     def add_partitions(self, topic: Topic, count: int) -> None:
-        """Extend a topic to `count` partitions. Raises `TopicError`."""
+        """Extend a topic to `count` partitions. Raises `TopicError`; empty logs that it leaves are of no harm."""
         self.check_more_partitions(topic, count)
+        present = len(topic.partitions)
+        try:
+            added = [self._open_partition(topic.info, index) for index in range(present, count)]
+        except LogError as error:
+            raise TopicError(ErrorCode.KAFKA_STORAGE_ERROR, f"No partition can be added: {error}") from error
         topic.info = self._metadata.set_partitions(topic.info.name, count)
-        for index in range(len(topic.partitions), count):
-            topic.partitions.append(self._open_partition(topic.info, index))
+        topic.partitions += added
+        self._partition_count += len(added)
 
     def delete(self, topic: Topic) -> None:
         """Delete a topic and its records. The deletion is durable first: files left by a crash go at the next start."""
@@ -201,14 +211,13 @@ class Topics:
 
     def _add(self, info: TopicInfo) -> Topic:
         topic = Topic(info, [self._open_partition(info, index) for index in range(info.partitions)])
+        self._partition_count += info.partitions
         self._by_name[info.name] = topic
         self._by_id[info.topic_id] = topic
         return topic
 
     def _open_partition(self, info: TopicInfo, index: int) -> Partition:
-        self._partition_count += 1
         directory = self._directory / str(info.topic_id) / str(index)
-        directory.mkdir(parents=True, exist_ok=True)
         config = log_config(self._config, info.configs)
         return Partition(
             PartitionLog.open(directory, info.name, index, info.topic_id, config, now_ms=self._env.wall_ms())
