@@ -273,6 +273,18 @@ def test_v1_an_abort_that_left_a_hole_in_the_sequence_gets_a_new_epoch() -> None
     with_producer(test, version=1)
 
 
+def test_a_topic_that_is_not_there_is_named_when_the_transaction_fails() -> None:
+    async def test(broker: ScriptedBroker, producer: TransactionalProducer) -> None:
+        producer.begin()
+        await producer.produce("nope", 0, records())
+        with pytest.raises(AbortTransaction, match="nope-0"):
+            await producer.end_transaction(True)
+        await producer.abort()
+        await one(producer)
+
+    with_producer(test, settings={"delivery.timeout.ms": 200})
+
+
 def test_an_empty_transaction_asks_nobody() -> None:
     async def test(broker: ScriptedBroker, producer: TransactionalProducer) -> None:
         sent = len(broker.requests)

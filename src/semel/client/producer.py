@@ -209,7 +209,7 @@ class TransactionalProducer:
 
     def _round(self) -> None:
         protocol = self._protocol
-        protocol.expire(self._client.env.monotonic())
+        protocol.expire(self._client.env.monotonic(), self._sender.last_reason)
         request = protocol.next_request()
         if request is not None:
             self._sender.spawn(self._control(request))

@@ -337,14 +337,15 @@ class TransactionProtocol:
             self._drop_unsent()
         self._settle()
 
-    def expire(self, now: float) -> None:
-        """Fail the transaction if a batch is past its deadline and not in flight."""
+    def expire(self, now: float, reason: str = "") -> None:
+        """Fail the transaction if a batch is past its deadline and not in flight; `reason` says what held it up."""
         if self.state not in (State.InTransaction, State.Committing):
             return
         for lane in self._lanes.values():
             if lane.batches and not lane.batches[0].in_flight and lane.batches[0].deadline <= now:
                 batch = lane.batches[0]
-                self._fail(f"{batch.count} records for {batch.partition} were not delivered in time ({batch.reason})")
+                why = batch.reason if batch.identity is not None or not reason else reason
+                self._fail(f"{batch.count} records for {batch.partition} were not delivered in time ({why})")
                 return
 
     def broken(self, request: Request, error: SemelError) -> None:
