@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from semel.processing.ports import free_ports
+
 __all__ = ["KafkaNode", "kafka_jars", "missing_tools"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,9 +42,8 @@ def kafka_jars() -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port outside the ephemeral range: a killed node's clients must not take it while it is away."""
+    return free_ports(1)[0]
 
 
 class KafkaNode:

@@ -39,10 +39,14 @@ def sku(order_id: int, position: int) -> str:
 app = App("shop")
 orders = app.topic("orders", key=str, value=Order, partitions=4)
 inventory = app.topic("inventory", key=str, value=Taken, partitions=4)
-database = app.database(os.environ.get("SHOP_DATABASE", "sqlite:///shop.db"), schema="""
-CREATE TABLE IF NOT EXISTS customer_totals (customer_id TEXT PRIMARY KEY, orders BIGINT NOT NULL, cds BIGINT NOT NULL, cents BIGINT NOT NULL);
-CREATE TABLE IF NOT EXISTS stock (sku TEXT PRIMARY KEY, taken BIGINT NOT NULL);
-""")
+database = app.database(
+    os.environ.get("SHOP_DATABASE", "sqlite:///shop.db"),
+    schema="""
+    CREATE TABLE IF NOT EXISTS customer_totals
+        (customer_id TEXT PRIMARY KEY, orders BIGINT NOT NULL, cds BIGINT NOT NULL, cents BIGINT NOT NULL);
+    CREATE TABLE IF NOT EXISTS stock (sku TEXT PRIMARY KEY, taken BIGINT NOT NULL);
+    """,
+)
 
 
 @app.post("/orders", request=Order)  # runs once per Idempotency-Key
@@ -75,6 +79,7 @@ def customer_totals(records, db):
 def stock(records, db):
     taken = Counter(record.value.sku for record in records)
     db.executemany(
-        "INSERT INTO stock (sku, taken) VALUES (?, ?) ON CONFLICT (sku) DO UPDATE SET taken = stock.taken + excluded.taken",
+        "INSERT INTO stock (sku, taken) VALUES (?, ?) "
+        "ON CONFLICT (sku) DO UPDATE SET taken = stock.taken + excluded.taken",
         sorted(taken.items()),
     )

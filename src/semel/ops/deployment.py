@@ -12,6 +12,7 @@ from semel.errors import ConfigurationError
 from semel.ingress.server import bind
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
+from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
 from semel.settings import Settings
 
@@ -40,7 +41,7 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
     children = []
     kafka = settings.kafka
     if not kafka:
-        kafka = f"127.0.0.1:{_free_port()}"
+        kafka = f"127.0.0.1:{free_ports(1)[0]}"
         argv = ["broker", "--data", str(settings.data / "broker"), "--listen", kafka]
         children.append(_child("broker", argv, environment, is_last=True))
     environment["SEMEL_KAFKA"] = kafka
@@ -70,9 +71,3 @@ def _child(
     command = [sys.executable, "-m", "semel", *argv]
     # The dictionary is shared on purpose: the broker's address is put into it before any child starts.
     return ChildSpec(name, command, environment=environment, slot=slot, is_last=is_last)
-
-
-def _free_port() -> int:
-    """A port for our own broker; its number changes with every run, so that two apps do not meet by accident."""
-    with bind("127.0.0.1", 0) as sock:
-        return int(sock.getsockname()[1])

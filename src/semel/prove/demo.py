@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Protocol
 
 from semel.errors import ConfigurationError, Retriable, SemelError
 from semel.examples.shop import sku
+from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
 from semel.prove.load import LoadReport, plan_requests, run_load
 from semel.prove.nemesis import Fault, plan_faults
@@ -123,7 +123,7 @@ class Demo:
         self._folder = options.keep or Path(self._scratch.name if self._scratch else ".")
         self._folder.mkdir(parents=True, exist_ok=True)
         self._database = options.database or f"sqlite:///{self._folder / 'shop.db'}"
-        self._ports = _free_ports(HTTP_INSTANCES + 1)
+        self._ports = free_ports(HTTP_INSTANCES + 1)
         self._bootstrap = options.kafka or (broker.bootstrap if broker else f"127.0.0.1:{self._ports[-1]}")
         self._own_broker = options.kafka is None and broker is None
         self._armed: dict[str, str] = {}
@@ -365,18 +365,6 @@ def count_rebalances(folder: Path) -> int:
                 at = words.index("generation")
                 generations.setdefault(words[at - 1], set()).add(words[at + 1])
     return sum(len(seen) - 1 for seen in generations.values())
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago; all are held until the last is found, so that they differ."""
-    listeners = [socket.socket() for _ in range(count)]
-    try:
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in listeners]
-    finally:
-        for listener in listeners:
-            listener.close()
 
 
 def _signal(pid: int, number: signal.Signals) -> bool:
