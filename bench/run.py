@@ -16,13 +16,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tests.services.kafka import KafkaNode, missing_tools
+
 from semel.broker.embedded import EmbeddedBroker
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.prove.demo import Demo, DemoOptions, DemoResult
 from semel.wire.records import BatchBuilder
-from tests.services.kafka import KafkaNode, missing_tools
 
 
 class Quiet:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from semel.prove.demo import Demo, DemoOptions, DemoResult
+from tests.conftest import unavailable
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.postgres import PostgresServer
-from tests.conftest import unavailable
 
 
 class Quiet:
