@@ -46,11 +46,15 @@ def spec(url: str, handler: Callable[[Sequence[Any], Any], None] = count, **chan
 
 
 def sink(
-    url: str, handler: Callable[[Sequence[Any], Any], None] = count, *, cluster_id: str = CLUSTER_ID, **changes: Any
+    url: str,
+    handler: Callable[[Sequence[Any], Any], None] = count,
+    *,
+    cluster_id: str = CLUSTER_ID,
+    create_tables: bool = True,
+    **changes: Any,
 ) -> SqlSink:
-    made = SqlSink(
-        spec(url, handler, **changes), "shop.totals", cluster_id, env=Env(rng=random.Random(1)), create_tables=True
-    )
+    env = Env(rng=random.Random(1))
+    made = SqlSink(spec(url, handler, **changes), "shop.totals", cluster_id, env=env, create_tables=create_tables)
     made.open()
     return made
 

@@ -146,7 +146,12 @@ class PostgresDatabase(Database):
     def executemany(self, sql: str, rows: Iterable[Parameters]) -> int:
         with self._open.cursor() as cursor:
             cursor.executemany(placeholders_for_psycopg(sql), rows)
-            return max(0, cursor.rowcount)
+            count = max(0, cursor.rowcount)
+        if self.in_transaction:
+            # psycopg ends its pipeline with a Flush behind the Sync. The server takes that for a new command and stops
+            # idle_in_transaction_session_timeout, so that a process stopped here would keep its locks for ever.
+            self._open.execute("")
+        return count
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         cursor = self._open.execute(placeholders_for_psycopg(sql), parameters)

@@ -18,7 +18,7 @@ from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Un
 from semel.sinks.processes import ProcessIdentity, kill_if_stopped
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import positions
-from semel.sinks.sql.database import Cause, Database, open_database, without_password
+from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, without_password
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
@@ -122,16 +122,21 @@ class SqlSink:
         """Connect, and make or check the tables."""
         self._connect()
         try:
-            if self._create_tables:
-                migrate_connected(self._database, schema_sql(self._database))
-                if self._spec.database.schema:
-                    migrate_connected(self._database, self._spec.database.schema)
-            else:
-                check_tables(self._database)
+            self._prepare()
         except ConfigurationError:
             raise
         except Exception as error:
-            raise self._unavailable(error) from error
+            if self._database.cause(error) is not Cause.LOCKED or not self._end_stopped_writer():
+                raise self._unavailable(error) from error
+            raise Unavailable("the process that had locked the database was ended; trying again") from error
+
+    def _prepare(self) -> None:
+        if not self._create_tables:
+            check_tables(self._database)
+            return
+        migrate_connected(self._database, schema_sql(self._database))
+        if self._spec.database.schema:
+            migrate_connected(self._database, self._spec.database.schema)
 
     def close(self) -> None:
         """Close the connection; what was open is rolled back."""
@@ -158,12 +163,7 @@ class SqlSink:
         """Raise the epochs and COMMIT; a process that is stopped with SQLite's write lock in hand is ended for that."""
         self._connect()
         self.release(claim.partition for claim in claims)
-        try:
-            taken = self._take_over(claims)
-        except Exception as error:
-            if self._database.cause(error) is not Cause.LOCKED or not self._end_stopped_writer():
-                raise self._unavailable(error) from error
-            taken = self._take_over_again(claims)
+        taken = self._insist_on(claims)
         answers: dict[TopicPartition, int | Stop] = {}
         for claim, (row, parked) in taken.items():
             if isinstance(row, Stop):
@@ -172,6 +172,18 @@ class SqlSink:
             self._owned[claim.partition] = _Owned(self._key(claim), row.next_offset, row.owner_epoch, parked)
             answers[claim.partition] = row.next_offset
         return answers
+
+    def _insist_on(self, claims: Sequence[Claim]) -> dict[Claim, tuple[PositionRow | Stop, Parked]]:
+        for attempt in range(CONFLICT_TRIES):
+            try:
+                return self._take_over(claims)
+            except Exception as error:
+                cause = self._database.cause(error)
+                if cause is Cause.CONFLICT:
+                    self._step_aside(attempt)
+                elif cause is not Cause.LOCKED or not self._end_stopped_writer():
+                    raise self._unavailable(error) from error
+        raise Unavailable(f"{CONFLICT_TRIES} times in a row somebody else was in the way of taking over.")
 
     def _take_over(self, claims: Sequence[Claim]) -> dict[Claim, tuple[PositionRow | Stop, Parked]]:
         database = self._database
@@ -184,18 +196,12 @@ class SqlSink:
             database.rollback()
         return {claim: (row, parked[claim]) for claim, row in rows.items()}
 
-    def _take_over_again(self, claims: Sequence[Claim]) -> dict[Claim, tuple[PositionRow | Stop, Parked]]:
-        try:
-            return self._take_over(claims)
-        except Exception as error:
-            raise self._unavailable(error) from error
-
     def _end_stopped_writer(self) -> bool:
         """End the process that holds SQLite's write lock, if it is stopped and owns rows here; whether it was ended."""
         holder = self._database.write_lock_holder()
         if holder is None:
             return False
-        for owner in positions.owners(self._database):
+        for owner in self._owners():
             identity = ProcessIdentity.parse(owner)
             if identity is not None and identity.pid == holder and kill_if_stopped(identity):
                 log.warning(
@@ -206,6 +212,14 @@ class SqlSink:
                 )
                 return True
         return False
+
+    def _owners(self) -> set[str]:
+        try:
+            return positions.owners(self._database)
+        except Exception as error:
+            if is_missing_table(error):
+                return set()
+            raise self._unavailable(error) from error
 
     def _key(self, claim: Claim) -> PositionKey:
         return PositionKey(self._identity, self._cluster_id, str(claim.topic_id), claim.partition.partition)
@@ -272,8 +286,12 @@ class SqlSink:
                 return self._attempt(moves, work)
             except _Conflict as conflict:
                 log.debug("%s: %s; trying again", self._identity, conflict)
-                time.sleep(self._env.rng.random() * 0.01 * 2**attempt)  # Apart, so as not to meet again.
+                self._step_aside(attempt)
         raise Unavailable(f"{CONFLICT_TRIES} transactions in a row met others (deadlock or serialization failure).")
+
+    def _step_aside(self, attempt: int) -> None:
+        """Wait a moment of random length, so as not to meet the same transaction again."""
+        time.sleep(self._env.rng.random() * 0.01 * 2**attempt)
 
     def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
         database = self._database

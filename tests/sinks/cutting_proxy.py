@@ -1,0 +1,71 @@
+"""A TCP proxy before PostgreSQL that cuts the connection at COMMIT: before the server has it, or before it answers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from typing import Literal
+
+When = Literal["never", "before", "at", "after"]
+
+
+class CuttingProxy:
+    """`when`: `before` COMMIT reaches the server; `at`: it is on its way; `after` the answer, which is swallowed.
+
+    The cut happens once; `refuse` keeps new connections out.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.when: When = "never"
+        self.refuse = False
+        self.cuts = 0
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.refuse:
+                client.close()
+                continue
+            server = socket.create_connection(("127.0.0.1", self._target))
+            threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
+
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        swallow = threading.Event()
+        back = threading.Thread(target=self._back, args=(client, server, swallow), daemon=True)
+        back.start()
+        with contextlib.suppress(OSError):
+            while data := client.recv(65536):
+                if b"COMMIT" in data and self.when != "never":
+                    when, self.when = self.when, "never"
+                    self.cuts += 1
+                    if when == "after":
+                        swallow.set()
+                        server.sendall(data)
+                        back.join()  # It ends with the answer.
+                    elif when == "at":
+                        server.sendall(data)
+                    break
+                server.sendall(data)
+        for end in (client, server):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def _back(self, client: socket.socket, server: socket.socket, swallow: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(65536):
+                if swallow.is_set():
+                    return
+                client.sendall(data)

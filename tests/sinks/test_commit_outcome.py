@@ -1,0 +1,176 @@
+"""A COMMIT without an answer has three possible outcomes; which one it was is read, never guessed."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from semel.errors import OutcomeUnknown
+from semel.sinks.contract import Applied, PartitionsLost, Unavailable
+from semel.sinks.sql import SqlSink
+from tests.services.postgres import PostgresServer
+from tests.sinks import ledger
+from tests.sinks.cutting_proxy import CuttingProxy, When
+from tests.sinks.ledger import a_slice, claim, partition, record
+
+
+@pytest.fixture
+def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(postgres.port)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def url(postgres: PostgresServer) -> str:
+    return postgres.new_database()
+
+
+def behind(proxy: CuttingProxy, url: str) -> SqlSink:
+    sink = ledger.sink(url.replace(f":{url.rpartition(':')[2].partition('/')[0]}/", f":{proxy.port}/"))
+    sink.take_over([claim(0), claim(1)])
+    return sink
+
+
+BATCH = [a_slice(record(0, "ann", 5), record(1, "bob", -1)), a_slice(record(0, "eve", 2, 1), part=1)]
+pytestmark = pytest.mark.postgres
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_an_unanswered_commit_is_settled(url: str, proxy: CuttingProxy, when: When) -> None:
+    sink = behind(proxy, url)
+    proxy.when = when
+    with pytest.raises(Unavailable, match="Whether it was committed will be read"):
+        sink.apply(BATCH)
+    assert proxy.cuts == 1
+    assert len(ledger.seen(url)) == (2 if when == "after" else 0)
+    assert sink.apply(BATCH) == Applied(3, 1, 1)  # Done again, or counted from what was found.
+    assert ledger.seen(url) == [(0, 0), (1, 0)]
+    assert [row[1:3] for row in ledger.parked(url)] == [(1, b"bob")]
+    assert sink.position(partition(0)) == 2
+    # The parked key is known in both cases.
+    sink.apply([a_slice(record(2, "bob", 1))])
+    assert [row[1] for row in ledger.parked(url)] == [1, 2]
+    sink.close()
+
+
+def test_a_database_that_stays_away_is_asked_when_it_is_back(url: str, proxy: CuttingProxy) -> None:
+    sink = behind(proxy, url)
+    proxy.when, proxy.refuse = "after", True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            sink.apply(BATCH)
+    proxy.refuse = False
+    assert sink.apply([]) == Applied(3, 1, 1)
+    assert sink.apply(BATCH) == Applied()
+    assert ledger.seen(url) == [(0, 0), (1, 0)]
+    sink.close()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_zombie_in_doubt_is_fenced_and_keeps_the_rest(url: str, proxy: CuttingProxy, when: When) -> None:
+    sink = behind(proxy, url)
+    proxy.when = when
+    with pytest.raises(Unavailable):
+        sink.apply(BATCH)
+    heir = ledger.sink(url)
+    heir.take_over([claim(0)])
+    heir.apply(BATCH)
+    with pytest.raises(PartitionsLost) as lost:
+        sink.apply(BATCH)
+    assert set(lost.value.reasons) == {partition(0)}
+    sink.apply(BATCH)
+    assert ledger.seen(url) == [(0, 0), (1, 0)]
+    assert sink.position(partition(0)) is None
+    assert sink.position(partition(1)) == 1
+    sink.close()
+    heir.close()
+
+
+def test_a_session_that_is_still_committing_is_waited_for(
+    url: str, proxy: CuttingProxy, postgres: PostgresServer
+) -> None:
+    """COMMIT hangs in synchronous replication, the connection breaks: the row must not be read as it was before."""
+    sink = behind(proxy, url)
+
+    def set_standby(name: str) -> None:
+        with psycopg.connect(postgres.url(), autocommit=True) as admin:
+            admin.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+            admin.execute("SELECT pg_reload_conf()")
+            while admin.execute("SHOW synchronous_standby_names").fetchone() != (name,):
+                time.sleep(0.01)
+
+    answers: list[Any] = []
+    set_standby("nobody")
+    try:
+        proxy.when = "at"
+        with pytest.raises(Unavailable):
+            sink.apply(BATCH)
+        settling = threading.Thread(target=lambda: answers.append(sink.apply([])))
+        settling.start()
+        settling.join(0.5)
+        assert settling.is_alive(), "it did not wait for the session that still commits"
+    finally:
+        set_standby("")
+    settling.join(20)
+    assert answers == [Applied(3, 1, 1)]
+    assert ledger.seen(url) == [(0, 0), (1, 0)]
+    sink.close()
+
+
+def test_a_server_that_is_killed_loses_and_doubles_nothing(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    sink = ledger.sink(url)
+    sink.take_over([claim()])
+    total, failures = 60, 0
+
+    def strike() -> None:
+        for _ in range(3):
+            time.sleep(0.15)
+            postgres.kill()
+            postgres.start()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    while (position := sink.position(partition(0)) or 0) < total or striking.is_alive():
+        offset = min(position, total - 1)
+        try:
+            sink.apply([a_slice(record(offset, f"k{offset % 3}", 1))])
+        except Unavailable:
+            failures += 1
+        if position >= total:
+            total += 1
+    striking.join()
+    assert failures > 0
+    assert ledger.seen(url) == [(0, offset) for offset in range(total)]
+    sink.close()
+
+
+def test_sqlite_reads_the_file_again_after_a_failed_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = ledger.sink(f"sqlite:///{tmp_path}/sink.db")
+    sink.take_over([claim()])
+    database = sink._database
+    commit = database.commit
+
+    def broken(answered: bool) -> None:
+        if answered:
+            commit()
+        database.close()
+        error = sqlite3.OperationalError("disk I/O error")
+        raise OutcomeUnknown(f"COMMIT failed: {error}") from error
+
+    for offset, is_written in enumerate([True, False]):
+        monkeypatch.setattr(database, "commit", lambda is_written=is_written: broken(is_written))
+        with pytest.raises(Unavailable):
+            sink.apply([a_slice(record(offset, "ann", 1))])
+        monkeypatch.setattr(database, "commit", commit)
+        assert sink.apply([a_slice(record(offset, "ann", 1))]).records == 1
+    assert ledger.seen(f"sqlite:///{tmp_path}/sink.db") == [(0, 0), (0, 1)]
+    sink.close()
