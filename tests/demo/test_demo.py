@@ -49,7 +49,7 @@ def test_embedded_broker_and_sqlite(tmp_path: Path) -> None:
 
 
 def test_embedded_broker_and_postgres(tmp_path: Path, postgres: PostgresServer) -> None:
-    options = DemoOptions(orders=2_000, seed=12, keep=tmp_path, database=postgres.create_database("demo_embedded"))
+    options = DemoOptions(orders=2_000, seed=12, keep=tmp_path, database=postgres.new_database())
     assert_exact(run(options), 2_000)
 
 
@@ -63,7 +63,7 @@ def test_apache_kafka_and_postgres(tmp_path: Path, postgres: PostgresServer) -> 
     node = kafka_node()
     try:
         node.start()
-        options = DemoOptions(orders=2_000, seed=13, keep=tmp_path, database=postgres.create_database("demo_kafka"))
+        options = DemoOptions(orders=2_000, seed=13, keep=tmp_path, database=postgres.new_database())
         assert_exact(run(options, node), 2_000)
     finally:
         node.stop()
@@ -91,7 +91,7 @@ def test_the_whole_input_on_apache_kafka_and_postgres(tmp_path: Path, seed: int,
     node = kafka_node()
     try:
         node.start()
-        options = DemoOptions(seed=seed, keep=tmp_path, database=postgres.create_database(f"demo_full_{seed}"))
+        options = DemoOptions(seed=seed, keep=tmp_path, database=postgres.new_database())
         assert_exact(run(options, node), 69_659)
     finally:
         node.stop()
