@@ -118,7 +118,7 @@ class Admin:
                 raise kafka_error(item.error_code, f"creating topic {item.name!r}", item.error_message or "")
 
     async def delete_topics(self, names: Iterable[str]) -> None:
-        """Delete topics; one that does not exist is no error."""
+        """Delete topics and return once the cluster no longer lists them; one that does not exist is no error."""
         wanted = list(names)
 
         async def once() -> None:
@@ -132,10 +132,14 @@ class Admin:
             for item in answer.responses:
                 if item.error_code not in (ErrorCode.NONE, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION):
                     raise kafka_error(item.error_code, f"deleting topic {item.name!r}")
+            for name in wanted:
+                self._client.invalidate(topic=name)
+            await self._client.refresh_metadata(*wanted)
+            left = [name for name in wanted if self._client.known_topic(name) is not None]
+            if left:
+                raise Retriable(f"{', '.join(left)} are still listed")
 
         await self._client.retry(once, f"deleting topics {', '.join(wanted)}")
-        for name in wanted:
-            self._client.invalidate(topic=name)
 
     async def list_topics(self, *, internal: bool = False) -> dict[str, TopicInfo]:
         """Every topic by name; Kafka's own (`__...`) only when asked for."""

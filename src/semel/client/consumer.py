@@ -14,6 +14,7 @@ import os
 import queue
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +23,7 @@ import confluent_kafka
 from semel.client.cluster import parse_bootstrap
 from semel.client.config import DEFAULTS, ClientSettings
 from semel.client.connection import check_not_forked
+from semel.client.outage import Outage
 from semel.errors import ConfigurationError, ErrorCode, Fatal, Fenced, Retriable, SemelError
 from semel.types import GroupMetadata, Record, TopicPartition
 
@@ -32,9 +34,12 @@ log = logging.getLogger("semel.client.consumer")
 T = TypeVar("T")
 _EOF = confluent_kafka.KafkaError._PARTITION_EOF
 _STATE = confluent_kafka.KafkaError._STATE
+_ALL_BROKERS_DOWN = confluent_kafka.KafkaError._ALL_BROKERS_DOWN
 _NO_RESET = (confluent_kafka.KafkaError._AUTO_OFFSET_RESET, confluent_kafka.KafkaError.OFFSET_OUT_OF_RANGE)
 _CLOSE_SECONDS = 10.0
 """How long `close` waits for librdkafka, which may be waiting for a broker that is gone."""
+_PROBE_SECONDS = 0.2
+"""How long a poll may ask whether Kafka is back; it has nothing else to do."""
 
 _BASE: dict[str, Any] = {
     "isolation.level": "read_committed",
@@ -48,7 +53,8 @@ _BASE: dict[str, Any] = {
     "fetch.error.backoff.ms": 50,
     "socket.timeout.ms": DEFAULTS["socket.timeout.ms"].value,
     "socket.connection.setup.timeout.ms": DEFAULTS["socket.connection.setup.timeout.ms"].value,
-    "reconnect.backoff.ms": DEFAULTS["reconnect.backoff.ms"].value,
+    # librdkafka 2.16 connects again twice in this time and never slower: with 20 that is 80 times a second.
+    "reconnect.backoff.ms": 100,
     "reconnect.backoff.max.ms": DEFAULTS["reconnect.backoff.max.ms"].value,
     "socket.nagle.disable": True,
     "statistics.interval.ms": 0,
@@ -131,6 +137,16 @@ class _Thread:
         self._calls.put(None)
 
 
+class _LibrdkafkaLog:
+    """librdkafka's own lines, for whoever looks for them: what matters of them comes as an error, too."""
+
+    _log = logging.getLogger("semel.client.librdkafka")
+
+    def log(self, _level: int, text: str, *arguments: object) -> None:
+        """Called by confluent-kafka, in the consumer's thread."""
+        self._log.debug(text, *arguments)
+
+
 class _Source:
     """What `Consumer` and `Reader` share: the thread, polling, turning messages into records."""
 
@@ -145,6 +161,7 @@ class _Source:
         self._pid = os.getpid()
         self._positions: dict[TopicPartition, int] = {}
         self._dropped: set[TopicPartition] = set()
+        self._outage = Outage(name, time.monotonic)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{len(self._positions)} partitions"
@@ -217,7 +234,7 @@ class _Source:
 
     def _make(self) -> None:
         try:
-            self._kafka = confluent_kafka.Consumer(self._config | {"error_cb": self._failed}, logger=log)
+            self._kafka = confluent_kafka.Consumer(self._config | {"error_cb": self._failed}, logger=_LibrdkafkaLog())
         except confluent_kafka.KafkaException as error:
             raise ConfigurationError(f"the consumer {self._name}: {error.args[0].str()}") from error
 
@@ -227,6 +244,8 @@ class _Source:
 
     def _poll(self, max_records: int, timeout: float) -> Batch:
         self._dropped.clear()
+        if self._outage.should_probe():
+            self._probe()
         try:
             first = self._kafka.poll(timeout)
             messages = [] if first is None else [first, *self._kafka.consume(max_records - 1, 0)]
@@ -301,8 +320,20 @@ class _Source:
             self._failure.code = ErrorCode.FENCED_INSTANCE_ID
         elif error.fatal():
             self._failure = Fatal(f"the consumer {self._name} cannot go on: {text}")
+        elif error.code() == _ALL_BROKERS_DOWN:
+            self._outage.lost(f"{error.str()} ({self._config['bootstrap.servers']}).")
         else:
-            log.info("%s: %s", self._name, text)
+            self._outage.trouble(error.name(), text)
+
+    def _probe(self) -> None:
+        """Ask the cluster for one of our topics: librdkafka does not say when a connection is there again."""
+        with contextlib.suppress(confluent_kafka.KafkaException):
+            self._kafka.list_topics(self._probe_topic(), timeout=_PROBE_SECONDS)
+            self._outage.back()
+
+    def _probe_topic(self) -> str | None:
+        """A topic that we read; None for all, where there is none."""
+        return next((at.topic for at in self._positions), None)
 
     def _seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         for partition, offset in offsets.items():
