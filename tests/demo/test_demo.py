@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from semel.errors import ConfigurationError
 from semel.prove.demo import Demo, DemoOptions, DemoResult
 from tests.conftest import unavailable
 from tests.services.kafka import KafkaNode, missing_tools
@@ -105,3 +106,12 @@ def test_a_wrong_outcome_is_not_called_exact(tmp_path: Path) -> None:
     found = dataclasses.replace(result.verdict.found, customers_rows=rows)
     result.verdict = dataclasses.replace(result.verdict, found=found)
     assert not result.exact
+
+
+def test_what_an_earlier_run_left_is_refused(tmp_path: Path) -> None:
+    run(DemoOptions(orders=20, seed=1, faults=False, keep=tmp_path / "first"))
+    with pytest.raises(ConfigurationError, match="earlier run"):
+        run(DemoOptions(orders=20, seed=1, faults=False, keep=tmp_path / "first"))
+    url = f"sqlite:///{tmp_path / 'first' / 'shop.db'}"
+    with pytest.raises(ConfigurationError, match="holds rows"):
+        run(DemoOptions(orders=20, seed=1, faults=False, keep=tmp_path / "second", database=url))

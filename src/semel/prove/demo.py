@@ -185,6 +185,7 @@ class Demo:
         purchases = load_purchases(self._options.orders)
         if not purchases:
             raise ConfigurationError("--orders must be at least 1.")
+        await self._check_empty()
         self._supervisor = Supervisor(
             self._specs(),
             # Longer than any pause: a paused worker must wake up as a zombie and find itself fenced.
@@ -242,6 +243,24 @@ class Demo:
             "sqlite" if self._database.startswith("sqlite") else "postgresql",
             sorted(self._marks),
         )
+
+    async def _check_empty(self) -> None:
+        """The demo counts from nothing; what an earlier run left would be counted too."""
+        if (self._folder / "broker").exists():
+            raise ConfigurationError(
+                f"{self._folder} holds the data of an earlier run. Name another folder, or remove it."
+            )
+        ledger = Ledger(self._bootstrap, self._database)
+        if await asyncio.to_thread(ledger.has_rows):
+            raise ConfigurationError(
+                "the database holds rows of the shop already. Name an empty one, or drop the tables customer_totals, "
+                "stock and semel_position."
+            )
+        if not self._own_broker and await ledger.has_records():
+            raise ConfigurationError(
+                f"Kafka at {self._bootstrap} holds records of the shop already. Delete its topics orders, inventory "
+                "and shop.semel.*, or name another Kafka."
+            )
 
     def write_picture(self, result: DemoResult, path: Path) -> None:
         """The SVG of throughput over time."""

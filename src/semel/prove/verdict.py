@@ -22,6 +22,7 @@ from semel.errors import SemelError
 from semel.prove.checker import Effect, Findings, check_effects, check_totals
 from semel.prove.purchases import Expected, Purchase
 from semel.sinks.sql import connect
+from semel.sinks.sql.database import is_missing_table
 from semel.types import Record, TopicPartition
 
 __all__ = ["Found", "Ledger", "Verdict", "Witness", "judge"]
@@ -153,6 +154,28 @@ class Ledger:
         finally:
             database.close()
         return Found({row[0]: tuple(row[1:]) for row in customers}, {row[0]: (row[1],) for row in stock})
+
+    def has_rows(self) -> bool:
+        """Whether the shop's tables are there and not empty."""
+        database = connect(self._url)
+        try:
+            return bool(database.query("SELECT 1 FROM customer_totals LIMIT 1"))
+        except Exception as error:
+            if is_missing_table(error):
+                return False
+            raise
+        finally:
+            database.close()
+
+    async def has_records(self) -> bool:
+        """Whether the shop's topics are there and not empty."""
+        async with KafkaClient(self._bootstrap) as client:
+            admin = Admin(client)
+            there = await admin.list_topics()
+            wanted = [name for name in there if name in _TOPICS or name.startswith("shop.semel.")]
+            partitions = [TopicPartition(name, number) for name in wanted for number in range(there[name].partitions)]
+            ends = await admin.list_offsets(partitions, at="high_watermark")
+        return any(ends.values())
 
     async def read_topics(self) -> Log:
         """Every committed record of both topics, in partition order."""
