@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import semel.env
+from semel.client.describe import decode_described
 from semel.env import FailpointRaised, arm_failpoints
 from semel.errors import ErrorCode
 from semel.types import TopicPartition
@@ -366,6 +367,11 @@ def test_describe_and_list(core: Core) -> None:
     core.create("orders")
     writer = Writer(core, "w")
     assert writer.write("orders", b"a") == 0
+    idle = Writer(core, "idle")
+    frame = core.send(65, 0, transactional_ids=["idle"])
+    assert isinstance(frame, bytes)
+    [described] = decode_described(frame)
+    assert (described.state, described.start_ms, described.producer_id) == ("Empty", -1, idle.producer_id)
     found, unknown, empty = core.ask(65, 0, transactional_ids=["w", "nobody", ""]).transaction_states
     assert (found.transaction_state, found.producer_id) == ("Ongoing", writer.producer_id)
     assert [(topic.topic, topic.partitions) for topic in found.topics] == [("orders", (0,))]
@@ -376,8 +382,8 @@ def test_describe_and_list(core: Core) -> None:
         fields = {"state_filters": [], "producer_id_filters": []} | filters
         return [item.transactional_id for item in core.ask(66, 2, **fields).transaction_states]
 
-    assert listed() == ["w"]
-    assert listed(state_filters=["Empty"]) == []
+    assert listed() == ["w", "idle"]
+    assert listed(state_filters=["Empty"]) == ["idle"]
     assert listed(transactional_id_pattern="w.*") == ["w"]
     assert listed(transactional_id_pattern="x.*") == []
     answer = core.ask(61, 0, topics=[{"name": "orders", "partition_indexes": [0]}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ __all__ = ["APIS"]
 
 log = logging.getLogger("semel.broker")
 
+_NEVER = datetime(1969, 12, 31, 23, 59, 59, 999_000, tzinfo=UTC)
+"""-1 ms: kio writes no negative number where a time may not be null, but it writes this."""
 _NOT_WRITTEN: Fields = {"error_code": ErrorCode.COORDINATOR_NOT_AVAILABLE, "producer_id": -1, "producer_epoch": -1}
 """The transaction log refused: nothing happened, and the client may try again."""
 OFFSETS_PARTITION = TopicPartition("__consumer_offsets", 0)
@@ -202,7 +205,7 @@ def _described(transactional_id: str, code: ErrorCode, found: TransactionMetadat
         "transactional_id": transactional_id,
         "transaction_state": str(found.state),
         "transaction_timeout": found.timeout_ms,
-        "transaction_start_time": found.start_ms,
+        "transaction_start_time": found.start_ms if found.start_ms >= 0 else _NEVER,
         "producer_id": found.producer_id,
         "producer_epoch": found.producer_epoch,
         "topics": [

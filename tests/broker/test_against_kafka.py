@@ -1,0 +1,420 @@
+"""The same requests to Apache Kafka 4.3.1 and to the embedded broker: the same answers, but for what is said here."""
+
+from __future__ import annotations
+
+import socket
+import time
+import uuid
+from typing import Any
+
+import pytest
+
+from semel.client.describe import decode_described
+from semel.wire.messages import decode_response, encode_request
+from tests.broker.core import batch
+from tests.conftest import Address
+from tests.services.kafka import KafkaNode
+
+ON_PURPOSE = {
+    # A record is refused as soon as EndTxn was decided; in Kafka a late one may become part of the transaction.
+    "late produce after EndTxn",
+    # Kafka lets a zombie abort the transaction of its successor and fences it only when it asks again.
+    "zombie init",
+}
+"""Steps whose answers differ by design (semel.coordinator.transaction says why)."""
+
+
+class Probe:
+    """One raw connection, and names that no other test uses."""
+
+    def __init__(self, bootstrap: str) -> None:
+        host, _, port = bootstrap.rpartition(":")
+        self._socket = socket.create_connection((host, int(port)), 30)
+        self.mark = uuid.uuid4().hex[:8]
+        self.answers: dict[str, Any] = {}
+        self.identity = (-1, -1)
+        for key_type in (0, 1):  # Kafka makes its internal topics when somebody asks for a coordinator.
+            self.ask(10, 4, key_type=key_type, coordinator_keys=[self.mark])
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            got = self._socket.recv(size - len(data))
+            assert got, "the broker closed the connection"
+            data += got
+        return data
+
+    def ask_raw(self, key: int, version: int, /, **fields: Any) -> bytes:
+        self._socket.sendall(encode_request(key, version, 1, "probe", **fields))
+        return self._exactly(int.from_bytes(self._exactly(4), "big"))
+
+    def ask(self, key: int, version: int, /, **fields: Any) -> Any:
+        """The answer; 51, 14, 15 and 16 are asked again, as clients do, because Kafka works in the background."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            answer = decode_response(key, version, self.ask_raw(key, version, **fields))
+            if _first_code(answer) not in (51, 14, 15, 16):
+                return answer
+            time.sleep(0.02)
+        raise AssertionError(f"api {key} never got past {_first_code(answer)}")
+
+    def note(self, step: str, answer: Any) -> None:
+        assert step not in self.answers, step
+        self.answers[step] = answer
+
+    def topic(self, name: str) -> str:
+        return f"{name}-{self.mark}"
+
+    # --- Requests, each giving what can be compared ---
+
+    def create(self, name: str, partitions: int = 1, configs: dict[str, str] | None = None, **changed: Any) -> int:
+        items = [{"name": key, "value": value} for key, value in (configs or {}).items()]
+        topic = {
+            "name": self.topic(name),
+            "num_partitions": partitions,
+            "replication_factor": 1,
+            "assignments": [],
+            "configs": items,
+        } | changed
+        return int(self.ask(19, 7, topics=[topic], timeout=10_000, validate_only=False).topics[0].error_code)
+
+    def produce(
+        self, name: str, data: bytes | None, version: int = 9, transactional_id: str | None = None, acks: int = -1
+    ) -> tuple[int, int]:
+        partitions = [{"index": 0, "records": data}]
+        answer = self.ask(
+            0,
+            version,
+            transactional_id=transactional_id,
+            acks=acks,
+            timeout=10_000,
+            topic_data=[{"name": self.topic(name), "partition_data": partitions}],
+        )
+        item = answer.responses[0].partition_responses[0]
+        return int(item.error_code), int(item.base_offset)
+
+    def init(self, transactional_id: str | None, identity: tuple[int, int] = (-1, -1), **changed: Any) -> int:
+        fields = {
+            "transactional_id": transactional_id,
+            "transaction_timeout": 20_000,
+            "producer_id": identity[0],
+            "producer_epoch": identity[1],
+        } | changed
+        answer = self.ask(22, 5, **fields)
+        if answer.error_code == 0:
+            self.identity = (answer.producer_id, answer.producer_epoch)
+        return int(answer.error_code)
+
+    def end(self, transactional_id: str, commit: bool, version: int, identity: tuple[int, int] | None = None) -> int:
+        producer_id, epoch = identity or self.identity
+        answer = self.ask(
+            26,
+            version,
+            transactional_id=transactional_id,
+            producer_id=producer_id,
+            producer_epoch=epoch,
+            committed=commit,
+        )
+        if version >= 5 and answer.error_code == 0:
+            self.identity = (answer.producer_id, answer.producer_epoch)
+        return int(answer.error_code)
+
+    def add(self, transactional_id: str, *names: str, epoch: int | None = None) -> list[int]:
+        answer = self.ask(
+            24,
+            3,
+            v3_and_below_transactional_id=transactional_id,
+            v3_and_below_producer_id=self.identity[0],
+            v3_and_below_producer_epoch=self.identity[1] if epoch is None else epoch,
+            v3_and_below_topics=[{"name": self.topic(name), "partitions": [0]} for name in names],
+        )
+        found = {
+            topic.name: int(topic.results_by_partition[0].partition_error_code)
+            for topic in answer.results_by_topic_v3_and_below
+        }
+        return [found[self.topic(name)] for name in names]
+
+    def data(self, *values: bytes, sequence: int = 0, identity: tuple[int, int] | None = None, **ids: Any) -> bytes:
+        producer_id, epoch = identity or self.identity
+        return batch(*(values or (b"v",)), producer_id=producer_id, producer_epoch=epoch, base_sequence=sequence, **ids)
+
+    def offsets(self, name: str, *timestamps: int, isolation: int = 0, version: int = 11) -> list[tuple[int, int]]:
+        found = []
+        for timestamp in timestamps:
+            partitions = [{"partition_index": 0, "timestamp": timestamp}]
+            topics = [{"name": self.topic(name), "partitions": partitions}]
+            answer = self.ask(2, version, replica_id=-1, isolation_level=isolation, topics=topics, timeout=10_000)
+            item = answer.topics[0].partitions[0]
+            found.append((int(item.error_code), int(item.offset)))
+        return found
+
+    def commit_txn(self, group: str, name: str, version: int, **changed: Any) -> int:
+        item = {"partition_index": 0, "committed_offset": 5, "committed_metadata": "m"}
+        fields = {
+            "transactional_id": self.topic("txn"),
+            "group_id": self.topic(group),
+            "producer_id": self.identity[0],
+            "producer_epoch": self.identity[1],
+            "topics": [{"name": self.topic(name), "partitions": [item]}],
+        } | changed
+        return int(self.ask(28, version, **fields).topics[0].partitions[0].error_code)
+
+    def fetch_offset(self, group: str, name: str, *, stable: bool = True) -> tuple[int, int]:
+        topics = [{"name": self.topic(name), "partition_indexes": [0]}]
+        answer = self.ask(9, 8, groups=[{"group_id": self.topic(group), "topics": topics}], require_stable=stable)
+        item = answer.groups[0].topics[0].partitions[0]
+        return int(item.error_code), int(item.committed_offset)
+
+
+def _first_code(value: Any) -> int:
+    """The first error code that stands in an answer."""
+    for name in getattr(value, "__dataclass_fields__", ()):
+        field = getattr(value, name)
+        if name.endswith("error_code") and int(field):
+            return int(field)
+        for item in field if isinstance(field, tuple) else ():
+            code = _first_code(item)
+            if code:
+                return code
+    return 0
+
+
+def settled(probe: Probe) -> tuple[int, int]:
+    """The group's offset, once Kafka has written the markers of the last transaction."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        found = probe.fetch_offset("g", "a")
+        if found[0] != 88:
+            return found
+        time.sleep(0.02)
+    raise AssertionError("the offset never became stable")
+
+
+def topics(probe: Probe) -> None:
+    probe.note("create", probe.create("a", 3))
+    probe.note("create again", probe.create("a", 3))
+    probe.note("no partitions", probe.create("b", 0))
+    probe.note("replication", probe.create("b", replication_factor=3))
+    probe.note("unknown setting", probe.create("b", configs={"nonsense": "1"}))
+    probe.note("bad setting", probe.create("b", configs={"retention.ms": "soon"}))
+    probe.note("bad name", probe.create("a b"))
+    fields = {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": False}
+    for step, topic in (
+        ("unknown name", {"name": probe.topic("none"), "topic_id": None}),
+        ("unknown id", {"name": None, "topic_id": uuid.uuid4()}),
+    ):
+        answer = probe.ask(3, 13, topics=[topic], allow_auto_topic_creation=False, **fields)
+        probe.note(step, int(answer.topics[0].error_code))
+    resource = {"resource_type": 2, "resource_name": probe.topic("a"), "configuration_keys": None}
+    answer = probe.ask(32, 4, resources=[resource], include_synonyms=False, include_documentation=False)
+    shown = {item.name: (item.value, int(item.config_type)) for item in answer.results[0].configs}
+    wanted = ("cleanup.policy", "max.message.bytes", "retention.ms", "message.timestamp.type", "segment.bytes")
+    probe.note("settings", {name: shown[name] for name in wanted})
+    item = {"name": probe.topic("a"), "count": 2, "assignments": None}
+    answer = probe.ask(37, 3, topics=[item], timeout=10_000, validate_only=False)
+    probe.note("fewer partitions", int(answer.results[0].error_code))
+
+
+def batches(probe: Probe) -> None:
+    probe.create("a")
+    probe.create("time", configs={"message.timestamp.type": "LogAppendTime"})
+    probe.create("keys", configs={"cleanup.policy": "compact"})
+    good = batch(b"a", b"b")
+    for step, name, data, acks in (
+        ("good", "a", good, -1),
+        ("empty", "a", b"", -1),
+        ("cut", "a", good[:-1], -1),
+        ("two batches", "a", good + good, -1),
+        ("bytes behind it", "a", good + b"\0\0\0", -1),
+        ("base offset", "a", batch(b"a", base_offset=3), -1),
+        ("checksum", "a", good[:-1] + b"x", -1),
+        ("magic", "a", good[:16] + b"\x01" + good[17:], -1),
+        ("too large", "a", batch(b"x" * 1_100_000), -1),
+        ("no sequence", "a", batch(b"a", producer_id=5, producer_epoch=0), -1),
+        ("future", "a", batch(b"a", timestamp_ms=4_000_000_000_000), -1),
+        ("acks", "a", good, 3),
+        ("append time", "time", batch(b"a", timestamp_ms=4_000_000_000_000), -1),
+        ("no key", "keys", good, -1),
+        ("unknown topic", "none", good, -1),
+    ):
+        probe.note(step, probe.produce(name, data, acks=acks))
+    probe.note("offsets", probe.offsets("a", -1, -2, -3, -4, -5, 0, 5_000_000_000_000))
+    probe.note("undefined", probe.offsets("a", -7))
+    probe.note("undefined here", probe.offsets("a", -3, version=6))
+
+
+def sequences(probe: Probe) -> None:
+    probe.create("a")
+    probe.init(None)
+    producer_id, epoch = probe.identity
+    for sequence in range(6):
+        probe.note(f"batch {sequence}", probe.produce("a", probe.data(sequence=sequence)))
+    for sequence in range(6):
+        probe.note(f"again {sequence}", probe.produce("a", probe.data(sequence=sequence)))
+    probe.note("gap", probe.produce("a", probe.data(sequence=9)))
+    probe.note("overlap", probe.produce("a", probe.data(b"1", b"2", sequence=5)))
+    newer = (producer_id, epoch + 1)
+    probe.note("epoch not from 0", probe.produce("a", probe.data(sequence=3, identity=newer)))
+    probe.note("epoch from 0", probe.produce("a", probe.data(sequence=0, identity=newer)))
+    probe.note("old epoch", probe.produce("a", probe.data(sequence=6)))
+    probe.note("unknown producer", probe.produce("a", probe.data(sequence=5, identity=(producer_id + 70_000, 0))))
+
+
+def transactions_v1(probe: Probe) -> None:
+    name = probe.topic("txn")
+    probe.create("a")
+    probe.create("b")
+    probe.note("timeout 0", probe.init(name, transaction_timeout=0))
+    probe.note("timeout too long", probe.init(name, transaction_timeout=900_001))
+    probe.note("empty id", probe.init(""))
+    probe.note("half an identity", probe.init(name, (5, -1)))
+    probe.note("init", probe.init(name))
+    old = probe.identity
+    probe.note("end of nothing", [probe.end(name, commit, 3) for commit in (True, False)])
+    probe.note("not added, v9", probe.produce("a", probe.data(transactional=True), 9, name))
+    probe.note("not added, v11", probe.produce("a", probe.data(transactional=True), 11, name))
+    probe.note("unknown topic", probe.add(name, "a", "none"))
+    probe.note("stale add", probe.add(name, "a", epoch=9))
+    probe.note("add", probe.add(name, "a"))
+    probe.note("append", probe.produce("a", probe.data(transactional=True), 9, name))
+    probe.note("append outside", probe.produce("a", probe.data(sequence=1), 9))
+    probe.note("no id", probe.produce("a", probe.data(sequence=1, transactional=True), 9))
+    probe.note("open", probe.offsets("a", -1, isolation=1))
+    probe.note("stale end", probe.end(name, True, 3, (old[0], old[1] + 3)))
+    probe.note("other producer's end", probe.end(name, True, 3, (old[0] + 70_000, old[1])))
+    probe.note("commit", probe.end(name, True, 3))
+    probe.note("commit again", probe.end(name, True, 3))
+    probe.note("abort after commit", probe.end(name, False, 3))
+    probe.note("committed", probe.offsets("a", -1, isolation=1))
+    probe.note("offsets not added", probe.commit_txn("g", "a", 3))
+    answer = probe.ask(
+        25, 3, transactional_id=name, producer_id=old[0], producer_epoch=old[1], group_id=probe.topic("g")
+    )
+    probe.note("add offsets", int(answer.error_code))
+    probe.note("staged", probe.commit_txn("g", "a", 3))
+    probe.note("unstable", [probe.fetch_offset("g", "a"), probe.fetch_offset("g", "a", stable=False)])
+    probe.note("commit offsets", probe.end(name, True, 3))
+    probe.note("stable", settled(probe))
+
+
+def transactions_v2(probe: Probe) -> None:
+    name = probe.topic("txn")
+    probe.create("a")
+    probe.note("init", probe.init(name))
+    first = probe.identity
+    probe.note("commit of nothing", probe.end(name, True, 5))
+    probe.note("abort of nothing", probe.end(name, False, 5))
+    probe.note("it bumps", probe.identity[1] - first[1])
+    probe.note("sequence not from 0", probe.produce("a", probe.data(sequence=4, transactional=True), 12, name))
+    probe.note("unknown id", probe.produce("a", probe.data(transactional=True), 12, probe.topic("other")))
+    probe.note("append", probe.produce("a", probe.data(transactional=True), 12, name))
+    second = probe.identity
+    probe.note("commit", probe.end(name, True, 5))
+    probe.note("commit bumps", probe.identity[1] - second[1])
+    third = probe.identity
+    probe.note("commit again", probe.end(name, True, 5, second))
+    probe.note("same identity", probe.identity == third)
+    probe.note("abort after commit", probe.end(name, False, 5, second))
+    late = probe.data(sequence=1, identity=second, transactional=True)
+    probe.note("late produce after EndTxn", probe.produce("a", late, 12, name))
+    probe.note("staged", probe.commit_txn("g", "a", 5))
+    probe.note("stale staging", probe.commit_txn("g", "a", 5, producer_epoch=second[1]))
+    probe.note("wrong generation", probe.commit_txn("g", "a", 5, generation_id=4))
+    probe.note("unknown partition", probe.commit_txn("g", "none", 5))
+    probe.note("unstable", probe.fetch_offset("g", "a"))
+    probe.note("abort", probe.end(name, False, 5))
+    probe.note("nothing", settled(probe))
+    probe.note("append again", probe.produce("a", probe.data(transactional=True), 12, name)[0])
+    open_identity = probe.identity
+    probe.note("zombie init", probe.init(name, first))
+    probe.note("successor", probe.init(name))
+    probe.note("fenced", probe.produce("a", probe.data(identity=open_identity, transactional=True), 12, name)[0])
+    probe.note("fenced end", probe.end(name, True, 5, open_identity))
+    frame = probe.ask_raw(65, 0, transactional_ids=[name, probe.topic("none"), ""])
+    described = [(int(item.error), item.state, item.start_ms) for item in decode_described(frame)]
+    probe.note("described", sorted(described))
+
+
+def groups(probe: Probe) -> None:
+    probe.create("a")
+    join = {
+        "group_id": probe.topic("g"),
+        "session_timeout": 10_000,
+        "rebalance_timeout": 10_000,
+        "member_id": "",
+        "group_instance_id": None,
+        "protocol_type": "consumer",
+        "protocols": [{"name": "range", "metadata": b"x"}],
+        "reason": None,
+    }
+    probe.note("no group", int(probe.ask(11, 9, **(join | {"group_id": ""})).error_code))
+    probe.note("session", int(probe.ask(11, 9, **(join | {"session_timeout": 2_000_000_000})).error_code))
+    probe.note("stranger", int(probe.ask(11, 9, **(join | {"member_id": "nobody"})).error_code))
+    answer = probe.ask(11, 9, **join)
+    probe.note("id required", int(answer.error_code))
+    member = answer.member_id
+    answer = probe.ask(11, 9, **(join | {"member_id": member}))
+    probe.note("joined", (int(answer.error_code), answer.protocol_name, answer.leader == member, len(answer.members)))
+    generation = answer.generation_id
+    other = join | {"protocols": [{"name": "other", "metadata": b""}]}
+    probe.note("protocol", int(probe.ask(11, 9, **other).error_code))
+
+    def commit(step: str, version: int = 9, **changed: Any) -> None:
+        item = {"partition_index": 0, "committed_offset": 3, "committed_metadata": None}
+        fields = {
+            "group_id": probe.topic("g"),
+            "generation_id_or_member_epoch": generation,
+            "member_id": member,
+            "topics": [{"name": probe.topic("a"), "partitions": [item]}],
+        } | changed
+        probe.note(step, int(probe.ask(8, version, **fields).topics[0].partitions[0].error_code))
+
+    commit("commit before sync")
+    sync = {
+        "group_id": probe.topic("g"),
+        "generation_id": generation,
+        "member_id": member,
+        "protocol_type": "consumer",
+        "protocol_name": "range",
+        "assignments": [{"member_id": member, "assignment": b"all"}],
+    }
+    probe.note("sync of another generation", int(probe.ask(14, 5, **(sync | {"generation_id": 99})).error_code))
+    answer = probe.ask(14, 5, **sync)
+    probe.note("synced", (int(answer.error_code), answer.assignment))
+    beat = {"group_id": probe.topic("g"), "generation_id": generation, "member_id": member}
+    probe.note("heartbeat", int(probe.ask(12, 4, **beat).error_code))
+    probe.note("old heartbeat", int(probe.ask(12, 4, **(beat | {"generation_id": 99})).error_code))
+    probe.note("stranger's heartbeat", int(probe.ask(12, 4, **(beat | {"member_id": "x"})).error_code))
+    commit("commit")
+    commit("old commit", generation_id_or_member_epoch=99)
+    commit("stranger's commit", member_id="x")
+    commit("commit without a member", generation_id_or_member_epoch=-1, member_id="")
+    commit("unknown group, v8", 8, group_id=probe.topic("none"))
+    commit("unknown group, v9", 9, group_id=probe.topic("none"))
+    probe.note("delete", int(probe.ask(42, 2, groups_names=[probe.topic("g")]).results[0].error_code))
+    answer = probe.ask(15, 6, groups=[probe.topic("g"), probe.topic("none")], include_authorized_operations=False)
+    probe.note("described", sorted((int(i.error_code), i.group_state) for i in answer.groups))
+    leaving = [{"member_id": member, "group_instance_id": None, "reason": None}]
+    answer = probe.ask(13, 5, group_id=probe.topic("g"), members=[*leaving, leaving[0] | {"member_id": "x"}])
+    probe.note("leave", [int(item.error_code) for item in answer.members])
+    probe.note("offset", probe.fetch_offset("g", "a"))
+    probe.note("delete empty", int(probe.ask(42, 2, groups_names=[probe.topic("g")]).results[0].error_code))
+    probe.note("delete unknown", int(probe.ask(42, 2, groups_names=[probe.topic("g")]).results[0].error_code))
+
+
+@pytest.mark.kafka
+@pytest.mark.parametrize("script", [topics, batches, sequences, transactions_v1, transactions_v2, groups])
+def test_both_brokers_answer_alike(script: Any, kafka: KafkaNode, embedded: Address) -> None:
+    answers = []
+    for bootstrap in (kafka.bootstrap, embedded.bootstrap):
+        probe = Probe(bootstrap)
+        try:
+            script(probe)
+        finally:
+            probe.close()
+        answers.append({step: answer for step, answer in probe.answers.items() if step not in ON_PURPOSE})
+    real, ours = answers
+    assert ours == real
