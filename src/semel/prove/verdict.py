@@ -18,7 +18,7 @@ import msgspec
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
-from semel.errors import SemelError
+from semel.errors import Retriable, SemelError
 from semel.prove.checker import Effect, Findings, check_effects, check_totals
 from semel.prove.purchases import Expected, Purchase
 from semel.sinks.sql import connect
@@ -183,7 +183,7 @@ class Ledger:
         for topic in _TOPICS:
             partitions = await _partitions(self._bootstrap, topic)
             async with KafkaClient(self._bootstrap) as client:
-                ends = await Admin(client).list_offsets(partitions, at="stable")
+                ends = await _settled_ends(Admin(client), partitions)
             log |= await _scan(self._bootstrap, ends)
         return log
 
@@ -192,6 +192,18 @@ async def _partitions(bootstrap: str, topic: str) -> list[TopicPartition]:
     async with KafkaClient(bootstrap) as client:
         info = await client.topic(topic)
         return [TopicPartition(topic, number) for number in range(info.partitions)]
+
+
+async def _settled_ends(admin: Admin, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+    """Where the partitions end once no transaction is open: Apache Kafka writes markers after it answered EndTxn."""
+    deadline = time.monotonic() + _STALL_SECONDS
+    while True:
+        stable = await admin.list_offsets(partitions, at="stable")
+        if stable == await admin.list_offsets(partitions, at="high_watermark"):
+            return stable
+        if time.monotonic() > deadline:
+            raise Retriable(f"a transaction is still open in {partitions[0].topic} after {_STALL_SECONDS:.0f} s")
+        await asyncio.sleep(0.05)
 
 
 async def _scan(bootstrap: str, ends: Mapping[TopicPartition, int]) -> Log:
