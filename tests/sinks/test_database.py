@@ -206,3 +206,24 @@ def test_a_full_disk_waits_and_parks_nothing(tmp_path: Path) -> None:
     assert ledger.parked(url) == []
     assert ledger.position(url) == (0, 1)
     sink.close()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != tmp_path)
+    with pytest.raises(ConfigurationError, match="cannot write to"):
+        ledger.sink(f"sqlite:///{tmp_path}/sink.db")
+
+
+def test_a_folder_that_goes_away_later_is_waited_for(tmp_path: Path) -> None:
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    url = f"sqlite:///{folder}/sink.db"
+    sink = ledger.sink(url)
+    sink.take_over([ledger.claim()])
+    sink._database.close()
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(Unavailable, match="does not exist"):
+        sink.apply([ledger.a_slice(ledger.record(0, "ann", 1))])
+    (tmp_path / "elsewhere").rename(folder)
+    assert sink.apply([ledger.a_slice(ledger.record(0, "ann", 1))]).records == 1
+    sink.close()

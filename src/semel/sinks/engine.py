@@ -443,7 +443,7 @@ class SinkEngine:
         self._has_moved = True
 
     def _log_assignment(self) -> None:
-        """Not while the consumer's thread is in a rebalance: asking for the generation would wait for that thread."""
+        """Said after the poll that brought it, when the generation is known."""
         self._has_moved = False
         with suppress(SemelError):
             generation = self._consumer.group_metadata().generation_id

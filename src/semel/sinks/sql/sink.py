@@ -120,8 +120,8 @@ class SqlSink:
 
     def open(self) -> None:
         """Connect, and make or check the tables."""
-        self._connect()
         try:
+            self._database.connect()
             self._prepare()
         except ConfigurationError:
             raise
@@ -473,11 +473,10 @@ class SqlSink:
     # Errors.
 
     def _connect(self) -> None:
+        """What was right when we opened is only away now, so even a folder that is gone is waited for."""
         if not self._database.connected:
             try:
                 self._database.connect()
-            except ConfigurationError:
-                raise
             except Exception as error:
                 raise self._unavailable(error) from error
 

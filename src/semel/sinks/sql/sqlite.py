@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 import time
@@ -71,6 +72,11 @@ class SqliteDatabase(Database):
         if not self.path.parent.is_dir():
             raise ConfigurationError(
                 f"the folder {self.path.parent} of database {self.url} does not exist. Make it, or change the URL."
+            )
+        if not os.access(self.path.parent, os.W_OK):
+            raise ConfigurationError(
+                f"this user cannot write to {self.path.parent}, where {self.url} keeps its file and its journal. "
+                "Change the folder's owner or mode, or change the URL."
             )
         connection = sqlite3.connect(self.path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
         try:
