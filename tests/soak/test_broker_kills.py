@@ -126,7 +126,9 @@ def test_restart_with_a_gigabyte_of_log(tmp_path: Path) -> None:
     broker = BrokerProcess(tmp_path / "data")
     broker.start()
     broker.create_topic("big", 4)
-    producer = Producer({"bootstrap.servers": broker.bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 200_000})
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 200_000}
+    )
     value = random.Random(1).randbytes(1024)
     for _ in range(1_000_000):
         while True:
