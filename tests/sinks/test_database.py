@@ -6,6 +6,7 @@ import builtins
 import sqlite3
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,29 @@ def test_a_folder_that_goes_away_later_is_waited_for(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").rename(folder)
     assert sink.apply([ledger.a_slice(ledger.record(0, "ann", 1))]).records == 1
     sink.close()
+
+
+@pytest.mark.postgres
+def test_a_session_that_is_silent_in_a_transaction_is_ended_also_after_executemany(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """psycopg's pipeline leaves the server's idle timer off; a stopped process would hold its locks for ever."""
+    from semel.sinks.sql import postgres as module
+
+    monkeypatch.setitem(module._SESSION, "idle_in_transaction_session_timeout", "500ms")
+    url = postgres.new_database()
+    tool = connect(url)
+    tool.execute("CREATE TABLE t (a INTEGER)")
+    silent = []
+    for rows in range(1, 13):
+        database = connect(url)
+        database.begin()
+        database.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(rows)])
+        silent.append(database)
+    deadline = time.monotonic() + 5
+    others = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    while tool.query(others) != [(0,)]:
+        assert time.monotonic() < deadline, f"{tool.query(others)[0][0]} of {len(silent)} sessions live on"
+        time.sleep(0.05)
+    for database in (tool, *silent):
+        database.close()
