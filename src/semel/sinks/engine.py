@@ -285,7 +285,7 @@ class SinkEngine:
             except PartitionsLost as lost:
                 self._measures.failed("fenced")
                 for at, reason in lost.reasons.items():
-                    log.error("%s: %s Nothing more is written for it here.", self.group, reason)
+                    log.error("%s Nothing more is written for it here.", reason)
                     self._wait_for(at, self._fence_seconds)
                 continue
             except PartitionsStopped as stopped:
