@@ -312,18 +312,21 @@ class _Source:
         """Note an error of the whole consumer: fatal ones stop it, the others pass by themselves."""
         text = f"{error.name()}: {error.str()}"
         if error.code() == ErrorCode.FENCED_INSTANCE_ID or "fenced" in text.lower():
-            instance = self._config.get("group.instance.id", "")
-            self._failure = Fenced(
-                f"the consumer {self._name} was fenced: another process joined with instance id {instance!r}. "
-                "Stop this process; give every instance its own SEMEL_INSTANCE."
-            )
-            self._failure.code = ErrorCode.FENCED_INSTANCE_ID
+            self._fenced()
         elif error.fatal():
             self._failure = Fatal(f"the consumer {self._name} cannot go on: {text}")
         elif error.code() == _ALL_BROKERS_DOWN:
             self._outage.lost(f"{error.str()} ({self._config['bootstrap.servers']}).")
         else:
             self._outage.trouble(error.name(), text)
+
+    def _fenced(self) -> None:
+        instance = self._config.get("group.instance.id", "")
+        self._failure = Fenced(
+            f"the consumer {self._name} was fenced: another process joined with instance id {instance!r}. "
+            "Stop this process; give every instance its own SEMEL_INSTANCE."
+        )
+        self._failure.code = ErrorCode.FENCED_INSTANCE_ID
 
     def _probe(self) -> None:
         """Ask the cluster for one of our topics: librdkafka does not say when a connection is there again."""
@@ -380,6 +383,7 @@ class Consumer(_Source):
         self._events = events
         self._loop: asyncio.AbstractEventLoop | None = None
         self._membership: bytes | None = None
+        self._must_join_anew = False
 
     async def start(self) -> None:
         """Join the group. The first partitions come during `poll`."""
@@ -398,9 +402,35 @@ class Consumer(_Source):
         return parse_group_metadata(self._membership, self._instance_id)
 
     def _poll(self, max_records: int, timeout: float) -> Batch:
+        if self._must_join_anew:
+            self._join_anew()
         batch = super()._poll(max_records, timeout)
         self._remember_membership(self._kafka)
         return batch
+
+    def _fenced(self) -> None:
+        """Tell another process with our instance id from librdkafka, which fences itself (its issue 3437).
+
+        It forgets its member id when the session is over, and if nobody polls then, it sends its next heartbeat
+        without one. The broker refuses that as it refuses a stranger, and librdkafka is of no further use.
+        """
+        self._remember_membership(self._kafka)
+        if self._membership is None or parse_group_metadata(self._membership, None).member_id:
+            super()._fenced()
+        else:
+            self._must_join_anew = True
+
+    def _join_anew(self) -> None:
+        """Go on with a new librdkafka. Nobody else has our instance id, so there is nobody to fence by this."""
+        log.info("the consumer %s joins its group anew: its session ended while Kafka was away", self._name)
+        given, self._positions = list(self._positions), {}
+        if given:
+            self._tell(self._events.on_lost(given))
+        old, self._kafka = self._kafka, None
+        old.close()
+        self._outage.back()
+        self._open()
+        self._must_join_anew = False
 
     # --- Rebalances, in the thread ---
 
@@ -460,6 +490,8 @@ class Consumer(_Source):
         taken: list[Any],
         event: Callable[[list[TopicPartition]], Coroutine[Any, Any, None]],
     ) -> None:
+        if self._kafka is None:  # The old one closes; its partitions were given up when it became useless.
+            return
         partitions = [TopicPartition(item.topic, item.partition) for item in taken]
         for partition in partitions:
             self._positions.pop(partition, None)
