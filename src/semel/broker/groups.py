@@ -7,7 +7,7 @@ them count or drops them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from semel.broker.config import BrokerConfig
@@ -41,6 +41,7 @@ class Groups:
         call_later: Callable[[float, Callable[[], None]], Timer],
         outbox: Outbox,
     ) -> None:
+        self._topics = topics
         self._env = env
         self._call_later = call_later
         self._outbox = outbox
@@ -62,6 +63,9 @@ class Groups:
         now_ms = self._env.wall_ms()
         for key, value in self._log.open():
             self.coordinator.replay(key, value, now_ms)
+        for name in sorted(self.coordinator.topics_with_offsets()):
+            if self._topics.get(name) is None:
+                self.coordinator.drop_topic(name)  # A crash came between the topic's deletion and this.
         self.settle(now_ms)
 
     def close(self) -> None:
@@ -93,21 +97,29 @@ class Groups:
 
     def settle(self, now_ms: int) -> None:
         """After a call that changed a group: write, then answer those who may hear of it."""
-        self._unwritten += self.coordinator.take_records()
-        if self._unwritten:
-            try:
-                self._log.append(self._unwritten, now_ms)
-            except LogError as error:
-                # Nobody hears of a generation that is not in the log; the next sweep tries again.
-                log.error("%s cannot be written, groups wait: %s", OFFSETS_TOPIC, error)
-                return
-            self._unwritten = []
+        try:
+            self._append([], now_ms)
+        except LogError as error:
+            # Nobody hears of a generation that is not in the log; the next sweep tries again.
+            log.error("%s cannot be written, groups wait: %s", OFFSETS_TOPIC, error)
+            return
         for token, answer in self.coordinator.drain():
             waiting = self._waiting.pop(token, None)
             if waiting is not None:
                 later, render = waiting
                 later.answer(render(answer))
         self._set_timer(now_ms)
+
+    def _append(self, records: Sequence[Change], now_ms: int) -> None:
+        """Write records behind those that could not be written before: the log has the order in which things happened.
+
+        Raises `LogError` when nothing was written.
+        """
+        self._unwritten += self.coordinator.take_records()
+        changes = [*self._unwritten, *records]
+        if changes:
+            self._log.append(changes, now_ms)
+            self._unwritten = []
 
     def _wait(self, request: Request, token: int, render: _Render) -> Later:
         later = Later(self._outbox, request)
@@ -127,14 +139,14 @@ class Groups:
     def write(self, write: OffsetWrite, now_ms: int) -> None:
         """Make a checked commit durable and let it count. Raises `LogError` when nothing was written."""
         if write.records:
-            self._log.append(write.records, now_ms)
+            self._append(write.records, now_ms)
             self.coordinator.apply(write.records)
 
     def end_transaction(self, producer_id: int, commit: bool, now_ms: int) -> None:
         """Let the staged offsets of a decided transaction count, or drop them; a second call does nothing."""
         records = self.coordinator.end_transaction(producer_id, commit)
         if records:
-            self._log.append(records, now_ms)
+            self._append(records, now_ms)
             self.coordinator.apply(records)
 
     def _topic_deleted(self, name: str) -> None:

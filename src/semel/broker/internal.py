@@ -1,7 +1,8 @@
 """The broker's own topics: a log of (key, value) changes that rebuild a coordinator's state.
 
 A log grows with every change, the state does not: from time to time the whole state is written as a checkpoint at the
-log's end, and everything before it is deleted. A crash between the two leaves both, which rebuild the same state.
+log's end, and everything before it is deleted. A crash between the two leaves both, which rebuild the same state. A
+checkpoint is one batch, so there is all of it or nothing: a part of it would put older changes behind newer ones.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ CHECKPOINT_BYTES = 4 * 1024 * 1024
 """Changes between checkpoints: about 15,000 transactions, which a restart reads in a tenth of a second."""
 CHECKPOINT_RATIO = 4
 """A checkpoint is worth its bytes only when this many times its size was written since the last one."""
-CHECKPOINT_BATCH = 1000
-"""Changes in one batch of a checkpoint."""
 SEGMENT_BYTES = 16 * 1024 * 1024
 READ_BYTES = 1024 * 1024
 _BATCH_OVERHEAD = 80
@@ -59,10 +58,12 @@ class InternalLog:
             data = source.read_bytes(offset, READ_BYTES, source.log_end_offset)
             self._bytes_since_checkpoint += len(data)
             for at, header in iter_batches(data):
+                offset = header.next_offset
+                if header.is_control:
+                    continue  # Not ours: a marker of a client's transaction, which earlier versions let in.
                 for record in decode_records(data, at, header, self._name, 0):
                     if record.key is not None:
                         yield record.key, record.value
-                offset = header.next_offset
 
     def append(self, changes: Sequence[Change], now_ms: int) -> None:
         """Write changes as one batch: all of them or none. Raises `LogError` when nothing was written."""
@@ -80,8 +81,8 @@ class InternalLog:
         source = self._opened().log
         first = source.log_end_offset
         try:
-            for at in range(0, len(changes), CHECKPOINT_BATCH):
-                source.append_internal(changes[at : at + CHECKPOINT_BATCH], now_ms)
+            if changes:
+                source.append_internal(changes, now_ms)
             source.delete_before(first)
         except LogError as error:
             log.warning("no checkpoint of %s: %s", self._name, error)

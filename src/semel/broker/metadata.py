@@ -117,7 +117,12 @@ class MetadataStore:
         changes += [_topic_change(info) for info in self.topics.values()]
         temporary = self._path.with_suffix(".new")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.write(file, b"".join(map(_line, changes)))
+        data = b"".join(map(_line, changes))
+        if os.write(file, data) != len(data):
+            # A file that is cut short would be a file without the topics behind the cut, and their records would go.
+            os.close(file)
+            temporary.unlink()
+            raise ConfigurationError(f"{temporary} cannot be written: the disk is full. Free some space on it.")
         os.fsync(file)
         temporary.replace(self._path)
         directory = os.open(self._path.parent, os.O_RDONLY)
@@ -144,6 +149,12 @@ def _line(change: Mapping[str, Any]) -> bytes:
 
 def _read(path: Path) -> Iterator[Mapping[str, Any]]:
     if not path.exists():
+        topics = path.with_name("topics")
+        if topics.is_dir() and any(topics.iterdir()):
+            raise ConfigurationError(
+                f"{path} is missing, but {topics} holds records. "
+                "Restore the file from a backup, or start with an empty data directory."
+            )
         return
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):

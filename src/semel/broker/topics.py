@@ -185,11 +185,12 @@ class Topics:
         for partition in topic.partitions:
             partition.deleted = True
             partition.advanced()
-            partition.log.delete()
         self._partition_count -= len(topic.partitions)
+        self.after_delete(topic.info)  # Before the files: a new topic of this name must not begin with its offsets.
+        for partition in topic.partitions:
+            partition.log.delete()
         shutil.rmtree(self._directory / str(topic.info.topic_id), ignore_errors=True)
         log.info("topic %s deleted, id %s", name, topic.info.topic_id)
-        self.after_delete(topic.info)
 
     def expire(self, now_ms: int) -> None:
         """Apply each topic's retention, and forget producers that have been silent for a day."""

@@ -271,6 +271,11 @@ class GroupCoordinator(Rebalancer):
                 self._remove_offset(group_id, partition)
         return ErrorCode.NONE, errors
 
+    def topics_with_offsets(self) -> set[str]:
+        """Every topic for which some group has a committed or pending offset."""
+        groups = self._offsets.group_ids()
+        return {partition.topic for group_id in groups for partition in self._offsets.partitions(group_id)}
+
     def drop_topic(self, topic: str) -> None:
         """The topic is deleted: so are its offsets, or a topic of the same name would begin with them."""
         for group_id in sorted(self._offsets.group_ids()):

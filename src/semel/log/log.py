@@ -474,6 +474,17 @@ class PartitionLog:
             raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
         return slices
 
+    def end_of(self, offset: int, slices: Sequence[Slice]) -> int:
+        """The offset behind the last batch of what `read` has just given for `offset`. Raises `LogError`."""
+        segment = self._segments[self._segment_at(offset) + len(slices) - 1]  # There is one slice a segment.
+        file, position, length = slices[-1]
+        if position + length >= segment.size:
+            return segment.end_offset
+        try:
+            return int.from_bytes(os.pread(file, 8, position + length), "big")  # The base offset of the next batch.
+        except OSError as problem:
+            raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
+
     def read_bytes(self, offset: int, max_bytes: int, upper_offset: int, min_one: bool = True) -> bytes:
         """The bytes of `read`."""
         slices = self.read(offset, max_bytes, upper_offset, min_one)

@@ -126,17 +126,20 @@ class _Fetch:
         source = partition.log
         upper = source.last_stable_offset if self._committed_only else source.high_watermark
         slices: tuple[Slice, ...] = ()
+        aborted: list[tuple[int, int]] | None = [] if self._committed_only else None
         try:
             if room > 0 or first:
                 limit = min(item.partition_max_bytes, max(room, 0))
                 slices = tuple(source.read(item.fetch_offset, limit, upper, min_one=first))
+                if slices and self._committed_only:
+                    # Those of the batches that are sent, not of all that could be: a slow reader would get each one
+                    # with every answer.
+                    end = source.end_of(item.fetch_offset, slices)
+                    aborted = source.aborted_transactions(item.fetch_offset, end)
             elif not source.log_start_offset <= item.fetch_offset <= source.log_end_offset:
                 return FetchedPartition(item.partition, ErrorCode.OFFSET_OUT_OF_RANGE)
         except LogError as error:
             return FetchedPartition(item.partition, error.code)
-        aborted = None
-        if self._committed_only:
-            aborted = source.aborted_transactions(item.fetch_offset, upper) if slices else []
         return FetchedPartition(
             item.partition,
             ErrorCode.NONE,

@@ -59,7 +59,7 @@ class _Producer:
                 if header is None or not header.is_transactional:
                     continue
                 identities.add((header.producer_id, header.producer_epoch))
-                if topic is not None and topic.partition(item.partition) is not None:
+                if topic is not None and not topic.info.internal and topic.partition(item.partition) is not None:
                     partitions.append(TopicPartition(topic.info.name, item.partition))
         if not identities:
             return
