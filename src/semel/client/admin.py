@@ -16,7 +16,7 @@ from semel.types import TopicPartition
 __all__ = ["Admin", "DescribedTransaction", "GroupListing", "TopicSpec", "TransactionListing"]
 
 LIST_OFFSETS, METADATA, OFFSET_FETCH, LIST_GROUPS = 2, 3, 9, 16
-CREATE_TOPICS, DELETE_TOPICS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS = 19, 20, 65, 66
+CREATE_TOPICS, DELETE_TOPICS, DELETE_RECORDS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS = 19, 20, 21, 65, 66
 _OFFSET_FETCH_STABLE = 7
 _LATEST, _EARLIEST = -1, -2
 _READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
@@ -250,6 +250,47 @@ class Admin:
                     self._client.invalidate(topic=topic.name)
                     raise kafka_error(item.error_code, f"the {at} offset of {topic.name}-{item.partition_index}")
                 found[TopicPartition(topic.name, item.partition_index)] = item.offset
+        return found
+
+    async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Delete the records below these offsets; where each partition's log begins now.
+
+        Raises `Fatal` for an offset above the high watermark.
+        """
+
+        async def once() -> dict[TopicPartition, int]:
+            by_leader: dict[int, dict[TopicPartition, int]] = defaultdict(dict)
+            for partition, offset in offsets.items():
+                by_leader[await self._client.leader(*partition)][partition] = offset
+            answers = await asyncio.gather(*(self._delete_records(*item) for item in by_leader.items()))
+            return {partition: start for answer in answers for partition, start in answer.items()}
+
+        if not offsets:
+            return {}
+        return await self._client.retry(once, f"deleting old records of {len(offsets)} partitions")
+
+    async def _delete_records(self, node_id: int, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        topics: dict[str, list[dict[str, int]]] = defaultdict(list)
+        for partition, offset in offsets.items():
+            topics[partition.topic].append({"partition_index": partition.partition, "offset": offset})
+        try:
+            answer = await self._client.call(
+                DELETE_RECORDS,
+                node_id,
+                topics=[{"name": name, "partitions": items} for name, items in topics.items()],
+                timeout=self._client.settings.request_timeout_ms,
+            )
+        except (Retriable, OutcomeUnknown):
+            for name in topics:
+                self._client.invalidate(topic=name)
+            raise
+        found = {}
+        for topic in answer.topics:
+            for item in topic.partitions:
+                if item.error_code != ErrorCode.NONE:
+                    self._client.invalidate(topic=topic.name)
+                    raise kafka_error(item.error_code, f"deleting records of {topic.name}-{item.partition_index}")
+                found[TopicPartition(topic.name, item.partition_index)] = item.low_watermark
         return found
 
     # --- Transactions ---

@@ -316,7 +316,7 @@ class _Source:
         elif error.fatal():
             self._failure = Fatal(f"the consumer {self._name} cannot go on: {text}")
         elif error.code() == _ALL_BROKERS_DOWN:
-            self._outage.lost(f"{error.str()} ({self._config['bootstrap.servers']}).")
+            self._outage.lost(f"no broker of {self._config['bootstrap.servers']} answers")
         else:
             self._outage.trouble(error.name(), text)
 

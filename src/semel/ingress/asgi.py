@@ -65,16 +65,25 @@ def create(
     limits: Limits | None = None,
     env: Env | None = None,
     metrics: Metrics | None = None,
+    show_metrics: Callable[[], str] | None = None,
 ) -> Ingress:
     """The ASGI app of an app's endpoints over the Kafka at `settings.kafka`; nothing is opened before it starts.
 
+    `show_metrics` gives the text for `/metrics`, where it is more than this process' own registry.
     Raises `ConfigurationError` when the settings name no Kafka.
     """
     env = env or Env()
     link = KafkaLink(app.name, settings.kafka, app.request_partitions or settings.partitions, env)
     endpoints = list(app.endpoints.values())
     return Ingress(
-        app.name, endpoints, link, limits=limits, env=env, metrics=metrics, drain_seconds=settings.drain_seconds
+        app.name,
+        endpoints,
+        link,
+        limits=limits,
+        env=env,
+        metrics=metrics,
+        show_metrics=show_metrics,
+        drain_seconds=settings.drain_seconds,
     )
 
 
@@ -114,10 +123,12 @@ class Ingress:
         limits: Limits | None = None,
         env: Env | None = None,
         metrics: Metrics | None = None,
+        show_metrics: Callable[[], str] | None = None,
         drain_seconds: float = 25.0,
     ) -> None:
         self.limits = limits or Limits()
         self.metrics = metrics or Metrics()
+        self._show_metrics = show_metrics or self.metrics.render
         self._app = app
         self._env = env or Env()
         self._drain_seconds = drain_seconds
@@ -362,7 +373,7 @@ class Ingress:
         return HTTPResponse(f"{trouble or 'ok'}\n", 503 if trouble else 200, media_type="text/plain")
 
     async def _metrics(self, _: HTTPRequest) -> HTTPResponse:
-        return HTTPResponse(self.metrics.render(), media_type="text/plain; version=0.0.4")
+        return HTTPResponse(self._show_metrics(), media_type="text/plain; version=0.0.4")
 
 
 def _is_text(value: str) -> bool:

@@ -27,6 +27,8 @@ log = logging.getLogger("semel.ingress")
 REOPEN_SECONDS = (0.1, 5.0)
 """First and longest pause before the log is tried again."""
 PROBE_SECONDS = 1.0
+REPEAT_SECONDS = 10.0
+"""How often it is told that the log is still away."""
 
 
 class Route(Protocol):
@@ -93,6 +95,8 @@ class Gateway:
         self._idle.set()
         self._is_draining = False
         self._append_failed = False
+        self._told_at: float | None = None
+        """When it was last told that the log is away; None while it is there."""
 
     def __repr__(self) -> str:
         return f"<Gateway {self.instance.hex()[:8]} [{self.trouble or 'ready'}, {len(self._waiting)} waiting]>"
@@ -159,6 +163,7 @@ class Gateway:
                 self._opened.set()
                 if not self._is_draining:
                     self.trouble = ""
+                self._found()
                 pause = REOPEN_SECONDS[0]
                 while True:
                     self._deliver(await self._link.replies())
@@ -184,8 +189,16 @@ class Gateway:
     def _lost(self, error: Exception) -> None:
         if not self._is_draining:
             self.trouble = f"the log cannot be reached: {error}"
-        unexpected = None if isinstance(error, SemelError | OSError) else error
-        log.warning("requests are not taken until the log is back: %s", error, exc_info=unexpected)
+        now = self._env.monotonic()
+        if self._told_at is None or now - self._told_at >= REPEAT_SECONDS:
+            self._told_at = now
+            unexpected = None if isinstance(error, SemelError | OSError) else error
+            log.warning("requests are not taken until the log is back: %s", error, exc_info=unexpected)
+
+    def _found(self) -> None:
+        if self._told_at is not None:
+            log.info("the log is back: requests are taken again")
+        self._told_at = None
 
     # --- Requests and replies ---
 

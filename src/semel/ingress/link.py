@@ -32,6 +32,8 @@ REPLIES_MAX = 2_000
 POLL_SECONDS = 0.5
 
 
+SEGMENT_BYTES = 64 * 1024 * 1024
+"""Kafka deletes whole segments only, and not the one that is written to."""
 REQUEST_BYTES_MAX = 1_048_588
 """Kafka's default, said here because a cluster may have another: the largest body and its record fit in twice."""
 _ABOUT_THE_RECORD = frozenset(
@@ -53,7 +55,10 @@ class FoundRoute(NamedTuple):
 
 
 def topic_specs(app: str, partitions: int) -> dict[str, TopicSpec]:
-    """The topics of an app's ingress. Requests never expire, and are stamped by the broker: expiry goes by its time."""
+    """The topics of an app's ingress. Requests are stamped by the broker, because expiry goes by its time.
+
+    They never expire by themselves: what was answered is deleted (`ingress/purge.py`), what was not must stay.
+    """
     return {
         requests_topic(app): TopicSpec(
             partitions,
@@ -61,11 +66,12 @@ def topic_specs(app: str, partitions: int) -> dict[str, TopicSpec]:
                 "message.timestamp.type": "LogAppendTime",
                 "retention.ms": "-1",
                 "retention.bytes": "-1",
+                "segment.bytes": str(SEGMENT_BYTES),
                 "max.message.bytes": str(REQUEST_BYTES_MAX),
             },
         ),
         responses_topic(app): TopicSpec(
-            partitions, {"retention.ms": str(RESPONSES_RETENTION_MS), "segment.bytes": str(64 * 1024 * 1024)}
+            partitions, {"retention.ms": str(RESPONSES_RETENTION_MS), "segment.bytes": str(SEGMENT_BYTES)}
         ),
     }
 

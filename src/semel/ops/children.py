@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from semel.app import App
@@ -17,7 +19,9 @@ from semel.errors import OutcomeUnknown, Retriable
 from semel.ingress.asgi import create
 from semel.ingress.link import ensure_topics, topic_specs
 from semel.ingress.owner import owner_component
+from semel.ingress.purge import purge_for_ever
 from semel.ingress.server import bind, serve
+from semel.ops.exposition import join, publishing, read_others
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
 from semel.processing.component import Component
@@ -31,6 +35,10 @@ from semel.sinks.engine import SinkEngine
 
 __all__ = ["run_broker", "run_http", "run_worker"]
 
+log = logging.getLogger("semel.worker")
+
+_CONNECT_SECONDS = 10.0
+"""How long one attempt to reach Kafka may take before it is told that there is none."""
 _CONNECT_PAUSE_SECONDS = 0.2
 
 
@@ -44,7 +52,25 @@ async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
     worker = Worker(
         _runnables(app, settings, env, metrics, slot), drain_seconds=settings.drain_seconds, heartbeat=heartbeat
     )
-    await worker.run()
+    async with publishing(metrics, settings.data, f"worker-{slot}"), _purging(app, settings, env):
+        await worker.run()
+
+
+@asynccontextmanager
+async def _purging(app: App, settings: Settings, env: Env) -> AsyncIterator[None]:
+    """Delete answered requests now and then, beside what runs."""
+    if not app.endpoints:
+        yield
+        return
+    client = KafkaClient(settings.kafka, client_id=f"{app.name}.purge", env=env)
+    partitions = app.request_partitions or settings.partitions
+    task = asyncio.create_task(purge_for_ever(Admin(client), app.name, partitions, asyncio.sleep), name="purge")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await client.close()
 
 
 def _runnables(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int) -> Mapping[str, Runnable]:
@@ -68,7 +94,9 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
     """Make the app's topics and check what it requires of the cluster; repeated until Kafka answers."""
     while True:
         try:
-            async with KafkaClient(settings.kafka, client_id=f"{app.name}.setup", env=env) as client:
+            patience = {"delivery.timeout.ms": int(_CONNECT_SECONDS * 1000)}
+            setup = KafkaClient(settings.kafka, client_id=f"{app.name}.setup", env=env, settings=patience)
+            async with setup as client:
                 check_required(app, edges_of(app, client.transaction_version))
                 admin = Admin(client)
                 partitions = app.request_partitions or settings.partitions
@@ -77,17 +105,24 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
                 own = topic_specs(app.name, partitions) if app.endpoints else {}
                 await prepare_topics(admin, app.topics.values(), _components(app, env), settings.partitions, more=own)
                 return
-        except (Retriable, OutcomeUnknown, OSError):
+        except (Retriable, OutcomeUnknown, OSError) as error:
+            log.warning("nothing can be done before Kafka answers; trying on: %s", error)
             await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
 
 
-async def run_http(spec: str, settings: Settings, *, host: str, port: int) -> None:
-    """One HTTP instance, until SIGTERM. Instances share the port."""
+async def run_http(spec: str, settings: Settings, *, host: str, port: int, slot: int) -> None:
+    """One HTTP instance, until SIGTERM. Instances share the port; each shows the metrics of all processes."""
     app = load_app(spec)
-    ingress = create(app, settings, env=Env(), metrics=Metrics())
+    metrics, process = Metrics(), f"http-{slot}"
+
+    def show_metrics() -> str:
+        return join({process: metrics.render(), **read_others(settings.data, process)})
+
+    ingress = create(app, settings, env=Env(), metrics=metrics, show_metrics=show_metrics)
     heartbeat = Heartbeat.from_environment()
     heartbeat.start()
-    await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
+    async with publishing(metrics, settings.data, process):
+        await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
 
 
 async def run_broker(data: Path, listen: str, config: BrokerConfig) -> None:

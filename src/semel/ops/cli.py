@@ -130,12 +130,13 @@ def child() -> None:
 @child.command("http")
 @click.argument("app")
 @click.option("--listen", required=True)
-def child_http(app: str, listen: str) -> None:
+@click.option("--slot", type=int, required=True)
+def child_http(app: str, listen: str, slot: int) -> None:
     """One HTTP instance."""
     from semel.ops.children import run_http
 
     host, port = _listen(listen)
-    _run(run_http(app, _settings(), host=host, port=port))
+    _run(run_http(app, _settings(), host=host, port=port, slot=slot))
 
 
 @child.command("worker")

@@ -47,7 +47,7 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
     environment["SEMEL_KAFKA"] = kafka
     if app.endpoints:
         for slot in range(http):
-            argv = ["child", "http", spec, "--listen", f"{host}:{port}"]
+            argv = ["child", "http", spec, "--listen", f"{host}:{port}", "--slot", str(slot)]
             children.append(_child(f"http-{slot}", argv, environment, slot))
     for slot in range(workers):
         argv = ["child", "worker", spec, "--slot", str(slot)]

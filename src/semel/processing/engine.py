@@ -181,10 +181,10 @@ class Engine:
             except _WAIT as error:
                 await self._wait(f"{what}: {error}")
 
-    async def _wait(self, why: str) -> None:
+    async def _wait(self, why: str, level: int = logging.WARNING) -> None:
         """Back off for a while; a drain ends it."""
         seconds = self._backoff.next()
-        log.warning("%s waits %.2f s: %s", self.identity, seconds, why)
+        log.log(level, "%s waits %.2f s: %s", self.identity, seconds, why)
         with suppress(TimeoutError):
             await asyncio.wait_for(self._draining.wait(), seconds)
 
@@ -433,7 +433,7 @@ class Engine:
 
     async def _recover(self, recovery: _Recovery) -> None:
         """End what is open, and go back to the committed offsets of every partition that is ours."""
-        await self._wait("before it goes on")
+        await self._wait("before it goes on", logging.DEBUG)  # Why was said when it was needed.
         try:
             if recovery.abort:
                 await self._producer.abort()

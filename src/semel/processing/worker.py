@@ -85,7 +85,9 @@ class Worker:
     def _raise_first(self, tasks: list[asyncio.Task[None]]) -> None:
         errors = [error for task in tasks if not task.cancelled() and (error := task.exception()) is not None]
         for error in errors:
-            log.error("a component ended: %s", error, exc_info=error)
+            # These say what to do; of anything else one wants to see where it came from.
+            known = isinstance(error, Fenced | ConfigurationError)
+            log.error("a component ended: %s", error, exc_info=None if known else error)
         for kind in (Fenced, ConfigurationError, BaseException):
             for error in errors:
                 if isinstance(error, kind):

@@ -142,7 +142,8 @@ class Demo:
             specs.append(self._spec("broker-0", [*python, "broker", "--data", data, "--listen", self._bootstrap]))
         for slot in range(HTTP_INSTANCES):
             listen = f"127.0.0.1:{self._ports[slot]}"
-            specs.append(self._spec(f"http-{slot}", [*python, "child", "http", APP, "--listen", listen]))
+            argv = [*python, "child", "http", APP, "--listen", listen, "--slot", str(slot)]
+            specs.append(self._spec(f"http-{slot}", argv))
         workers = range(WORKERS)
         return specs + [
             self._spec(f"worker-{slot}", [*python, "child", "worker", APP, "--slot", str(slot)]) for slot in workers

@@ -455,6 +455,7 @@ class SinkEngine:
         answers = await self._call(self._sink.take_over, claims)
         # Asked only now: the owner before us may have moved the position until its fence was raised.
         bounds = await self._source.bounds(partitions)
+        taken = []
         for at, topic_id, _ in claims:
             answer = answers[at]
             stop = answer if isinstance(answer, Stop) else _misplaced(at, answer, bounds[at])
@@ -465,7 +466,9 @@ class SinkEngine:
             partition = self._partitions[at]
             partition.mine = partition.is_stale = True
             partition.stop, partition.topic_id = None, topic_id
-            log.info("%s took over %s at offset %s", self.group, at, answer)
+            taken.append(f"{at}@{answer}")
+        if taken:
+            log.info("%s took over %s", self.group, ", ".join(taken))
         self._count_stopped()
 
     # --- What others see ---

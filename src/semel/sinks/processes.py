@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ProcessIdentity", "kill_if_stopped", "lock_holder"]
+__all__ = ["ProcessIdentity", "is_alive", "kill_if_stopped", "lock_holder"]
 
 _TEXT = re.compile(r"host=(\S+) pid=(\d+) started=(\d+)")
 
@@ -60,6 +60,20 @@ def _state(pid: int) -> tuple[str, int] | None:
     except OSError:
         return None
     return fields[0], int(fields[19])
+
+
+def is_alive(identity: ProcessIdentity) -> bool:
+    """Whether that process runs on this host. Where there is no /proc, its number alone decides."""
+    if identity.host != _host():
+        return False
+    if Path("/proc/self/stat").exists():
+        state = _state(identity.pid)
+        return state is not None and state[1] == identity.started and state[0] not in "ZX"
+    try:
+        os.kill(identity.pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return True
 
 
 def kill_if_stopped(identity: ProcessIdentity) -> bool:
