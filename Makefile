@@ -18,7 +18,7 @@ demo: $(READY)  ## real purchases in by HTTP, out as rows, while processes are k
 	$(BIN)/semel demo $(DEMO)
 
 test: $(READY)  ## everything that runs in under ten minutes
-	$(BIN)/python -m pytest -m "not soak and not peers" $(TEST)
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not soak and not peers" $(TEST)
 
 check: $(READY)  ## lint, types, import contract
 	$(BIN)/ruff check .
