@@ -165,3 +165,42 @@ def test_a_reader_whose_index_is_broken_does_not_stop_the_writers(core: Core, mo
     monkeypatch.setattr(PartitionLog, "aborted_transactions", broken)
     assert core.produce("orders", batch(b"1")).error_code == 0
     assert waiting.response.responses[0].partitions[0].error_code == ErrorCode.KAFKA_STORAGE_ERROR
+
+
+def test_a_transaction_log_that_refuses_does_not_hold_up_the_groups(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core.create("orders")
+    writer = Writer(core, "w")
+    assert writer.write("orders", b"1") == 0
+    swept = []
+    monkeypatch.setattr(core.node.groups, "sweep", swept.append)
+    core.now_ms += 60_000
+
+    def full(*_: Any, **__: Any) -> int:
+        raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionLog, "append_internal", full)
+        with pytest.raises(LogError):
+            core.node.sweep()
+    assert swept
+    core.node.sweep()
+    assert committed_values(core, "orders") == []
+    assert core.fetch("orders", 0, committed=True).last_stable_offset == 2, "the overdue transaction is aborted late"
+
+
+def test_a_log_that_cannot_be_synced_at_the_end_does_not_keep_the_others_open(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core.create("orders", 2)
+    closed = []
+
+    def failing(log: PartitionLog) -> None:
+        if log.topic == "orders" and log.partition == 0:
+            raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, os.strerror(errno.EIO))
+        closed.append((log.topic, log.partition))
+
+    monkeypatch.setattr(PartitionLog, "close", failing)
+    core.node.close()
+    assert ("orders", 1) in closed

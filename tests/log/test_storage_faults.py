@@ -8,6 +8,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -168,3 +169,50 @@ def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     with pytest.raises(LogError, match=str(tmp_path / "p")) as refused:
         open_log(tmp_path / "p")
     assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+
+
+@contextmanager
+def no_more_files() -> Iterator[None]:
+    """The process has no file descriptor left; those that are open go on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("fsync", ["os", "always"])
+@pytest.mark.parametrize("file_open", [True, False])
+def test_a_lack_of_file_descriptors_does_not_stop_the_log_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: Literal["os", "always"], file_open: bool
+) -> None:
+    log = open_log(tmp_path, segment_bytes=1, fsync=fsync)
+    log.append(batch(), NOW)
+    if not file_open:
+        log._segments[-1].close()  # As the bound on open files does when other logs are busier.
+    with no_more_files(), pytest.raises(LogError) as refused:
+        log.append(batch(), NOW)
+    assert refused.value.code == ErrorCode.KAFKA_STORAGE_ERROR
+    log._segments[-1].close()
+    with no_more_files(), pytest.raises(LogError):
+        log.flush()
+    assert log.append(batch(), NOW).base_offset == 1
+    log.append(batch(), NOW)
+    assert [offset for offset, _ in values(open_log(tmp_path))] == [0, 1, 2]
+
+
+def test_a_first_batch_whose_file_name_could_not_be_synced_is_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path, fsync="always")
+
+    def no_descriptor(directory: Path) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log_module, "sync_directory", no_descriptor)
+        with pytest.raises(LogError):
+            log.append(batch(value=bytes(500)), NOW)
+    assert log_file(tmp_path).stat().st_size == 0
+    assert log.append(batch(), NOW).base_offset == 0

@@ -104,10 +104,13 @@ class Topics:
                 shutil.rmtree(left_over)
 
     def close(self) -> None:
-        """Close every log."""
+        """Close every log; one that cannot be synced is an error in the log file, its records stay where they are."""
         for topic in self:
             for partition in topic.partitions:
-                partition.log.close()
+                try:
+                    partition.log.close()
+                except LogError as error:
+                    log.error("closing %s-%d: %s", topic.info.name, partition.log.partition, error)
 
     def get(self, name: str) -> Topic | None:
         """The topic of this name."""

@@ -6,6 +6,7 @@ file), *apply* (producers, offsets, index). When the write fails, nothing was ap
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -293,9 +294,14 @@ class PartitionLog:
             self._undo(active)
             raise storage_error(f"{active.path} cannot be written", problem) from problem
         if self._sync_always:
-            self._sync(active)
-            if position == 0:
-                self._sync_name()
+            try:
+                self._sync(active)
+                if position == 0:
+                    self._sync_name()
+            except LogError:
+                if self._failure is None:
+                    self._undo(active)
+                raise
 
     def _undo(self, active: Segment) -> None:
         """Cut what a failed write left behind. When even that fails the log stops, or the rest might be read later."""
@@ -321,6 +327,8 @@ class PartitionLog:
             self._stop(self.directory, problem)
 
     def _stop(self, path: Path, problem: OSError) -> None:
+        if problem.errno in (errno.EMFILE, errno.ENFILE):
+            raise storage_error(f"{path} cannot be opened", problem) from problem  # The disk was not asked: no harm.
         self._failure = f"{path} could not be synced: {problem}. Restart the broker to recover what is on the disk"
         _log.error("%s-%d stops: %s", self.topic, self.partition, self._failure)
         raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
