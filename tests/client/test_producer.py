@@ -380,6 +380,54 @@ def test_idempotent_a_record_that_was_never_taken_is_retriable() -> None:
     with_idempotent(test, {"delivery.timeout.ms": 300})
 
 
+@pytest.mark.parametrize(
+    "code",
+    [ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND, ErrorCode.REQUEST_TIMED_OUT, ErrorCode.NOT_LEADER_OR_FOLLOWER],
+)
+def test_idempotent_an_error_that_may_follow_the_append_is_an_unknown_outcome(code: ErrorCode) -> None:
+    async def test(broker: ScriptedBroker, producer: Producer) -> None:
+        broker.then(PRODUCE, *[code] * 1_000)
+        with pytest.raises(OutcomeUnknown, match=f"error {int(code)}"):
+            await producer.send("t", 0, None, b"x")
+        broker.script.clear()
+        assert (await producer.send("t", 0, None, b"y")).offset == 0
+
+    with_idempotent(test, {"delivery.timeout.ms": 300})
+
+
+def test_idempotent_a_refusal_says_nothing_about_the_copy_before_it() -> None:
+    async def test(broker: ScriptedBroker, producer: Producer) -> None:
+        broker.then(PRODUCE, "close after", ErrorCode.TOPIC_AUTHORIZATION_FAILED)
+        with pytest.raises(OutcomeUnknown, match="TOPIC_AUTHORIZATION_FAILED"):
+            await producer.send("t", 0, None, b"x")
+
+    with_idempotent(test)
+
+
+def test_idempotent_nothing_new_is_sent_without_a_producer_id() -> None:
+    async def test(broker: ScriptedBroker, producer: Producer) -> None:
+        def sent(partition: int) -> list[Any]:
+            items = [
+                item for body in broker.asked(PRODUCE) for topic in body.topic_data for item in topic.partition_data
+            ]
+            return [read_header(item.records) for item in items if item.index == partition]
+
+        broker.then(PRODUCE, *["close"] * 1_000)
+        given_up = asyncio.ensure_future(producer.send("t", 1, None, b"a"))
+        await asyncio.sleep(0.4)
+        in_doubt = asyncio.ensure_future(producer.send("t", 0, None, b"b"))
+        with pytest.raises(OutcomeUnknown):  # Its sequence numbers are lost, so a new producer id is due.
+            await given_up
+        behind, before = asyncio.ensure_future(producer.send("t", 0, None, b"c")), len(sent(0))
+        while len(sent(0)) < before + 3:
+            await asyncio.sleep(0.002)
+        broker.script.clear()
+        await asyncio.gather(in_doubt, behind)
+        assert all(header.producer_id >= 0 for header in sent(0)), "a repeated copy of this batch would be doubled"
+
+    with_idempotent(test, {"delivery.timeout.ms": 800, "retry.backoff.max.ms": 20})
+
+
 def test_idempotent_a_record_too_large_fails_alone() -> None:
     async def test(broker: ScriptedBroker, producer: Producer) -> None:
         broker.then(PRODUCE, ErrorCode.MESSAGE_TOO_LARGE)

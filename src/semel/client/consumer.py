@@ -250,7 +250,10 @@ class _Source:
             first = self._kafka.poll(timeout)
             messages = [] if first is None else [first, *self._kafka.consume(max_records - 1, 0)]
         except confluent_kafka.KafkaException as error:
-            raise self._failure or Retriable(f"the consumer {self._name}: {error.args[0].str()}") from error
+            # Only a rebalance callback raises here. What was fetched with it is gone, though librdkafka's position has
+            # passed it: going on would leave it out.
+            self._failure = self._failure or Fatal(f"the consumer {self._name} cannot go on: {error.args[0].str()}")
+            raise self._failure from error
         if self._failure is not None:
             raise self._failure
         batch = self._batch(messages)
@@ -396,10 +399,15 @@ class Consumer(_Source):
         self._kafka.subscribe(self._topics, on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost)
 
     def group_metadata(self) -> GroupMetadata:
-        """Our member id and generation, for TxnOffsetCommit (KIP-447). Raises `Retriable` before the first poll."""
-        if self._membership is None:
-            raise Retriable(f"the consumer {self._name} is not a member of its group yet")
-        return parse_group_metadata(self._membership, self._instance_id)
+        """Our member id and generation, for TxnOffsetCommit (KIP-447). Raises `Retriable` while we are no member.
+
+        librdkafka says generation -1 and no member id then. A broker takes offsets with these from anybody while the
+        group is empty, so a zombie that sent them could set the position back to where it stood.
+        """
+        found = None if self._membership is None else parse_group_metadata(self._membership, self._instance_id)
+        if found is None or found.generation_id < 0 or not found.member_id:
+            raise Retriable(f"the consumer {self._name} is not a member of its group now")
+        return found
 
     def _poll(self, max_records: int, timeout: float) -> Batch:
         if self._must_join_anew:

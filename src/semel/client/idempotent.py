@@ -24,6 +24,18 @@ __all__ = ["Producer", "RecordMetadata"]
 
 INIT_PRODUCER_ID = 22
 _LOST_SEQUENCE = frozenset({Reaction.OUT_OF_ORDER, Reaction.FENCED})
+_PERHAPS_WRITTEN = frozenset(
+    {
+        ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+        ErrorCode.REQUEST_TIMED_OUT,
+        ErrorCode.NOT_LEADER_OR_FOLLOWER,
+        ErrorCode.REPLICA_NOT_AVAILABLE,
+        ErrorCode.KAFKA_STORAGE_ERROR,
+        ErrorCode.NETWORK_EXCEPTION,
+        ErrorCode.UNKNOWN_SERVER_ERROR,
+    }
+)
+"""Answers that a leader also gives after it appended, while it waits for the replicas (Kafka's DelayedProduce)."""
 
 
 class RecordMetadata(NamedTuple):
@@ -218,7 +230,7 @@ class Producer:
                 continue
             node_id, connection = route
             batch = lane.peek(node_id)
-            if batch is not None:
+            if batch is not None and (batch.identity is not None or self._identity is not None):
                 lane.send(batch, node_id, self._identity or Identity())
                 requests.setdefault(node_id, (connection, []))[1].append(batch)
         for node_id, (connection, batches) in requests.items():
@@ -242,7 +254,7 @@ class Producer:
             self._sender.succeeded()
             return
         name = f"Produce to {batch.partition}: error {answer.code}"
-        lane.undone(batch, name)
+        lane.undone(batch, name, unanswered=answer.code in _PERHAPS_WRITTEN)
         if reaction in (Reaction.RETRY, Reaction.REFRESH) or (
             reaction is Reaction.OUT_OF_ORDER and not lane.is_first(batch)
         ):
@@ -257,7 +269,7 @@ class Producer:
             self._sender.pause(name)
         else:
             error = kafka_error(answer.code, f"a batch for {batch.partition} of {batch.size} bytes", cls=Fatal)
-            self._give_up(batch, str(error), error=error)
+            self._give_up(batch, str(error), unanswered=batch.unanswered, error=None if batch.unanswered else error)
 
     def _lost(self, batch: Batch, reason: str, unanswered: bool) -> None:
         self._lanes[batch.partition].undone(batch, reason, unanswered=unanswered)
