@@ -179,7 +179,13 @@ class FakeConsumer:
         await self.assign(*self.own)
 
     async def assign(self, *partitions: TopicPartition) -> None:
-        self.positions.update(await self.events.on_assigned(list(partitions)))
+        self.put(await self.events.on_assigned(list(partitions)))
+
+    def put(self, offsets: Any) -> None:
+        for at, offset in offsets.items():
+            if not self.kafka.starts[at] <= offset <= len(self.kafka.logs[at]):
+                raise Fatal(f"{at}: no offset {offset} in the log; the whole consumer is of no further use")
+        self.positions.update(offsets)
 
     async def revoke(self, *partitions: TopicPartition) -> None:
         self.dropped |= set(partitions)
@@ -225,7 +231,7 @@ class FakeConsumer:
     async def seek(self, offsets: Any) -> None:
         self.kafka.hit("seek")
         assert set(offsets) <= set(self.positions), "seek on a partition that is not assigned"
-        self.positions.update(offsets)
+        self.put(offsets)
 
     async def pause(self, partitions: Any) -> None:
         self.paused |= set(partitions)

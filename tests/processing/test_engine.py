@@ -397,6 +397,41 @@ def test_a_record_whose_output_the_broker_refuses_is_found_and_parked() -> None:
     assert copied(kafka) == everything(20) - Counter([b"13", b"18"])
 
 
+def test_a_partition_that_goes_with_a_refused_record_leaves_the_others_working() -> None:
+    kafka = kafka_with(20)
+    refusal = AbortTransaction("too large for the topic")
+    refusal.code = ErrorCode.MESSAGE_TOO_LARGE
+    engine = engine_of(kafka, app_with(copy))
+    consumer = kafka.consumer_made
+    assert consumer is not None
+    produce, poll = engine._producer.produce, consumer.poll
+    gone: list[TopicPartition] = []
+
+    async def refuse(topic: str, partition: int, batches: Any) -> None:
+        if topic == "out" and b"\x0413" in batches.build():
+            raise refusal
+        await produce(topic, partition, batches)
+
+    async def back() -> None:
+        await consumer.revoke(IN1)
+
+    async def again() -> None:
+        await consumer.assign(IN1)
+
+    async def poll_and_move(max_records: int, timeout: float) -> Any:
+        if engine._refused and not gone:
+            gone.append(IN1)
+            kafka.append("in", b"k0", b"99", partition=0)
+            consumer.script = [back, again]
+        return await poll(max_records, timeout)
+
+    engine._producer.produce = refuse  # type: ignore[method-assign]
+    consumer.poll = poll_and_move  # type: ignore[method-assign]
+    asyncio.run(run_until(engine, lambda: kafka.lag("in") == 0 and bool(gone)))
+    assert copied(kafka) == everything(20) + Counter([b"99"]) - Counter([b"13", b"18"])
+    assert kafka.values("a.semel.park.in") == [b"13", b"18"]
+
+
 def test_a_target_that_is_away_is_waited_for_and_nothing_is_parked() -> None:
     failures = [ConnectionError("refused"), TimeoutError("slow"), Retriable("busy")]
 
@@ -560,6 +595,23 @@ def test_a_partition_whose_unread_records_were_deleted_stops_and_the_other_goes_
     metrics = Metrics()
     engine = engine_of(kafka, app_with(copy), metrics)
     asyncio.run(run_until(engine, lambda: kafka.committed[IN1] == 4 and bool(kafka.consumer_made.paused)))  # type: ignore[union-attr]
+    assert kafka.committed[IN0] == 1
+    assert {int(value or b"") % 5 % 2 for value in kafka.values("out")} == {1}
+
+
+def test_records_that_are_deleted_before_a_recovery_stop_their_partition_only() -> None:
+    kafka = kafka_with(10)
+    kafka.fail("end", AbortTransaction("abort"))
+    engine = engine_of(kafka, app_with(copy))
+    abort = engine._producer.abort
+
+    async def retention() -> None:
+        kafka.committed[IN0] = 1
+        kafka.starts[IN0] = 3
+        await abort()
+
+    engine._producer.abort = retention  # type: ignore[method-assign]
+    asyncio.run(run_until(engine, lambda: kafka.committed.get(IN1) == 4 and bool(kafka.consumer_made.paused)))  # type: ignore[union-attr]
     assert kafka.committed[IN0] == 1
     assert {int(value or b"") % 5 % 2 for value in kafka.values("out")} == {1}
 

@@ -442,7 +442,7 @@ class Engine:
             partitions = sorted(TopicPartition(*at) for at in before)
             taken = await take_over(self._kafka, self.component, partitions, restore=recovery.rebuild)
             # The group may have moved partitions meanwhile: those were set right when they were assigned.
-            offsets = {at: offset for at, offset in taken.offsets.items() if self._inputs.get(at) is before[at]}
+            offsets = {at: offset for at, offset in taken.starts.items() if self._inputs.get(at) is before[at]}
             if offsets:
                 await self._consumer.seek(offsets)
         except _WAIT as error:
@@ -456,8 +456,9 @@ class Engine:
             self._unit = UnitOfWork(self._partition_counts, self._env.wall_ms())
             mine = {at: before[at] for at in offsets if self._inputs.get(at) is before[at]}
             for at, held in mine.items():
-                held.position = held.committed = offsets[at]
-                held.stopped = held.stopped or taken.stopped.get(at, "")
+                held.position = held.committed = taken.offsets[at]
+                if at in taken.stopped and not held.stopped:
+                    self._hold(at, held, taken.stopped[at])
                 held.parked = taken.parked.get(at, held.parked)
             for (store, partition), table in taken.tables.items():
                 if (self.component.inputs[0], partition) in mine:
@@ -483,15 +484,19 @@ class Engine:
                 offset = taken.offsets[at]
                 held = self._inputs[at] = _Input(offset, offset, taken.parked.get(at, ParkedKeys()))
                 if at in taken.stopped:
-                    held.stopped = taken.stopped[at]
-                    self._to_pause.add(at)
-                    log.error("%s stops reading %s: %s", self.component.name, at, held.stopped)
+                    self._hold(at, held, taken.stopped[at])
             for (store, partition), table in taken.tables.items():
                 self._stores.replace(store, partition, table)
             self._measures.stopped(sum(1 for item in self._inputs.values() if item.stopped))
             self._measures.parked(self._parked_counts())
         log.info("%s took over %s", self.identity, ", ".join(f"{at}@{taken.offsets[at]}" for at in partitions))
-        return taken.offsets
+        return taken.starts
+
+    def _hold(self, at: TopicPartition, held: _Input, why: str) -> None:
+        """Do not work on a partition whose log does not have what comes next."""
+        held.stopped = why
+        self._to_pause.add(at)
+        log.error("%s stops reading %s: %s", self.component.name, at, why)
 
     async def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Give partitions back: commit what is in hand while the group still knows us, then forget them."""
@@ -515,6 +520,7 @@ class Engine:
         self._gone_in_poll |= gone
         self._pending = deque(record for record in self._pending if (record.topic, record.partition) not in gone)
         self._stores.drop(at.partition for at in partitions)
+        self._refused = {key: error for key, error in self._refused.items() if key[:2] not in gone}
         for at in partitions:
             self._inputs.pop(at, None)
             self._ends.pop(at, None)

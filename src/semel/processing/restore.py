@@ -28,7 +28,10 @@ class Taken:
     """What was found for some partitions of the input."""
 
     offsets: dict[TopicPartition, int] = field(default_factory=dict)
-    """Where to go on reading."""
+    """The next offset to work on."""
+    starts: dict[TopicPartition, int] = field(default_factory=dict)
+    """Where the consumer is put: there, or at the log's end where the log does not have that offset. A consumer that
+    is put nowhere fails as a whole, and with it the partitions that could go on."""
     stopped: dict[TopicPartition, str] = field(default_factory=dict)
     """Partitions that cannot go on, and why."""
     tables: dict[tuple[str, int], dict[bytes, bytes]] = field(default_factory=dict)
@@ -62,6 +65,7 @@ async def take_over(
                 f"OFFSET_AHEAD: {component.group} has read {partition} up to {offset}, but its log ends at "
                 f"{ends[partition]}: the topic was made anew, or the broker lost records"
             )
+        taken.starts[partition] = ends[partition] if partition in taken.stopped else taken.offsets[partition]
     if restore:
         await _restore(kafka, component, partitions, taken)
     return taken
