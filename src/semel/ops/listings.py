@@ -9,18 +9,24 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.env import Env
+from semel.errors import Retriable, SemelError
 from semel.processing import parking
 from semel.processing.component import park_topic
 from semel.settings import Settings
 from semel.sinks.sql import list_parked as sink_parked
+from semel.sinks.sql.database import open_database, without_password
 from semel.types import Record, TopicPartition
 
-__all__ = ["list_parked", "list_topics", "list_transactions"]
+__all__ = ["TOOL_SETTINGS", "list_parked", "list_topics", "list_transactions"]
+
+
+TOOL_SETTINGS = {"delivery.timeout.ms": 5_000}
+"""A person waits at the terminal: a Kafka that is not there is said after seconds, not after half a minute."""
 
 
 async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
     """One row a partition: log start, last stable offset, high watermark."""
-    async with KafkaClient(bootstrap) as client:
+    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
         admin = Admin(client)
         names = await admin.list_topics()
         partitions = [
@@ -40,7 +46,7 @@ async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
 async def list_transactions(bootstrap: str, states: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row a transactional id; the age is that of the open transaction, in seconds."""
     now_ms = Env().wall_ms()
-    async with KafkaClient(bootstrap) as client:
+    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
         admin = Admin(client)
         listed = await admin.list_transactions(states=list(states))
         details = await admin.describe_transactions([item.transactional_id for item in listed])
@@ -61,15 +67,27 @@ async def list_parked(app: App, settings: Settings) -> list[dict[str, Any]]:
     """Parked records of every sink (from its database) and every processor (from its park topic)."""
     rows: list[dict[str, Any]] = []
     for url in sorted({sink.database.url for sink in app.sinks.values()}):
-        rows += sink_parked(url)
+        rows += _parked_in_database(url)
     if settings.kafka:
         topics = {park_topic(app.name, processor.topic.name) for processor in app.processors.values()}
         rows += await _parked_in_topics(settings.kafka, sorted(topics))
     return rows
 
 
+def _parked_in_database(url: str) -> list[dict[str, Any]]:
+    path = getattr(open_database(url), "path", None)
+    if path is not None and not path.exists():
+        return []  # Looking into a SQLite file that is not there would make it.
+    try:
+        return sink_parked(url)
+    except SemelError:
+        raise
+    except Exception as error:
+        raise Retriable(f"the database {without_password(url)} cannot be read: {error}") from error
+
+
 async def _parked_in_topics(bootstrap: str, topics: list[str]) -> list[dict[str, Any]]:
-    async with KafkaClient(bootstrap) as client:
+    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
         admin = Admin(client)
         there = [topic for topic in topics if topic in await admin.list_topics()]
         partitions = [
