@@ -106,6 +106,23 @@ def test_generation_and_offsets_survive_a_kill(core: Core) -> None:
     assert (item.committed_offset, item.committed_leader_epoch, item.metadata) == (42, 3, "note")
 
 
+def test_an_app_that_was_off_for_a_month_goes_on_where_it_was(core: Core) -> None:
+    """With Kafka's default of a week it would begin again and do everything it still finds a second time."""
+    core.create("in")
+    member = _member(core)
+    assert _join(core, member).response.generation_id == 1
+    assert _sync(core, member, 1, {member: b"all"}).response.error_code == 0
+    assert _commit(core, member, 1, 42) == 0
+    core.restart()
+    core.pass_time(10_000)
+    core.now_ms += 30 * 86_400_000
+    core.node.groups.sweep(core.now_ms)
+    core.restart()
+    topics = [{"name": "in", "partition_indexes": [0]}]
+    answer = core.ask(9, 7, group_id="g", topics=topics, require_stable=True)
+    assert answer.topics[0].partitions[0].committed_offset == 42
+
+
 def test_leave_and_static_members(core: Core) -> None:
     joined = _join(core, group_instance_id="a").response
     assert joined.error_code == 0

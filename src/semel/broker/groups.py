@@ -27,6 +27,9 @@ __all__ = ["OFFSETS_TOPIC", "Groups"]
 log = logging.getLogger("semel.broker")
 
 OFFSETS_TOPIC = "__consumer_offsets"
+_OFFSETS_RETENTION_MS = 400 * 86_400_000
+"""Kafka's default is a week: an app that was off for longer would begin again and do everything it finds twice. Still
+finite, because tools leave a group behind with every run."""
 _Render = Callable[[JoinAnswer | SyncAnswer], Fields]
 
 
@@ -51,7 +54,10 @@ class Groups:
         self._log = InternalLog(topics, OFFSETS_TOPIC, lambda: self.coordinator.snapshot())
         self.coordinator = GroupCoordinator(
             new_member_id=lambda prefix: f"{prefix}-{env.new_id()}",
-            config=GroupConfig(initial_rebalance_delay_ms=config.group_initial_rebalance_delay_ms),
+            config=GroupConfig(
+                initial_rebalance_delay_ms=config.group_initial_rebalance_delay_ms,
+                offsets_retention_ms=_OFFSETS_RETENTION_MS,
+            ),
         )
         topics.after_delete = lambda info: self._topic_deleted(info.name)
 
