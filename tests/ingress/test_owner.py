@@ -291,13 +291,25 @@ def test_looking_up_an_operation() -> None:
     assert look()[0] == 404
 
 
-def test_what_the_owner_cannot_serve_is_not_stored() -> None:
+@pytest.mark.parametrize(
+    ("route", "body", "status"),
+    [("POST /unknown", b'{"id":1}', 503), ("POST /orders", b'{"id":"text"}', 422), ("POST /orders", b"{", 400)],
+)
+def test_what_the_owner_cannot_serve_is_seen_by_whoever_was_told_202_and_runs_when_it_can(
+    route: str, body: bytes, status: int
+) -> None:
     log = partition(place)
-    assert ask(log, route="POST /unknown").status == 503
-    assert ask(log, b'{"id":"text"}').status == 422
-    assert ask(log, b"{").status == 400
-    assert log.stores.stored() == []
-    assert ask(log).status == 201
+    assert ask(log, body, route=route).status == status
+    digest = rules.key_digest("k")
+    look = write(LookUp(INSTANCE, 9, 1, rules.operation_id(route, digest)))
+    (record,) = asyncio.run(log.take(rules.scope_of("shop", None, route, digest), look))
+    found = read_reply(record.value or b"")
+    document = msgspec.json.decode(found.body)
+    assert (found.status, document["status"], document["retriable"]) == (200, "failed", True)
+    assert document["response"]["status"] == status
+    assert log.effects == [], "the handler did not run"
+    again = ask(log, body, route=route)
+    assert (again.status, again.is_replayed) == (status, False), "a deployment that can serve it runs it"
 
 
 @pytest.mark.parametrize("value", [None, b"", b"\x00", b"garbage", b"\x93\x63\x01\x02", b"\x93\x01\x01\x02"])

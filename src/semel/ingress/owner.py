@@ -132,12 +132,12 @@ class Owner:
         if endpoint is None:
             self._outcomes.add(outcome="refused")
             detail = "The worker that owns this request does not know its route; its deployment may be under way."
-            return [self._reply(request, rules.problem_answer(rules.failure("unavailable", detail)))]
+            return self._refuse(request, record, scope, seen, rules.failure("unavailable", detail))
         try:
             body = endpoint.decode(request.body)
-        except Problem as problem:  # Not an outcome: the type was changed, or the HTTP instance has another build.
+        except Problem as problem:  # The type was changed, or the HTTP instance has another build.
             self._outcomes.add(outcome="refused")
-            return [self._reply(request, rules.problem_answer(problem))]
+            return self._refuse(request, record, scope, seen, problem)
         effects: list[Effect] = []
         is_failed = False
         try:
@@ -153,9 +153,17 @@ class Owner:
             effects, is_failed = [], True
             answer = rules.problem_answer(rules.failure("handler-failed"))
         self._outcomes.add(outcome="failed" if is_failed else "run")
+        return [*effects, self._keep(record, scope, seen, answer, is_failed), self._reply(request, answer)]
+
+    def _refuse(self, request: Request, record: Record, scope: bytes, seen: bytes, problem: Problem) -> list[Effect]:
+        """Answer without having run the handler. Whoever was told 202 meanwhile finds this at the operation."""
+        answer = rules.problem_answer(problem)
+        return [self._keep(record, scope, seen, answer, True), self._reply(request, answer)]
+
+    def _keep(self, record: Record, scope: bytes, seen: bytes, answer: Answer, is_failed: bool) -> Change:
         completed_ms = max(record.timestamp_ms, self._wall_ms())  # A request may have waited long before it was run.
         kept = Stored(seen, is_failed, completed_ms, answer.status, answer.headers, answer.body)
-        return [*effects, Change(STORE, scope, write(kept)), self._reply(request, answer)]
+        return Change(STORE, scope, write(kept))
 
     def _reply(self, request: Request | LookUp, answer: Answer, *, is_replayed: bool = False) -> Write:
         reply = Reply(request.number, answer.status, answer.headers, answer.body, is_replayed)
