@@ -215,3 +215,18 @@ def test_a_topic_deleted_while_it_is_sent_arrives_whole(broker: EmbeddedBroker) 
         other.ask(20, 6, topics=[{"name": "orders", "topic_id": None}], timeout=1000)
         records = decode_response(1, 12, wire.exactly(size)).responses[0].partitions[0].records
         assert records.count(value) == 20
+
+
+def test_connections_leave_file_descriptors_for_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With none left, segments could not be opened and Produce would be refused for as long as the clients stay."""
+    monkeypatch.setattr("semel.broker.server.resource.getrlimit", lambda _: (10, 10))
+    with EmbeddedBroker(tmp_path) as broker:
+        wires = [Wire(broker) for _ in range(5)]
+        try:
+            for wire in wires:
+                assert wire.ask(18, 3, client_software_name="t", client_software_version="1").error_code == 0
+            with Wire(broker) as refused:
+                assert refused.is_closed()
+        finally:
+            for wire in wires:
+                wire.socket.close()

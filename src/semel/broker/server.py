@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
+import sys
 
 from semel.broker.connection import Buffers, Connection, Core
 from semel.broker.exchange import Outbox, Peer
@@ -20,6 +22,14 @@ ACCEPTS_PER_TURN = 64
 """New connections taken per readiness event, so that a connect storm leaves turns for the others."""
 ACCEPT_PAUSE_SECONDS = 1.0
 """How long accepting rests when the process has no file descriptors left."""
+KEPT_DESCRIPTORS = 320
+"""File descriptors that connections must leave: 256 for segments (`semel.log.files.OPEN_FILES`), the rest for others."""
+
+
+def _room_for_connections() -> int:
+    """How many connections the limit on open files (`ulimit -n`) has room for."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - KEPT_DESCRIPTORS, limit // 2)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -58,7 +68,7 @@ class Server:
     ) -> None:
         self._core = core
         self._outbox = outbox
-        self._max_connections = max_connections
+        self._max_connections = min(max_connections, _room_for_connections())
         self._max_frame_bytes = max_frame_bytes
         self._idle_seconds = idle_seconds
         self._connections: set[Connection] = set()
