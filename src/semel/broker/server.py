@@ -23,7 +23,7 @@ ACCEPTS_PER_TURN = 64
 ACCEPT_PAUSE_SECONDS = 1.0
 """How long accepting rests when the process has no file descriptors left."""
 KEPT_DESCRIPTORS = 320
-"""File descriptors that connections must leave: 256 for segments (`semel.log.files.OPEN_FILES`), the rest for others."""
+"""File descriptors that connections must leave: 256 for segments (`semel.log.files.OPEN_FILES`), 64 for all else."""
 
 
 def _room_for_connections() -> int:
