@@ -242,7 +242,7 @@ def test_an_abort_that_follows_a_commit_in_doubt_asks_for_the_commit_again() -> 
         assert all(end.committed for end in broker.asked(END_TXN))
         assert producer.state is State.Ready
 
-    with_producer(test, settings={"delivery.timeout.ms": 300})
+    with_producer(test, settings={"delivery.timeout.ms": 300, "retry.backoff.max.ms": 20})
 
 
 def test_a_refused_offset_aborts_and_the_next_transaction_goes_on() -> None:
@@ -310,6 +310,24 @@ def test_what_is_not_allowed_is_fatal_and_says_so() -> None:
             await producer.close()
 
     asyncio.run(main())
+
+
+def test_an_answer_that_nobody_foresaw_ends_the_producer_and_does_not_wedge_it() -> None:
+    async def test(broker: ScriptedBroker, producer: TransactionalProducer) -> None:
+        perform = producer._perform
+
+        async def fail(_request: Any) -> None:
+            raise AttributeError("no such field")
+
+        producer._perform = fail  # type: ignore[method-assign]
+        with pytest.raises(Fatal, match=r"EndTxn of .*'orders-1' failed unexpectedly.*no such field"):
+            await one(producer)
+        producer._perform = perform  # type: ignore[method-assign]
+        await producer.init_transactions()
+        assert producer.state is State.Ready
+        await one(producer)
+
+    with_producer(test, settings={"delivery.timeout.ms": 1_000})
 
 
 # --- Without transactions ---

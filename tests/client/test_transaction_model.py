@@ -191,7 +191,7 @@ class Driver:
             if isinstance(given_up, OutcomeUnknown):
                 self._initialize()
                 if self.protocol.state is State.Fenced:
-                    return self._take_over("unknown")
+                    return self._take_over("unknown" if commit else "aborted")
                 if self.protocol.state is State.Abortable:
                     self._clean_up()
                 return "unknown" if commit else "aborted"

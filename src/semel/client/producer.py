@@ -18,7 +18,7 @@ from semel.client.idempotent import Producer, RecordMetadata
 from semel.client.reactions import Reaction
 from semel.client.sender import Answer, Sender
 from semel.client.transaction import Kind, Request, State, TransactionProtocol, TransactionView
-from semel.errors import ConfigurationError, ErrorCode, OutcomeUnknown, Retriable, SemelError
+from semel.errors import ConfigurationError, ErrorCode, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.types import GroupMetadata, TopicPartition
 
 __all__ = ["Producer", "RecordMetadata", "TransactionalProducer"]
@@ -278,6 +278,12 @@ class TransactionalProducer:
             self._again(request, error)
         except SemelError as error:
             self._protocol.broken(request, error)
+        except Exception as error:
+            # A mistake of ours, as in reading an answer. The request must not count as out for ever: nothing would be
+            # sent any more, and every abort would wait in vain.
+            what = f"{request.kind} of transactional id {self.transactional_id!r}"
+            self._protocol.broken(request, Fatal(f"{what} failed unexpectedly: {error!r}"))
+            raise
 
     def _again(self, request: Request, error: SemelError) -> None:
         if request.kind is Kind.TxnOffsetCommit and request.group is not None:

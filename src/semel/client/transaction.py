@@ -350,7 +350,8 @@ class TransactionProtocol:
 
     def broken(self, request: Request, error: SemelError) -> None:
         """The request can never be written (no common version, no permission): nothing can be done any more."""
-        self._free(request)
+        if self._busy is request:
+            self._free(request)
         if State.Failed in MOVES[self.state]:
             self.failure = error
             self._move(State.Failed)
