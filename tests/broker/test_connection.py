@@ -230,3 +230,23 @@ def test_connections_leave_file_descriptors_for_the_logs(tmp_path: Path, monkeyp
         finally:
             for wire in wires:
                 wire.socket.close()
+
+
+def test_a_reader_that_has_stopped_for_good_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection would hold memory and a place among the connections for as long as its process is suspended."""
+    monkeypatch.setattr("semel.broker.broker.IDLE_CHECK_SECONDS", 0.05)
+    with EmbeddedBroker(tmp_path, config=BrokerConfig(connection_idle_seconds=0.3)) as broker:
+        with Wire(broker) as wire:
+            _create(wire)
+            for number in range(20):
+                wire.socket.sendall(_produce(batch(os.urandom(1_000_000)), number))
+                wire.frame()
+        with Wire(broker) as stopped:
+            stopped.socket.sendall(_fetch(0, 0))
+            server = broker._broker._server
+            assert server is not None
+            for _ in range(100):
+                if not server._connections:
+                    break
+                threading.Event().wait(0.05)
+            assert not server._connections

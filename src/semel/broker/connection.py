@@ -117,6 +117,11 @@ class Connection:
         """Whether nothing is in processing and nothing waits to be sent."""
         return self._later is None and not self._output
 
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether a request is in processing: a silence that is not the client's."""
+        return self._later is not None
+
     def close(self) -> None:
         """Forget the connection; a request in processing is abandoned."""
         if self.closed:

@@ -97,9 +97,9 @@ class Server:
             connection.close()
 
     def close_idle(self) -> None:
-        """Close connections on which nothing has happened for the idle time."""
+        """Close connections on which nothing has happened for the idle time, even if an answer waits to be read."""
         limit = self._loop.time() - self._idle_seconds
-        for connection in [item for item in self._connections if item.last_active < limit and item.idle]:
+        for connection in [item for item in self._connections if item.last_active < limit and not item.waits_for_us]:
             log.info("closing %r: idle for %g s", connection, self._idle_seconds)
             connection.close()
 
