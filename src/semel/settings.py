@@ -13,7 +13,10 @@ from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["Settings"]
+__all__ = ["KAFKA_ADDRESS", "Settings"]
+
+KAFKA_ADDRESS = "kafka.address"
+"""A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
 
 
 @dataclass(frozen=True, slots=True)

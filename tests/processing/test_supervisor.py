@@ -34,10 +34,17 @@ BEATING = """
 
 
 def child(
-    name: str, body: str, folder: Path, *, beating: bool = True, slot: int = 0, is_last: bool = False
+    name: str,
+    body: str,
+    folder: Path,
+    *,
+    beating: bool = True,
+    slot: int = 0,
+    is_last: bool = False,
+    is_first: bool = False,
 ) -> ChildSpec:
     code = textwrap.dedent(BEATING if beating else "import os, sys, time\n") + textwrap.dedent(body)
-    return ChildSpec(name, [sys.executable, "-c", code], None, slot, folder / f"{name}.log", is_last)
+    return ChildSpec(name, [sys.executable, "-c", code], None, slot, folder / f"{name}.log", is_last, is_first)
 
 
 WAITING = """
@@ -153,7 +160,7 @@ def test_a_child_that_ends_again_and_again_is_started_less_and_less_often(tmp_pa
     assert times[3] - times[2] > 0.3
 
 
-def test_a_drain_lets_children_finish_and_stops_the_last_ones_last(tmp_path: Path) -> None:
+def test_a_drain_stops_the_first_ones_first_lets_children_finish_and_stops_the_last_ones_last(tmp_path: Path) -> None:
     finishing = """
     async def body(stop):
         await stop.wait()
@@ -161,17 +168,21 @@ def test_a_drain_lets_children_finish_and_stops_the_last_ones_last(tmp_path: Pat
         print("drained", time.time(), flush=True)
     asyncio.run(main(body))
     """
-    supervisor = Supervisor(
-        [child("broker", WAITING, tmp_path, is_last=True), child("worker", finishing, tmp_path)], drain_seconds=20
-    )
+    children = [
+        child("broker", WAITING, tmp_path, is_last=True),
+        child("worker", finishing, tmp_path),
+        child("http", finishing, tmp_path, is_first=True),
+    ]
+    supervisor = Supervisor(children, drain_seconds=20)
 
     async def body() -> None:
-        await until(lambda: repr(supervisor).count("running") == 2)
+        await until(lambda: repr(supervisor).count("running") == 3)
 
     assert supervise(supervisor, body) == 0
     worker = float((tmp_path / "worker.log").read_text().split("drained ")[1])
     broker = float((tmp_path / "broker.log").read_text().split("drained ")[1])
-    assert broker > worker
+    http = float((tmp_path / "http.log").read_text().split("drained ")[1])
+    assert broker > worker > http + 0.4, "each waits until the ones before it are gone"
 
 
 def test_a_child_that_does_not_drain_is_killed_in_time(tmp_path: Path) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from semel.broker.config import BrokerConfig
+from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node
 from semel.broker.server import Server
 from semel.env import Env
@@ -22,35 +21,6 @@ log = logging.getLogger("semel.broker")
 IDLE_CHECK_SECONDS = 30.0
 EXPIRE_SECONDS = 300.0
 """Kafka's log.retention.check.interval.ms."""
-
-
-class _DirectoryLock:
-    """Hold the data directory: one broker at a time. The kernel releases it when the process ends, however it ends."""
-
-    def __init__(self, data: Path) -> None:
-        """Raises `ConfigurationError` when the directory cannot be written or another process holds it."""
-        try:
-            data.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise ConfigurationError(
-                f"The data directory {data} cannot be written: {error.strerror}. "
-                "Give another one (--data DIR), or change its owner or permissions."
-            ) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
-            raise ConfigurationError(
-                f"The data directory {data} is in use by another broker (process {holder}). "
-                "Stop that one, or give another directory (--data DIR)."
-            ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
-
-    def release(self) -> None:
-        os.close(self._file)
 
 
 class Broker:
@@ -70,7 +40,7 @@ class Broker:
         self._port = port
         self._config = config or BrokerConfig()
         self._env = env or Env()
-        self._lock: _DirectoryLock | None = None
+        self._lock: DirectoryLock | None = None
         self._node: Node | None = None
         self._server: Server | None = None
         self._timers: list[asyncio.Task[None]] = []
@@ -91,7 +61,7 @@ class Broker:
         """
         assert self._server is None, "the broker runs already"
         loop = asyncio.get_running_loop()
-        self._lock = _DirectoryLock(self._data)
+        self._lock = DirectoryLock(self._data, "broker")
         try:
             self._node = node = Node(self._data, self._config, self._env, loop.call_later)
             node.open()

@@ -10,6 +10,8 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +20,7 @@ import msgspec
 
 from semel.env import arm_failpoints
 from semel.errors import ConfigurationError, Fenced, SemelError
-from semel.settings import Settings
+from semel.settings import KAFKA_ADDRESS, Settings
 
 __all__ = ["main"]
 
@@ -91,10 +93,23 @@ def _listen(value: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def _looking(kafka: str | None) -> Settings:
+    """Settings for a command that only looks: it finds the embedded broker of a `semel run` in the same folder."""
+    settings = _settings(kafka=kafka)
+    if settings.kafka:
+        return settings
+    with suppress(OSError):
+        return replace(settings, kafka=(settings.data / KAFKA_ADDRESS).read_text().strip())
+    return settings
+
+
 def _need_kafka(kafka: str | None) -> str:
-    if not kafka:
-        raise ConfigurationError("Which Kafka? Give --kafka HOST:PORT or set SEMEL_KAFKA.")
-    return kafka
+    settings = _looking(kafka)
+    if not settings.kafka:
+        raise ConfigurationError(
+            f"Which Kafka? Give --kafka HOST:PORT or set SEMEL_KAFKA: no `semel run` is at work in {settings.data}."
+        )
+    return settings.kafka
 
 
 # --- Running an app ---
@@ -208,7 +223,7 @@ def guarantees(app: str, kafka: str | None, output: str) -> None:
     from semel.ops.tables import render
 
     loaded = load_app(app)
-    edges = _run(report(loaded, _settings(kafka=kafka)))
+    edges = _run(report(loaded, _looking(kafka)))
     if output == "json":
         click.echo(msgspec.json.encode([edge.as_json() for edge in edges]).decode())
         return
@@ -279,4 +294,4 @@ def park_list(app: str, kafka: str | None, output: str) -> None:
 
     columns = ["component", "topic", "partition", "offset", "key", "error", "message"]
     loaded = load_app(app)
-    _listing(lambda: list_parked(loaded, _settings(kafka=kafka)), columns, output)
+    _listing(lambda: list_parked(loaded, _looking(kafka)), columns, output)

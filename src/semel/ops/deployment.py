@@ -8,13 +8,15 @@ from collections.abc import Sequence
 
 import click
 
+from semel.app import App
+from semel.broker.lock import DirectoryLock
 from semel.errors import ConfigurationError
 from semel.ingress.server import bind
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
 from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
-from semel.settings import Settings
+from semel.settings import KAFKA_ADDRESS, Settings
 
 __all__ = ["deploy"]
 
@@ -31,12 +33,16 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
         raise ConfigurationError("Give --http and --workers numbers from 0, and at least one of them above it.")
     if http and app.endpoints:
         bind(host, port).close()
+    lock = DirectoryLock(settings.data, "semel run")  # A second one would fence our workers, and we its.
     try:
-        settings.data.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigurationError(
-            f"The data folder {settings.data} cannot be made: {error.strerror}. Give --data a folder you can write."
-        ) from error
+        code = await _supervise(app, spec, settings, http=http, workers=workers, host=host, port=port)
+    finally:
+        lock.release()
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+async def _supervise(app: App, spec: str, settings: Settings, *, http: int, workers: int, host: str, port: int) -> int:
     environment = {**os.environ, "SEMEL_DATA": str(settings.data)}
     children = []
     kafka = settings.kafka
@@ -48,7 +54,8 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
     if app.endpoints:
         for slot in range(http):
             argv = ["child", "http", spec, "--listen", f"{host}:{port}", "--slot", str(slot)]
-            children.append(_child(f"http-{slot}", argv, environment, slot))
+            # Requests that were taken are answered before the workers stop.
+            children.append(_child(f"http-{slot}", argv, environment, slot, is_first=True))
     for slot in range(workers):
         argv = ["child", "worker", spec, "--slot", str(slot)]
         children.append(_child(f"worker-{slot}", argv, environment, slot))
@@ -60,14 +67,23 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
         drain_seconds=settings.drain_seconds,
         status=settings.data / "status.json",
     )
-    code = await supervisor.run(handle_signals=True)
-    if code:
-        raise click.exceptions.Exit(code)
+    address = settings.data / KAFKA_ADDRESS
+    address.write_text(f"{kafka}\n")
+    try:
+        return await supervisor.run(handle_signals=True)
+    finally:
+        address.unlink(missing_ok=True)
 
 
 def _child(
-    name: str, argv: Sequence[str], environment: dict[str, str], slot: int = 0, *, is_last: bool = False
+    name: str,
+    argv: Sequence[str],
+    environment: dict[str, str],
+    slot: int = 0,
+    *,
+    is_first: bool = False,
+    is_last: bool = False,
 ) -> ChildSpec:
     command = [sys.executable, "-m", "semel", *argv]
     # The dictionary is shared on purpose: the broker's address is put into it before any child starts.
-    return ChildSpec(name, command, environment=environment, slot=slot, is_last=is_last)
+    return ChildSpec(name, command, environment=environment, slot=slot, is_first=is_first, is_last=is_last)

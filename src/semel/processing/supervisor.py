@@ -42,7 +42,8 @@ class ChildSpec:
     """One process to keep running. `argv` is never read by a shell.
 
     `environment` (a mapping, or a function that is asked at each start) replaces our own; `log` is a file that takes
-    stdout and stderr. `is_last`: others need it while they drain, so it is told to stop when they are gone.
+    stdout and stderr. `is_first`: it needs the others while it drains, so they are told to stop when it is gone;
+    `is_last`: the others need it.
     """
 
     name: str
@@ -51,6 +52,12 @@ class ChildSpec:
     slot: int = 0
     log: Path | None = None
     is_last: bool = False
+    is_first: bool = False
+
+    @property
+    def stop_order(self) -> int:
+        """Children of a lower number are gone before those of a higher one are told to stop."""
+        return 2 if self.is_last else 0 if self.is_first else 1
 
 
 @dataclass(slots=True)
@@ -177,17 +184,20 @@ class Supervisor:
 
     async def _drain(self) -> None:
         deadline = self._env.monotonic() + self._drain_seconds
-        for is_last in (False, True):
-            group = [child for child in self._children.values() if child.spec.is_last == is_last]
+        for order in range(3):
+            group = [child for child in self._children.values() if child.spec.stop_order == order]
             for child in group:
                 _signal(child, signal.SIGTERM)
             tasks = [child.task for child in group if child.task is not None and not child.task.done()]
             if not tasks:
                 continue
-            _, late = await asyncio.wait(tasks, timeout=max(1.0, deadline - self._env.monotonic()))
+            seconds = max(1.0, deadline - self._env.monotonic())
+            if order == 0:
+                seconds /= 2  # The others are to have some of it, too.
+            _, late = await asyncio.wait(tasks, timeout=seconds)
             if late:
                 names = ", ".join(child.spec.name for child in group if child.task in late)
-                log.warning("%s did not stop within %.0f s: killed", names, self._drain_seconds)
+                log.warning("%s did not stop within %.1f s: killed", names, seconds)
                 for child in group:
                     _signal(child, signal.SIGKILL)
                 await asyncio.wait(late)

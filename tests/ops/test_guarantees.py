@@ -1,0 +1,86 @@
+"""The guarantee report: each promise that is weaker than one may think has its reason, and `require` is held."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from semel import App, Created
+from semel.errors import ConfigurationError
+from semel.ops.guarantees import check_required, edges_of, report
+from semel.settings import Settings
+
+
+class Order(msgspec.Struct):
+    id: int
+
+
+def shop(*, require: Any = None, require_key: bool = True, principal: Any = None) -> App:
+    app = App("shop", require=require)
+    orders = app.topic("orders", value=Order)
+    counts = app.state("counts", key=str, value=int)
+    database = app.database("postgresql://user@host/shop")
+
+    @app.post("/orders", request=Order, require_key=require_key, principal=principal)
+    def place(order: Order) -> Any:
+        yield orders.record("k", order)
+        return Created({})
+
+    @app.processor(orders, state=counts)
+    def count(record: Any, counts: Any) -> Any:
+        yield counts.put("k", 1)
+
+    @app.sink(orders, database)
+    def rows(records: Any, db: Any) -> None:
+        db.execute("SELECT 1")
+
+    return app
+
+
+def test_every_edge_says_what_is_atomic_what_fences_and_what_removes_duplicates() -> None:
+    endpoint, processor, sink = edges_of(shop(), 2)
+    assert endpoint.edge == "POST /orders -> shop.requests"
+    assert "Idempotency-Key" in endpoint.dedup
+    assert "shop.requests.*" in endpoint.fence
+    assert processor.edge == "orders -> count"
+    assert "state counts" in processor.atomic_unit
+    assert sink.edge == "orders -> rows (PostgreSQL)"
+    assert "owner_epoch" in sink.fence
+    assert all(edge.as_json()["exactly_once"] for edge in (endpoint, processor, sink))
+
+
+def test_an_endpoint_without_a_principal_shares_its_responses() -> None:
+    shared = edges_of(shop(), 2)[0].weakened
+    assert len(shared) == 1
+    assert "principal=" in shared[0]
+    assert edges_of(shop(principal=lambda request: "me"), 2)[0].weakened == ()
+
+
+def test_an_older_transaction_protocol_is_told_and_is_still_exactly_once() -> None:
+    edges = edges_of(shop(), 1)
+    assert "transaction.version is 1" in edges[1].weakened[0]
+    assert edges[1].breaks == ()
+    check_required(shop(require="exactly-once"), edges)
+
+
+def test_what_breaks_exactly_once_is_refused_only_where_it_is_required() -> None:
+    loose = shop(require_key=False)
+    edge = edges_of(loose, 2)[0]
+    assert edge.as_json()["exactly_once"] is False
+    assert set(edge.breaks) <= set(edge.weakened), "what refuses to start is also told"
+    check_required(loose, edges_of(loose, 2))
+    strict = shop(require="exactly-once", require_key=False)
+    with pytest.raises(ConfigurationError, match=r"POST /orders.*require_key=False.*drop require="):
+        check_required(strict, edges_of(strict, 2))
+
+
+def test_the_report_asks_the_cluster_for_its_transaction_version(embedded: Any, embedded_v1: Any) -> None:
+    def notes(kafka: str) -> str:
+        return " ".join(asyncio.run(report(shop(), Settings(kafka=kafka)))[1].weakened)
+
+    assert "was not asked" in notes("")
+    assert notes(embedded.bootstrap) == ""
+    assert "transaction.version is 1" in notes(embedded_v1.bootstrap)
