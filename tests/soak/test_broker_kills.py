@@ -41,7 +41,10 @@ class Load:
             for _ in range(50):
                 value = f"{self._name}-{number}".encode()
                 self.sent.add(value)
-                self._producer.produce(self._topic, value, key=value, on_delivery=self._delivered)
+                try:
+                    self._producer.produce(self._topic, value, key=value, on_delivery=self._delivered)
+                except BufferError:  # The broker is away and librdkafka's queue is full: the same record again.
+                    break
                 number += 1
             self._producer.poll(0.005)
         self._producer.flush(60)
