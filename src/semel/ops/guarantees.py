@@ -17,6 +17,10 @@ from semel.settings import Settings
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
 
+_OFFSETS_EXPIRE = (
+    "a group without members for longer than the broker keeps its offsets (offsets.retention.minutes: 7 days on Apache "
+    "Kafka, 400 days on the embedded broker) would start over; raise it above the longest stop"
+)
 _KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
 
 
@@ -48,7 +52,7 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
     kafka = _kafka_notes(transaction_version)
     edges: list[Edge] = []
     for endpoint in app.endpoints.values():
-        weakened, breaks = list(kafka), []
+        weakened, breaks = [*kafka, _OFFSETS_EXPIRE], []
         if endpoint.principal is None:
             weakened.append("responses are shared by all callers, because the endpoint has no principal=")
         if not endpoint.key_required:
@@ -71,7 +75,7 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
                 atomic_unit=f"one Kafka transaction: outputs{store}, input offset",
                 fence=_KAFKA_FENCE.format(tid=f"{app.name}.{processor.name}.*"),
                 dedup="position",
-                weakened=tuple(kafka),
+                weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
     for sink in app.sinks.values():
