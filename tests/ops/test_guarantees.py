@@ -53,10 +53,16 @@ def test_every_edge_says_what_is_atomic_what_fences_and_what_removes_duplicates(
 
 
 def test_an_endpoint_without_a_principal_shares_its_responses() -> None:
-    shared = edges_of(shop(), 2)[0].weakened
-    assert len(shared) == 1
-    assert "principal=" in shared[0]
-    assert edges_of(shop(principal=lambda request: "me"), 2)[0].weakened == ()
+    retention, shared = edges_of(shop(), 2)[0].weakened
+    assert "principal=" in shared
+    assert edges_of(shop(principal=lambda request: "me"), 2)[0].weakened == (retention,)
+
+
+def test_what_reads_from_a_group_is_told_how_long_kafka_keeps_its_offsets() -> None:
+    endpoint, processor, sink = edges_of(shop(principal=lambda request: "me"), 2)
+    assert "offsets.retention.minutes" in endpoint.weakened[0]
+    assert endpoint.weakened == processor.weakened
+    assert sink.weakened == (), "a sink's position is in its database"
 
 
 def test_an_older_transaction_protocol_is_told_and_is_still_exactly_once() -> None:
@@ -82,5 +88,5 @@ def test_the_report_asks_the_cluster_for_its_transaction_version(embedded: Any, 
         return " ".join(asyncio.run(report(shop(), Settings(kafka=kafka)))[1].weakened)
 
     assert "was not asked" in notes("")
-    assert notes(embedded.bootstrap) == ""
+    assert "transaction.version" not in notes(embedded.bootstrap)
     assert "transaction.version is 1" in notes(embedded_v1.bootstrap)
