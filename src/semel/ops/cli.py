@@ -191,7 +191,12 @@ def broker(data: Path, listen: str, transaction_version: int, fsync: str) -> Non
 @click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep data and logs there.")
 @click.option("--database", metavar="URL", help="sqlite:///FILE or postgresql://...; default: SQLite in DIR.")
 @click.option("-b", "--kafka", metavar="HOST:PORT", help="A Kafka of yours instead of the embedded broker.")
-@click.option("--picture", type=click.Path(path_type=Path), metavar="FILE", help="Write the throughput as SVG.")
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The throughput as SVG; default: demo.svg in DIR, or semel-demo.svg here.",
+)
 @_FORMAT
 def demo(output: str, **options: Any) -> None:
     """Post 69,659 real purchases, kill processes meanwhile, and count what arrived.
@@ -239,7 +244,7 @@ def guarantees(app: str, kafka: str | None, output: str) -> None:
 @click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
 def migrate(url: str, sql: bool) -> None:
     """Create Semel's tables in the database at URL (sqlite:///FILE or postgresql://...)."""
-    from semel.sinks.sql import migrate as run_migration
+    from semel.ops.databases import migrate as run_migration
 
     statements = run_migration(url, print_only=sql)
     click.echo(statements if sql else "Semel's tables are there.")

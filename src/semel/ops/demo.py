@@ -55,10 +55,9 @@ async def run_demo(
     demo = Demo(options, terminal)
     try:
         result = await demo.run()
-        where = picture or (keep / "demo.svg" if keep else None)
-        if where is not None:
-            demo.write_picture(result, where)
-            terminal.line(f"picture: {where}")
+        where = picture or (keep / "demo.svg" if keep else Path("semel-demo.svg"))
+        demo.write_picture(result, where)
+        terminal.line(f"picture: {where}")
     finally:
         demo.close()
     if output == "json":
