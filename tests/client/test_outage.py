@@ -134,7 +134,7 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
         asyncio.run(test())
     finally:
         broker.stop()
-    told = [line for line in lines(caplog, logging.WARNING) if "of given partitions" in line]
+    told = [line for line in lines(caplog, logging.WARNING) if "the consumer of t lost" in line]
     assert len(told) == 1, "an outage of some seconds is one line"
     assert len(lines(caplog, logging.ERROR)) == 0, "librdkafka's own lines are not for the log"
 

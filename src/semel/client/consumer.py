@@ -520,6 +520,8 @@ class Reader(_Source):
 
     async def start(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Begin at these offsets."""
+        self._name = f"of {', '.join(sorted({at.topic for at in offsets})) or 'nothing'}"
+        self._outage = Outage(self._name, time.monotonic)
         self._thread = _Thread("semel reader")
         await self._thread.call(lambda: self._open(offsets))
 

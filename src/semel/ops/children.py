@@ -37,8 +37,9 @@ __all__ = ["run_broker", "run_http", "run_worker"]
 
 log = logging.getLogger("semel.worker")
 
-_CONNECT_SECONDS = 10.0
+_CONNECT_SECONDS = 2.0
 """How long one attempt to reach Kafka may take before it is told that there is none."""
+_REPEAT_SECONDS = 10.0
 _CONNECT_PAUSE_SECONDS = 0.2
 
 
@@ -92,6 +93,7 @@ def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Comp
 
 async def _prepare(app: App, settings: Settings, env: Env) -> None:
     """Make the app's topics and check what it requires of the cluster; repeated until Kafka answers."""
+    told_at = -_REPEAT_SECONDS
     while True:
         try:
             patience = {"delivery.timeout.ms": int(_CONNECT_SECONDS * 1000)}
@@ -106,7 +108,9 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
                 await prepare_topics(admin, app.topics.values(), _components(app, env), settings.partitions, more=own)
                 return
         except (Retriable, OutcomeUnknown, OSError) as error:
-            log.warning("nothing can be done before Kafka answers; trying on: %s", error)
+            if env.monotonic() - told_at >= _REPEAT_SECONDS:
+                told_at = env.monotonic()
+                log.warning("nothing can be done before Kafka answers; trying on: %s", error)
             await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
 
 

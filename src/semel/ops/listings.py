@@ -9,12 +9,11 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.env import Env
-from semel.errors import Retriable, SemelError
+from semel.ingress.requests import requests_topic
+from semel.ops.databases import parked_in_database
 from semel.processing import parking
 from semel.processing.component import park_topic
 from semel.settings import Settings
-from semel.sinks.sql import list_parked as sink_parked
-from semel.sinks.sql.database import open_database, without_password
 from semel.types import Record, TopicPartition
 
 __all__ = ["TOOL_SETTINGS", "list_parked", "list_topics", "list_transactions"]
@@ -67,23 +66,12 @@ async def list_parked(app: App, settings: Settings) -> list[dict[str, Any]]:
     """Parked records of every sink (from its database) and every processor (from its park topic)."""
     rows: list[dict[str, Any]] = []
     for url in sorted({sink.database.url for sink in app.sinks.values()}):
-        rows += _parked_in_database(url)
+        rows += parked_in_database(url)
     if settings.kafka:
-        topics = {park_topic(app.name, processor.topic.name) for processor in app.processors.values()}
+        inputs = {processor.topic.name for processor in app.processors.values()} | {requests_topic(app.name)}
+        topics = {park_topic(app.name, topic) for topic in inputs}
         rows += await _parked_in_topics(settings.kafka, sorted(topics))
     return rows
-
-
-def _parked_in_database(url: str) -> list[dict[str, Any]]:
-    path = getattr(open_database(url), "path", None)
-    if path is not None and not path.exists():
-        return []  # Looking into a SQLite file that is not there would make it.
-    try:
-        return sink_parked(url)
-    except SemelError:
-        raise
-    except Exception as error:
-        raise Retriable(f"the database {without_password(url)} cannot be read: {error}") from error
 
 
 async def _parked_in_topics(bootstrap: str, topics: list[str]) -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 POLL_SECONDS = 0.5
 BACKOFF_SECONDS = (0.05, 10.0)
+TELL_SECONDS = 10.0
 IDLE_MOVE_SECONDS = 1.0
 """A position that only moves past markers is written when nothing else came for so long."""
 STOPPED_RETRY_SECONDS = 30.0
@@ -101,6 +102,8 @@ class SinkEngine:
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._outage = "not connected to Kafka and the database yet"
+        self._told_at: float | None = None
+        """When it was last told what we wait for; None when we do not wait."""
         self._probe_at = 0.0
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._applied_at = env.monotonic()
@@ -165,11 +168,12 @@ class SinkEngine:
         while not self._draining.is_set():
             try:
                 await call()
+                self._told_at = None
                 return True
             except _KAFKA_AWAY as error:
                 wait = self._backoff.next()
                 self._outage = f"{what}: {error}"
-                log.warning("%s waits: %s. Trying again in %.1f s.", self.group, self._outage, wait)
+                self._tell_outage(self._outage, wait)
                 await self._pause_for(wait)
         return False
 
@@ -318,11 +322,20 @@ class SinkEngine:
         for partition in self._partitions.values():
             partition.is_stale = True
         self._ends.clear()
-        log.warning("%s waits, nothing is lost: %s. Trying again in %.1f s.", self.group, error, wait)
+        self._tell_outage(str(error), wait)
+
+    def _tell_outage(self, why: str, wait: float) -> None:
+        """Warn once in a while, however often it is tried."""
+        now = self._env.monotonic()
+        is_due = self._told_at is None or now - self._told_at >= TELL_SECONDS
+        if is_due:
+            self._told_at = now
+        text = "%s waits, nothing is lost: %s. Trying again in %.1f s."
+        log.log(logging.WARNING if is_due else logging.DEBUG, text, self.group, why, wait)
 
     def _recovered(self) -> None:
         log.info("%s: the database answers", self.group)
-        self._outage = ""
+        self._outage, self._told_at = "", None
         self._measures.database_up(True)
 
     def _wait_for(self, at: TopicPartition, seconds: float) -> None:
