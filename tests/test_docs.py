@@ -138,6 +138,13 @@ def test_every_setting_and_failpoint_variable_is_documented() -> None:
         assert f"`SEMEL_{item.name.upper()}`" in text
 
 
+def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
+    sources = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    made = set(re.findall(r'(?:counter|gauge)\(\s*"(semel_\w+)"', sources))
+    documented = set(re.findall(r"`(semel_[a-z_]+)`", section(ROOT / "docs" / "howto.md", "Watch it")))
+    assert made == documented
+
+
 # --- Code ---
 
 
