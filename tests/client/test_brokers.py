@@ -396,13 +396,46 @@ def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker
         await two.consumer.start()
         await one.until(lambda: len(one.owned) == len(two.owned) == 1, two)
         assert one.owned | two.owned == set(cluster.partitions)
-        assert one.told == ["assigned", "revoked"]
+        assert one.told == ["assigned", "revoked", "assigned"]
         assert one.consumer.group_metadata().generation_id == two.consumer.group_metadata().generation_id
         twin = Member(cluster, group, "one")
         await twin.consumer.start()
         with pytest.raises(Fenced, match="'one'"):
             await one.until(lambda: False, two, twin)
         for member in (one, two, twin):
+            await member.consumer.close()
+
+    run(any_broker, test)
+
+
+def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_without_owner(any_broker: Any) -> None:
+    """The process that has to give partitions up dies just then, and its slot starts again with the same instance id.
+
+    With cooperative rebalancing the broker hands the newcomer the half of the assignment that its predecessor was to
+    keep, nobody revokes the other half, and it has no owner until somebody else joins or leaves.
+    """
+
+    async def test(cluster: Cluster) -> None:
+        group = f"{cluster.topic}.group"
+
+        class Dying(Member):
+            async def on_revoked(self, partitions: list[TopicPartition]) -> None:
+                await successor.consumer.start()
+                await successor.until(lambda: bool(successor.owned) and bool(two.owned), two)
+
+        first, successor, two = (
+            Dying(cluster, group, "one"),
+            Member(cluster, group, "one"),
+            Member(cluster, group, "two"),
+        )
+        await first.consumer.start()
+        await first.until(lambda: len(first.owned) == 2)
+        await two.consumer.start()
+        with pytest.raises(Fenced, match="'one'"):
+            await first.until(lambda: False)
+        await successor.until(lambda: len(successor.owned) == len(two.owned) == 1, two)
+        assert successor.owned | two.owned == set(cluster.partitions)
+        for member in (first, successor, two):
             await member.consumer.close()
 
     run(any_broker, test)

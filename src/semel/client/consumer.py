@@ -161,6 +161,7 @@ class _Source:
         self._pid = os.getpid()
         self._positions: dict[TopicPartition, int] = {}
         self._dropped: set[TopicPartition] = set()
+        self._paused: set[TopicPartition] = set()
         self._outage = Outage(name, time.monotonic)
 
     def __repr__(self) -> str:
@@ -200,13 +201,13 @@ class _Source:
 
     async def pause(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver nothing of these partitions until `resume`."""
-        wanted = [confluent_kafka.TopicPartition(*item) for item in partitions]
-        await self._running().call(lambda: self._kafka.pause(wanted))
+        wanted = set(partitions)
+        await self._running().call(lambda: self._pause(wanted))
 
     async def resume(self, partitions: Iterable[TopicPartition]) -> None:
         """Deliver these partitions again."""
-        wanted = [confluent_kafka.TopicPartition(*item) for item in partitions]
-        await self._running().call(lambda: self._kafka.resume(wanted))
+        wanted = set(partitions)
+        await self._running().call(lambda: self._resume(wanted))
 
     async def close(self) -> None:
         """Leave and stop; returns within some seconds even when no broker is there."""
@@ -341,6 +342,14 @@ class _Source:
         """A topic that we read; None for all, where there is none."""
         return next((at.topic for at in self._positions), None)
 
+    def _pause(self, partitions: set[TopicPartition]) -> None:
+        self._kafka.pause([confluent_kafka.TopicPartition(*item) for item in partitions])
+        self._paused |= partitions
+
+    def _resume(self, partitions: set[TopicPartition]) -> None:
+        self._kafka.resume([confluent_kafka.TopicPartition(*item) for item in partitions])
+        self._paused -= partitions
+
     def _seek(self, offsets: Mapping[TopicPartition, int]) -> None:
         for partition, offset in offsets.items():
             target = confluent_kafka.TopicPartition(*partition, offset)
@@ -349,14 +358,25 @@ class _Source:
             except confluent_kafka.KafkaException as error:
                 if error.args[0].code() != _STATE:
                     raise Retriable(f"seeking {partition} to {offset}: {error.args[0].str()}") from error
-                # Its fetcher has not started yet: give the partition again, with the offset.
-                self._kafka.incremental_unassign([target])
-                self._kafka.incremental_assign([target])
+                # Its fetcher has not started yet: give everything again, this partition from its new offset.
+                self._assign(self._positions | {partition: offset})
             self._positions[partition] = offset
+
+    def _assign(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions from these offsets, and no others; what is paused stays so."""
+        self._kafka.assign([confluent_kafka.TopicPartition(*item, offset) for item, offset in offsets.items()])
+        self._paused &= offsets.keys()
+        if self._paused:
+            self._kafka.pause([confluent_kafka.TopicPartition(*item) for item in self._paused])
 
 
 class Consumer(_Source):
-    """A member of a consumer group: cooperative-sticky, static when it has an instance id, read_committed."""
+    """A member of a consumer group: static when it has an instance id, read_committed.
+
+    Rebalances are eager: everybody gives everything back first. A cooperative one has two rounds, and between them a
+    static member that is restarted gets what its predecessor was to keep (KIP-345); what the predecessor was to give
+    up is then revoked by nobody and has no owner until somebody joins or leaves.
+    """
 
     def __init__(
         self,
@@ -375,7 +395,7 @@ class Consumer(_Source):
             "session.timeout.ms": session_timeout_ms,
             "heartbeat.interval.ms": max(100, min(3_000, session_timeout_ms // 4)),
             "max.poll.interval.ms": max(300_000, session_timeout_ms),
-            "partition.assignment.strategy": "cooperative-sticky",
+            "partition.assignment.strategy": "range",
         }
         if instance_id is not None:
             config["group.instance.id"] = instance_id
@@ -479,12 +499,12 @@ class Consumer(_Source):
         partitions = [TopicPartition(item.topic, item.partition) for item in given]
         offsets = self._tell(self._events.on_assigned(partitions)) if partitions else {}
         if offsets is None:
-            kafka.incremental_assign([])
+            kafka.assign([])
             return
         missing = [partition for partition in partitions if partition not in offsets]
         assert not missing, f"on_assigned gave no offset for {missing}"
-        kafka.incremental_assign([confluent_kafka.TopicPartition(*item, offsets[item]) for item in partitions])
-        self._positions.update({item: offsets[item] for item in partitions})
+        self._positions = {item: offsets[item] for item in partitions}
+        self._assign(self._positions)
 
     def _on_revoke(self, kafka: Any, taken: list[Any]) -> None:
         self._give_up(kafka, taken, self._events.on_revoked)
@@ -507,7 +527,7 @@ class Consumer(_Source):
         self._remember_membership(kafka)
         if partitions:
             self._tell(event(partitions))
-        kafka.incremental_unassign(taken)
+        kafka.unassign()
 
 
 class Reader(_Source):
