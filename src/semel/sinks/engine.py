@@ -306,6 +306,8 @@ class SinkEngine:
                 self._is_rejoining = False
                 self._backoff.reset()
             self._measures.applied(applied)
+            if applied.parked:
+                self._count_parked()
             return
 
     # --- Failures ---
@@ -489,8 +491,7 @@ class SinkEngine:
     async def _watch(self) -> None:
         """Every few seconds: measure lag and parked keys, and look whether the topic is still the same one."""
         while True:
-            mine = [at for at, item in self._partitions.items() if item.mine]
-            self._measures.parked({at: self._sink.parked_keys(at) for at in mine})
+            mine = self._count_parked()
             with suppress(*_KAFKA_AWAY, SemelError):
                 await self._check_topic(await self._source.claims(mine) if mine else [])
                 bounds = await self._source.bounds(mine) if mine else {}
@@ -499,6 +500,12 @@ class SinkEngine:
                     {at: max(0, bounds[at].end - offset) for at, offset in positions.items() if offset is not None}
                 )
             await asyncio.sleep(LAG_SECONDS)
+
+    def _count_parked(self) -> list[TopicPartition]:
+        """Show the parked keys of every partition that is ours; which those are."""
+        mine = [at for at, item in self._partitions.items() if item.mine]
+        self._measures.parked({at: self._sink.parked_keys(at) for at in mine})
+        return mine
 
     async def _check_topic(self, claims: Iterable[Claim]) -> None:
         """A topic that was deleted and made again has new records at old offsets: take over anew, which tells."""
