@@ -66,6 +66,9 @@ def message(done: subprocess.CompletedProcess[str], code: int = 2) -> str:
 
 def test_an_app_module_that_is_not_there(tmp_path: Path) -> None:
     assert "no module 'nowhere'" in message(semel("run", "nowhere:app", cwd=tmp_path))
+    text = message(semel("run", "semel.examples.shp:app", cwd=tmp_path))
+    assert "no module 'semel.examples.shp'" in text
+    assert "loading.py" not in text
 
 
 def test_an_app_module_that_does_not_import(tmp_path: Path) -> None:
@@ -73,12 +76,19 @@ def test_an_app_module_that_does_not_import(tmp_path: Path) -> None:
     text = message(semel("run", "broken:app", cwd=tmp_path))
     assert "ZeroDivisionError" in text
     assert "broken.py:3" in text
+    (tmp_path / "unclosed.py").write_text("def (\n")
+    text = message(semel("run", "unclosed:app", cwd=tmp_path))
+    assert "unclosed.py, line 1" in text
+    assert "loading.py" not in text
 
 
 def test_an_attribute_that_is_no_app(tmp_path: Path) -> None:
     (tmp_path / "plain.py").write_text("app = 3\n")
     assert "not a semel.App" in message(semel("guarantees", "plain:app", cwd=tmp_path))
-    assert "no attribute 'shop'" in message(semel("guarantees", "plain:shop", cwd=tmp_path))
+    text = message(semel("guarantees", "plain:shop", cwd=tmp_path))
+    assert "no attribute 'shop'" in text
+    assert "No semel.App" in text
+    assert "semel.examples.shop:app" in message(semel("guarantees", "semel.examples.shop:ap", cwd=tmp_path))
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:

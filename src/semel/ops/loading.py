@@ -26,20 +26,26 @@ def load_app(spec: str) -> App:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:
-        own = isinstance(error, ModuleNotFoundError) and error.name is not None
-        if own and module_name.split(".")[0] == str(error.name):  # type: ignore[attr-defined]
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and f"{module_name}.".startswith(f"{missing}."):
             raise ConfigurationError(
                 f"There is no module {module_name!r} here ({here}). "
                 "Name the app as module:attribute, for example shop:app."
             ) from error
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]
+        frames = [
+            frame
+            for frame in traceback.extract_tb(error.__traceback__)
+            if "importlib" not in frame.filename and frame.filename != __file__
+        ]
         where = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
         raise ConfigurationError(
             f"The module {module_name!r} does not import: {type(error).__name__}: {error}{where}."
         ) from error
     app = getattr(module, attribute, None)
     if app is None:
-        raise ConfigurationError(f"The module {module_name!r} has no attribute {attribute!r}.")
+        apps = [f"{module_name}:{name}" for name, value in vars(module).items() if isinstance(value, App)]
+        hint = f"An app is there as {' and '.join(apps)}." if apps else "No semel.App is in it."
+        raise ConfigurationError(f"The module {module_name!r} has no attribute {attribute!r}. {hint}")
     if not isinstance(app, App):
         raise ConfigurationError(f"{spec} is a {type(app).__name__}, not a semel.App.")
     return app
