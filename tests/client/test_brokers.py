@@ -441,6 +441,28 @@ def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_with
     run(any_broker, test)
 
 
+def test_a_pause_ends_when_the_partition_is_given_up(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        producer.begin()
+        for number in range(2):
+            await producer.produce(cluster.topic, number, records(f"of-{number}"))
+        await producer.end_transaction(True)
+        one = Member(cluster, f"{cluster.topic}.group", "one")
+        await one.consumer.start()
+        await one.until(lambda: len(one.records) == 2)
+        await one.consumer.pause(cluster.partitions)
+        two = Member(cluster, one.group, "two")
+        await two.consumer.start()
+        # Nothing was committed, so what it keeps is delivered again, unless it still stands still.
+        await one.until(lambda: one.told == ["assigned", "revoked", "assigned"] and len(one.records) == 3, two)
+        for member in (one, two):
+            await member.consumer.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
 def test_a_failing_takeover_stops_the_consumer_with_its_error(any_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         class Failing(Member):

@@ -363,11 +363,14 @@ class _Source:
             self._positions[partition] = offset
 
     def _assign(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Read these partitions from these offsets, and no others; what is paused stays so."""
+        """Read these partitions from these offsets, and no others; only what `_paused` names stands still.
+
+        librdkafka remembers a pause over the end of an assignment, so it is told which ones are over.
+        """
         self._kafka.assign([confluent_kafka.TopicPartition(*item, offset) for item, offset in offsets.items()])
         self._paused &= offsets.keys()
-        if self._paused:
-            self._kafka.pause([confluent_kafka.TopicPartition(*item) for item in self._paused])
+        self._kafka.pause([confluent_kafka.TopicPartition(*item) for item in self._paused])
+        self._kafka.resume([confluent_kafka.TopicPartition(*item) for item in offsets.keys() - self._paused])
 
 
 class Consumer(_Source):
@@ -452,6 +455,7 @@ class Consumer(_Source):
         """Go on with a new librdkafka. Nobody else has our instance id, so there is nobody to fence by this."""
         log.info("the consumer %s joins its group anew: its session ended while Kafka was away", self._name)
         given, self._positions = list(self._positions), {}
+        self._paused.clear()
         if given:
             self._tell(self._events.on_lost(given))
         old, self._kafka = self._kafka, None
@@ -524,6 +528,7 @@ class Consumer(_Source):
         for partition in partitions:
             self._positions.pop(partition, None)
             self._dropped.add(partition)
+            self._paused.discard(partition)  # A pause ends with the ownership; the next owner, maybe we, starts afresh.
         self._remember_membership(kafka)
         if partitions:
             self._tell(event(partitions))
