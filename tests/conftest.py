@@ -9,10 +9,16 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.postgres import PostgresServer, missing_postgres
+
+# In CI the examples are the same every time: what lands is not decided by chance. Elsewhere every run looks further.
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
+if os.environ.get("CI") == "true":
+    hypothesis.settings.load_profile("ci")
 
 
 def unavailable(what: str, why: str) -> None:
