@@ -306,3 +306,18 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         assert values(log) == [(number, b"%d" % number * 50) for number in range(log.log_end_offset)]
     assert acknowledged > 1000
     assert len(list(tmp_path.glob("*.log"))) > 3
+
+
+def test_producers_are_known_after_their_records_were_deleted_though_a_snapshot_was_damaged(tmp_path: Path) -> None:
+    """Found by the model test: what only the damaged snapshot and the deleted segments knew must be written anew."""
+    log = open_log(tmp_path, segment_bytes=1)
+    for pid in (2, 1):
+        log.append(batch(pid=pid, epoch=0, seq=0), NOW)
+    newest = max(tmp_path.glob("*.snapshot"))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    log = open_log(tmp_path, segment_bytes=1)
+    known = sorted(log.producers())
+    log.delete_before(-1)
+    again = open_log(tmp_path, segment_bytes=1)
+    assert [producer.producer_id for producer in known] == [1, 2]
+    assert sorted(again.producers()) == known

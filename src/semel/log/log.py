@@ -437,6 +437,9 @@ class PartitionLog:
         return state.log_start_offset
 
     def _drop_segments(self, offset: int) -> None:
+        if len(self._segments) > 1 and self._segments[1].base_offset <= offset:
+            # What producers did in the segments that go is known from snapshots alone, and the newest may be damaged.
+            self._snapshot(durable=True)
         while len(self._segments) > 1 and self._segments[1].base_offset <= offset:
             segment = self._segments.pop(0)
             if segment in self._loaded:
