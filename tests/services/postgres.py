@@ -12,12 +12,13 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+from semel.processing.ports import free_ports
 
 __all__ = ["PostgresServer", "missing_postgres"]
 
@@ -72,17 +73,11 @@ def _system_user() -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 class PostgresServer:
     """A server with its own folder and port; both stay the same over `kill` and `start`."""
 
     def __init__(self) -> None:
-        self.port = _free_port()
+        self.port = free_ports(1)[0]
         self.folder = Path(tempfile.mkdtemp(prefix="semel-pg-", dir="/tmp"))
         self.folder.chmod(0o755)
         self._bin = _readable_binaries(self.folder)
