@@ -15,12 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from semel.broker import BrokerConfig, EmbeddedBroker
 from semel.errors import ConfigurationError
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from tests.services.kafka import free_port
 
 
 class Process:
