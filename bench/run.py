@@ -1,7 +1,8 @@
-"""Figures of this machine, measured in one run: `make bench`, or `python bench/run.py --orders 20000 --json out.json`.
+"""Our broker beside Apache Kafka 4.3.1, in one run on one machine: `make bench`, or `python bench/run.py --help`.
 
-Absolute rates depend on the machine; the ratios in the last column are what to compare between machines and versions.
-Everything - clients, HTTP, workers, broker, database - shares the machine's cores.
+Rates depend on the machine, and clients, broker and everything else share its cores; the ratios are what to compare.
+Both brokers run all the time; in each round every workload runs on one broker and right after it on the other, and the
+order changes from round to round. The table has the median over the rounds. CPU is the broker's user and system time.
 """
 
 from __future__ import annotations
@@ -9,96 +10,289 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import statistics
 import sys
-import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.services.kafka import KafkaNode, missing_tools
+from tests.services.kafka import missing_tools
 
-from semel.broker.embedded import EmbeddedBroker
-from semel.client.admin import Admin, TopicSpec
-from semel.client.cluster import KafkaClient
-from semel.client.producer import TransactionalProducer
-from semel.prove.demo import Demo, DemoOptions, DemoResult
-from semel.wire.records import BatchBuilder
+from bench import clients, raw
+from bench.servers import Kafka, Semel, Server, cpu_seconds, create_topic, drop_topic, memory_mb
+
+Figures = dict[str, float]
 
 
-class Quiet:
-    interval = 5.0
+class Options(NamedTuple):
+    """How much is done in a round: records of a throughput run, seconds of a latency run."""
 
-    def line(self, text: str) -> None:
-        print(f"    {text}", file=sys.stderr)
-
-    progress = line
-
-
-def chain(orders: int, *, rate: float | None = None, broker: KafkaNode | None = None) -> DemoResult:
-    """The whole chain without faults; the result must be exact or the figure is worth nothing."""
-    demo = Demo(DemoOptions(orders=orders, faults=False, rate=rate, seed=5), Quiet(), broker)
-    try:
-        result = asyncio.run(demo.run())
-    finally:
-        demo.close()
-    if not result.exact:
-        sys.exit(f"not exact: {result.verdict.findings.summary()}")
-    return result
+    records: int
+    seconds: float
+    copied: int
 
 
-async def transactions(bootstrap: str, seconds: float) -> float:
-    """One-record transactions of one producer, one after the other, per second."""
-    async with KafkaClient(bootstrap) as client:
-        await Admin(client).create_topics({"bench": TopicSpec(1)})
-        producer = TransactionalProducer(client, f"bench-{time.time_ns()}")
-        await producer.init_transactions()
-        count, began = 0, time.monotonic()
-        while time.monotonic() - began < seconds:
-            batch = BatchBuilder()
-            batch.append(b"key", b"v" * 200, time.time_ns() // 1_000_000)
-            producer.begin()
-            await producer.produce("bench", 0, batch)
-            await producer.end_transaction(True)
-            count += 1
-        return count / (time.monotonic() - began)
+class Row(NamedTuple):
+    """One line of the table. `goal` is what the ratio must reach; `more_is_better` says which way it is taken."""
+
+    what: str
+    unit: str
+    more_is_better: bool = True
+    goal: float | None = None
+
+
+ROWS = {
+    "produce": Row("produce 1 KB, librdkafka", "rec/s", goal=1.0),
+    "produce_cpu": Row("  broker CPU", "us/rec", False),
+    "consume": Row("consume 1 KB, librdkafka", "rec/s", goal=1.0),
+    "consume_cpu": Row("  broker CPU", "us/rec", False),
+    "raw_produce": Row("produce 1 KB, raw socket", "rec/s", goal=1.0),
+    "raw_produce_cpu": Row("  broker CPU", "us/rec", False),
+    "raw_consume": Row("consume 1 KB, raw socket", "rec/s", goal=1.0),
+    "raw_consume_cpu": Row("  broker CPU", "us/rec", False),
+    "small": Row("produce 200 B, raw socket, five in flight", "req/s"),
+    "small_cpu": Row("  broker CPU, one by one and five in flight", "us/req", False),
+    "small_p50": Row("  one by one, p50", "ms", False),
+    "small_p99": Row("  one by one, p99", "ms", False),
+    "own_txn": Row("transactions of one record, our producer (V2)", "tx/s", goal=2.0),
+    "own_txn_cpu": Row("  broker CPU", "us/tx", False),
+    "own_txn_offsets": Row("  the same with offsets", "tx/s", goal=2.0),
+    "rd_txn": Row("transactions of one record, librdkafka (V1)", "tx/s", goal=2.0),
+    "rd_txn_cpu": Row("  broker CPU", "us/tx", False),
+    "rd_txn_offsets": Row("  the same with offsets", "tx/s", goal=2.0),
+    "rd_txn_offsets_1": Row("  the same with offsets, retry.backoff.ms 1", "tx/s", goal=2.0),
+    "engine": Row("read-process-write, our engine, 200 B", "rec/s", goal=1.0),
+    "engine_cpu": Row("  broker CPU", "us/rec", False),
+    "beside_0_p50": Row("small produce every 0.5 ms, alone, p50", "ms", False),
+    "beside_0_p99": Row("  p99", "ms", False),
+    "beside_1_p50": Row("small produce beside 1 flat-out producer, p50", "ms", False),
+    "beside_1_p99": Row("  p99", "ms", False),
+    "beside_1_max": Row("  max", "ms", False),
+    "beside_1_mb": Row("  rate of the other", "MB/s"),
+    "beside_4_p50": Row("small produce beside 4 flat-out producers, p50", "ms", False),
+    "beside_4_p99": Row("  p99", "ms", False),
+    "beside_4_max": Row("  max", "ms", False),
+    "beside_4_mb": Row("  rate of the others", "MB/s"),
+}
+
+
+def _timed(server: Server, name: str, units: Callable[[float], float], work: Callable[[], float]) -> Figures:
+    """Run `work`, which gives a rate; `units` of that rate are how many things were done."""
+    cpu = cpu_seconds(server.pid)
+    rate = work()
+    spent = cpu_seconds(server.pid) - cpu
+    return {name: rate, f"{name}_cpu": spent / units(rate) * 1e6}
+
+
+def bulk(server: Server, options: Options) -> Figures:
+    """1 KB records through librdkafka and through raw sockets: in, then out again."""
+    figures: Figures = {}
+    at, count = server.bootstrap, options.records
+    for prefix, produce, consume in (
+        ("", clients.rdkafka_produce, clients.rdkafka_consume),
+        ("raw_", raw.produce, raw.consume),
+    ):
+        topic = create_topic(at, f"bulk-{time.time_ns()}")
+        figures |= _timed(server, f"{prefix}produce", lambda _: count, partial(produce, at, topic, count))
+        figures |= _timed(server, f"{prefix}consume", lambda _: count, partial(consume, at, topic, count))
+        drop_topic(at, topic)
+    return figures
+
+
+def small(server: Server, options: Options) -> Figures:
+    """Single small records."""
+    topic = create_topic(server.bootstrap, f"small-{time.time_ns()}")
+    cpu = cpu_seconds(server.pid)
+    found = raw.small_produce(server.bootstrap, topic, options.seconds)
+    spent = cpu_seconds(server.pid) - cpu
+    drop_topic(server.bootstrap, topic)
+    return {
+        "small": found["requests_per_second"],
+        "small_cpu": spent / found["requests"] * 1e6,
+        "small_p50": found["p50_ms"],
+        "small_p99": found["p99_ms"],
+    }
+
+
+def transactions(server: Server, options: Options) -> Figures:
+    """Transactions of one record, one after the other."""
+    figures: Figures = {}
+    at, seconds = server.bootstrap, options.seconds
+
+    def own(topic: str, offsets: bool) -> float:
+        return asyncio.run(clients.own_transactions(at, topic, seconds, offsets=offsets))
+
+    def rdkafka(topic: str, offsets: bool, backoff_ms: int | None = None) -> float:
+        return clients.rdkafka_transactions(at, topic, seconds, offsets=offsets, backoff_ms=backoff_ms)
+
+    for name, work in (
+        ("own_txn", lambda topic: own(topic, False)),
+        ("own_txn_offsets", lambda topic: own(topic, True)),
+        ("rd_txn", lambda topic: rdkafka(topic, False)),
+        ("rd_txn_offsets", lambda topic: rdkafka(topic, True)),
+        ("rd_txn_offsets_1", lambda topic: rdkafka(topic, True, 1)),
+    ):
+        topic = create_topic(at, f"txn-{time.time_ns()}")
+        figures |= _timed(server, name, lambda rate: rate * seconds, partial(work, topic))
+        drop_topic(at, topic)
+    return figures
+
+
+def engine(server: Server, options: Options) -> Figures:
+    """Our engine reads, processes and writes, exactly once."""
+    count = options.copied
+    return _timed(
+        *(server, "engine", lambda _: count),
+        lambda: asyncio.run(clients.read_process_write(server.bootstrap, count)),
+    )
+
+
+def fairness(server: Server, options: Options) -> Figures:
+    """What one client feels of the others."""
+    figures: Figures = {}
+    for others in (0, 1, 4):
+        topic = create_topic(server.bootstrap, f"fair-{time.time_ns()}")
+        found = raw.fairness(server.bootstrap, topic, others, options.seconds)
+        drop_topic(server.bootstrap, topic)
+        for name, value in (("p50", "p50_ms"), ("p99", "p99_ms"), ("max", "max_ms"), ("mb", "mb_per_second")):
+            if f"beside_{others}_{name}" in ROWS:
+                figures[f"beside_{others}_{name}"] = found[value]
+    return figures
+
+
+PARTS: dict[str, Callable[[Server, Options], Figures]] = {
+    "bulk": bulk,
+    "small": small,
+    "transactions": transactions,
+    "engine": engine,
+    "fairness": fairness,
+}
+
+
+def side_by_side(servers: list[Server], parts: list[str], rounds: int, options: Options) -> dict[str, dict[str, float]]:
+    """Medians by row and broker. A round beforehand, half as long, warms both up and is not counted."""
+    seen: dict[str, dict[str, list[float]]] = {}
+    for number in range(rounds + 1):
+        for part in parts:
+            for server in servers if number % 2 else servers[::-1]:
+                _tell(f"round {number} of {rounds}: {part} on {server.name}")
+                share = options if number else Options(options.records // 2, options.seconds / 2, options.copied // 2)
+                for name, value in PARTS[part](server, share).items():
+                    if number:
+                        seen.setdefault(name, {}).setdefault(server.name, []).append(value)
+    return {
+        name: {server: statistics.median(values) for server, values in found.items()} for name, found in seen.items()
+    }
+
+
+def starts(count: int) -> Figures:
+    """Our start to the first answer and the memory after it; medians of several starts with an empty folder."""
+    seconds, memory = [], []
+    for _ in range(count):
+        server = Semel()
+        seconds.append(server.start_seconds)
+        time.sleep(0.5)
+        memory.append(memory_mb(server.pid))
+        server.stop()
+    return {"start_seconds": statistics.median(seconds), "idle_mb": statistics.median(memory)}
+
+
+def idle_connections(count: int) -> Figures:
+    """Memory of a broker of ours with so many connections that say nothing."""
+    server = Semel()
+    seconds = raw.idle_connections(server.bootstrap, count)
+    figures = {"connections": count, "connect_seconds": seconds, "memory_mb": memory_mb(server.pid)}
+    raw.let_go()
+    server.stop()
+    return figures
+
+
+def group_commit(seconds: float) -> Figures:
+    """Acknowledgements per second with `--fsync always`, by number of producers that wait for each."""
+    figures: Figures = {}
+    server = Semel("--fsync", "always")
+    for producers in (1, 8, 64):
+        topic = create_topic(server.bootstrap, f"sync-{producers}")
+        figures[f"producers_{producers}"] = raw.synced_produce(server.bootstrap, topic, producers, seconds)
+    server.stop()
+    return figures
+
+
+def _tell(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _print(medians: dict[str, dict[str, float]]) -> None:
+    print("| what | unit | Semel | Apache Kafka 4.3.1 | ratio | goal |\n|---|---|---|---|---|---|")
+    for name, row in ROWS.items():
+        found = medians.get(name)
+        if found is None:
+            continue
+        ours, theirs = found["semel"], found.get("kafka")
+        cells = [row.what, row.unit, _number(ours), "", "", "" if row.goal is None else f">= {row.goal}"]
+        if theirs is not None:
+            found["ratio"] = (ours / theirs if row.more_is_better else theirs / ours) if ours and theirs else 0.0
+            cells[3:5] = [_number(theirs), f"{found['ratio']:.2f}"]
+        print(f"| {' | '.join(cells)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--orders", type=int, default=20_000)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--records", type=int, default=500_000, help="1 KB records of a throughput run")
+    parser.add_argument("--copied", type=int, default=150_000, help="records of a read-process-write run")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a latency or transaction run")
+    parser.add_argument("--connections", type=int, default=10_000)
+    parser.add_argument("--parts", default=",".join([*PARTS, "start", "idle", "fsync"]), help="which workloads to run")
+    parser.add_argument("--without-kafka", action="store_true", help="ours alone, without ratios")
+    parser.add_argument("--json", type=Path, help="write the figures there too")
     options = parser.parse_args()
-    figures: dict[str, object] = {}
-
-    result = chain(options.orders)
-    figures["chain_orders_per_second_embedded"] = result.as_json()["orders_per_second"]
-    paced = chain(min(options.orders, 10_000), rate=500)
-    figures["chain_500_per_second_p50_ms"] = paced.as_json()["p50_ms"]
-    figures["chain_500_per_second_p99_ms"] = paced.as_json()["p99_ms"]
-    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(Path(folder)) as embedded:
-        figures["transactions_per_second_embedded"] = round(asyncio.run(transactions(embedded.address, 5)))
-
-    if missing_tools():
-        print(f"Apache Kafka is not measured: {' and '.join(missing_tools())} not found", file=sys.stderr)
-    else:
-        node = KafkaNode()
-        try:
-            node.start()
-            kafka = chain(options.orders, broker=node)
-            figures["chain_orders_per_second_kafka"] = kafka.as_json()["orders_per_second"]
-            figures["transactions_per_second_kafka"] = round(asyncio.run(transactions(node.bootstrap, 5)))
-        finally:
-            node.stop()
-        for name in ("chain_orders_per_second", "transactions_per_second"):
-            ours, theirs = figures[f"{name}_embedded"], figures[f"{name}_kafka"]
-            figures[f"{name}_ratio_embedded_to_kafka"] = round(float(str(ours)) / float(str(theirs)), 2)
-
-    width = max(map(len, figures))
-    for name, value in figures.items():
-        print(f"{name:<{width}}  {value}")
+    chosen = options.parts.split(",")
+    result: dict[str, object] = {"cores": os.cpu_count(), "rounds": options.rounds}
+    parts = [part for part in PARTS if part in chosen]
+    if parts:
+        result["side_by_side"] = medians = _compare(options, parts, result)
+        _print(medians)
+    for name, work in (
+        ("start", lambda: starts(5)),
+        ("idle", lambda: idle_connections(options.connections)),
+        ("fsync", lambda: group_commit(options.seconds)),
+    ):
+        if name in chosen:
+            _tell(name)
+            result[name] = figures = work()
+            print(f"\n{name}: " + ", ".join(f"{key} {_number(value)}" for key, value in figures.items()))
     if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def _compare(options: argparse.Namespace, parts: list[str], result: dict[str, object]) -> dict[str, dict[str, float]]:
+    servers: list[Server] = [Semel()]
+    try:
+        if options.without_kafka:
+            pass
+        elif missing_tools():
+            _tell(f"Apache Kafka is not measured: {' and '.join(missing_tools())} not found")
+        else:
+            servers.append(Kafka())
+        amount = Options(options.records, options.seconds, options.copied)
+        medians = side_by_side(servers, parts, options.rounds, amount)
+        for server in servers:
+            result[f"{server.name}_peak_mb"] = peak = memory_mb(server.pid, "VmHWM")
+            print(f"{server.name}: peak of resident memory {peak:.0f} MB")
+    finally:
+        for server in servers:
+            server.stop()
+    return medians
 
 
 if __name__ == "__main__":

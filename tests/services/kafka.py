@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from semel.processing.ports import free_ports
@@ -47,9 +48,17 @@ def free_port() -> int:
 
 
 class KafkaNode:
-    """A node on 127.0.0.1 with its own folder. `transaction_version` 2 is KIP-890 part 2; 1 is the older protocol."""
+    """A node on 127.0.0.1 with its own folder. `transaction_version` 2 is KIP-890 part 2; 1 is the older protocol.
 
-    def __init__(self, transaction_version: int = 2, extra: dict[str, str] | None = None) -> None:
+    The options in `java` are for tests: little memory and a quick start. A benchmark gives its own.
+    """
+
+    def __init__(
+        self,
+        transaction_version: int = 2,
+        extra: dict[str, str] | None = None,
+        java: Sequence[str] = ("-Xmx512m", "-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+    ) -> None:
         self.transaction_version = transaction_version
         self.port, self.controller_port = free_port(), free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="semel-kafka-"))
@@ -57,10 +66,7 @@ class KafkaNode:
         self._process: subprocess.Popen[bytes] | None = None
         self._java = [
             "java",
-            "-Xmx512m",
-            "-Xms64m",
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
+            *java,
             "-Djava.awt.headless=true",
             "-cp",
             f"{kafka_jars()}/*",
