@@ -45,6 +45,7 @@ FAILPOINTS: dict[str, str] = {
     "sink.after_db_commit": "the database committed, the sink does not know yet",
     "broker.before_append": "the broker is about to append a batch",
     "broker.after_append": "the batch is in the file, the producer has no answer",
+    "broker.after_init": "a new identity is durable, the producer has no answer",
     "broker.before_prepare": "EndTxn arrived, its decision is not durable",
     "broker.after_prepare": "the decision is durable, no marker was written",
     "broker.between_markers": "some of the transaction's markers were written",

@@ -26,15 +26,20 @@ P0, P1 = TopicPartition("orders", 0), TopicPartition("orders", 1)
 class Transactions:
     """One transactional id after the other; every transition is logged and can be replayed."""
 
-    def __init__(self, version: int = 2, first_producer_id: int = 1000) -> None:
+    def __init__(self, version: int = 2, first_producer_id: int = 1000, *, two_phase_commit: bool = True) -> None:
         self.version = version
+        self.two_phase_commit = two_phase_commit
         self.ids = count(first_producer_id)
         self.log: list[tuple[bytes, bytes | None]] = []
         self.now = 1_000
         self.coordinator = self._coordinator()
 
     def _coordinator(self) -> TransactionCoordinator:
-        return TransactionCoordinator(new_producer_id=lambda: next(self.ids), transaction_version=self.version)
+        return TransactionCoordinator(
+            new_producer_id=lambda: next(self.ids),
+            transaction_version=self.version,
+            two_phase_commit=self.two_phase_commit,
+        )
 
     def restart(self) -> None:
         """Forget everything that is not in the log."""
@@ -58,8 +63,19 @@ class Transactions:
         assert found is not None
         return found
 
-    def init(self, producer_id: int = -1, epoch: int = -1, version: int = 6, timeout_ms: int = 60_000) -> Answer:
-        answer = self.coordinator.init_producer_id(ID, timeout_ms, producer_id, epoch, self.now, version)
+    def init(
+        self,
+        producer_id: int = -1,
+        epoch: int = -1,
+        version: int = 6,
+        timeout_ms: int = 60_000,
+        *,
+        two_phase: bool = False,
+        keep: bool = False,
+    ) -> Answer:
+        answer = self.coordinator.init_producer_id(
+            *(ID, timeout_ms, producer_id, epoch, self.now, version), enable_two_phase=two_phase, keep_prepared=keep
+        )
         self.log_it(answer.transition)
         return answer
 

@@ -65,6 +65,27 @@ def test_the_transaction_log(tmp_path: Path):
 
 
 @pytest.mark.kafka
+def test_a_kept_transaction_in_the_transaction_log(tmp_path: Path):
+    """KIP-939's tags: Kafka 4.3.1 has them in its schema, and its value reads back what ours wrote."""
+    txn = Transactions()
+    txn.init(two_phase=True)
+    txn.add(1000, 0)
+    txn.init(two_phase=True, keep=True)
+    txn.decide(1000, 1, True)
+    records = dumped(txn.log, "__transaction_state", "--transaction-log-decoder", tmp_path)
+    values = [value["data"] for _, value in records if isinstance(value, dict)]
+    names = ("producerId", "producerEpoch", "nextProducerId", "nextProducerEpoch", "transactionTimeoutMs")
+    found = [tuple(value.get(name, -1) for name in names) for value in values]
+    endless = 2**31 - 1
+    assert found == [
+        (1000, 0, -1, -1, endless),
+        (1000, 0, -1, -1, endless),
+        (1000, 0, 1000, 1, endless),
+        (1000, 1, 1000, 2, endless),
+    ]
+
+
+@pytest.mark.kafka
 def test_the_offsets_log(tmp_path: Path):
     groups = Groups()
     (member,) = groups.stable()

@@ -48,6 +48,7 @@ _IDS = st.integers(-1, 2**62)
         producer_epoch=_EPOCH,
         previous_producer_id=_IDS,
         next_producer_id=_IDS,
+        next_producer_epoch=_EPOCH,
         last_producer_epoch=_EPOCH,
         timeout_ms=st.integers(1, 2**31 - 1),
         state=st.sampled_from([state for state in TransactionState if state is not TransactionState.DEAD]),

@@ -1,6 +1,7 @@
 """Any order of requests, duplicates, time-outs, failed writes and crashes under TV2: what must hold at every moment.
 
-The model knows every identity that was handed out, which transaction each one wrote, and how that one was decided.
+The model knows every identity that was handed out, the one transaction that each one wrote or was given to end
+(KIP-939), and how that one was decided.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from semel.coordinator.transaction import EPOCH_MAX, Answer, TransactionMetadata, TransactionState
+from semel.coordinator.transaction import EPOCH_MAX, NO_TIMEOUT_MS, Answer, TransactionMetadata, TransactionState
 from semel.coordinator.transaction_log import encode_transaction
 from semel.errors import ErrorCode
 
@@ -19,6 +20,7 @@ Identity = tuple[int, int]
 FATES = st.sampled_from(["durable", "durable", "durable", "cancelled", "crash before", "crash after"])
 IDLE = (TransactionState.EMPTY, TransactionState.COMPLETE_COMMIT, TransactionState.COMPLETE_ABORT)
 PREPARED = (TransactionState.PREPARE_COMMIT, TransactionState.PREPARE_ABORT)
+FENCED = (ErrorCode.INVALID_PRODUCER_EPOCH, ErrorCode.PRODUCER_FENCED)
 
 
 class TransactionMachine(RuleBasedStateMachine):
@@ -27,8 +29,8 @@ class TransactionMachine(RuleBasedStateMachine):
         self.txn = Transactions()
         self.handed_out: list[Identity] = []
         """In the order in which they became valid; clients may hold any of them, whether the answer arrived or not."""
-        self.written_by: dict[Identity, int] = {}
-        """The transaction that each identity wrote."""
+        self.transaction_of: dict[Identity, int] = {}
+        """The transaction that each identity wrote, or was given to end."""
         self.decided: dict[Identity, bool] = {}
         self.transactions = 0
         self.superseded: set[Identity] = set()
@@ -55,7 +57,7 @@ class TransactionMachine(RuleBasedStateMachine):
             return True
         before = self.txn.coordinator.get(ID)
         assert before is not None
-        if transition.state in PREPARED:
+        if transition.state in PREPARED or transition.is_kept:
             assert self.txn.produce(*before.identity) is not ErrorCode.NONE, "written while the decision is"
         if fate == "cancelled":
             self.txn.coordinator.cancel(transition)
@@ -72,12 +74,15 @@ class TransactionMachine(RuleBasedStateMachine):
     def took_effect(self, before: TransactionMetadata, after: TransactionMetadata) -> None:
         if after.state is TransactionState.ONGOING and before.state in IDLE:
             self.transactions += 1
-            previous = self.written_by.setdefault(after.identity, self.transactions)
-            assert previous == self.transactions, f"{after.identity} writes two transactions"
+        if after.state is TransactionState.ONGOING:
+            for mine in (after.identity, after.client_identity):
+                previous = self.transaction_of.setdefault(mine, self.transactions)
+                assert previous == self.transactions, f"{mine} stands for two transactions"
         if after.state in PREPARED:
-            assert before.identity not in self.decided, f"{before.identity} is decided twice"
-            self.decided[before.identity] = after.state is TransactionState.PREPARE_COMMIT
-        identity = after.identity_after if after.state in PREPARED else after.identity
+            for mine in {before.identity, before.client_identity}:
+                assert mine not in self.decided, f"{mine} is decided twice"
+                self.decided[mine] = after.state is TransactionState.PREPARE_COMMIT
+        identity = after.client_identity
         if identity not in self.handed_out:
             self.handed_out.append(identity)
 
@@ -87,10 +92,12 @@ class TransactionMachine(RuleBasedStateMachine):
         recent = st.sampled_from(self.handed_out[-3:])
         return data.draw(recent | st.sampled_from(self.handed_out), label="identity")
 
-    @rule(data=st.data(), known=st.booleans(), fate=FATES)
-    def init_producer_id(self, data: st.DataObject, known: bool, fate: str) -> None:
+    @rule(data=st.data(), known=st.booleans(), two_phase=st.booleans(), fate=FATES)
+    def init_producer_id(self, data: st.DataObject, known: bool, two_phase: bool, fate: str) -> None:
         identity = self.pick(data) if known else (-1, -1)
-        answer = self.txn.coordinator.init_producer_id(ID, 60_000, *identity, self.txn.now, 6)
+        answer = self.txn.coordinator.init_producer_id(
+            ID, 60_000, *identity, self.txn.now, 6, enable_two_phase=two_phase
+        )
         answered = self.carry_out(answer.transition, fate)
         if answer.error is ErrorCode.NONE and (answered or fate == "crash after"):
             self.repeatable = identity
@@ -98,6 +105,27 @@ class TransactionMachine(RuleBasedStateMachine):
             assert answer.transition is not None
             mine = answer.producer_id, answer.producer_epoch
             assert mine not in self.decided
+            self.superseded |= set(self.handed_out) - {mine}
+
+    @rule(two_phase=st.booleans(), fate=FATES)
+    def take_over(self, two_phase: bool, fate: str) -> None:
+        """InitProducerId that keeps what is open."""
+        before = self.txn.current
+        answer = self.txn.coordinator.init_producer_id(
+            ID, 60_000, -1, -1, self.txn.now, 6, enable_two_phase=two_phase, keep_prepared=True
+        )
+        if answer.error is not ErrorCode.NONE:
+            assert answer.transition is None, "an open transaction was ended"
+            return
+        is_open = before.state is TransactionState.ONGOING
+        assert answer.ongoing == (before.identity if is_open else (-1, -1))
+        answered = self.carry_out(answer.transition, fate)
+        if answered or fate == "crash after":
+            self.repeatable = (-1, -1)
+        if answered:
+            mine = answer.producer_id, answer.producer_epoch
+            assert mine not in self.decided
+            assert self.txn.produce(*mine) is not ErrorCode.NONE, "a kept transaction takes data"
             self.superseded |= set(self.handed_out) - {mine}
 
     @rule(data=st.data(), partition=st.sampled_from([P0, P1]), fate=FATES)
@@ -132,6 +160,9 @@ class TransactionMachine(RuleBasedStateMachine):
     @rule(fate=FATES)
     def time_out(self, fate: str) -> None:
         self.txn.now += 60_001
+        if self.txn.current.timeout_ms == NO_TIMEOUT_MS:
+            assert self.txn.coordinator.expired(self.txn.now) == []
+            return
         assert self.txn.coordinator.expired(self.txn.now) == [ID]
         answer: Answer = self.txn.coordinator.time_out(ID, self.txn.now)
         self.carry_out(answer.transition, fate)
@@ -148,12 +179,15 @@ class TransactionMachine(RuleBasedStateMachine):
     def every_earlier_identity_is_refused(self) -> None:
         if not self.handed_out:
             return
+        current = self.txn.current
         for identity in self.superseded:
-            assert self.txn.produce(*identity) is not ErrorCode.NONE
-            assert self.txn.add(*identity).error is not ErrorCode.NONE
+            # A producer id that was rotated away is unknown, as in Kafka; while a transaction is kept, it is fenced.
+            refused = FENCED if current.is_kept else (*FENCED, ErrorCode.INVALID_PRODUCER_ID_MAPPING)
+            assert self.txn.produce(*identity) in refused
+            assert self.txn.add(*identity).error in refused
             for commit in (True, False):
                 ended = self.txn.decide(*identity, commit)
-                assert ended.error is not ErrorCode.NONE
+                assert ended.error in refused
                 assert ended.transition is None
             if identity != self.repeatable:
                 again = self.txn.init(*identity)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from semel.coordinator import membership, transaction_state
 from semel.coordinator.transitions import mermaid
 
@@ -36,3 +38,9 @@ def test_a_decided_transaction_has_one_way_only():
 def test_every_state_is_in_its_table():
     assert set(transaction_state.TRANSITIONS) == set(transaction_state.TransactionState)
     assert set(membership.TRANSITIONS) == set(membership.GroupState)
+
+
+def test_the_picture_in_the_documents_is_the_tables():
+    page = Path(__file__).parents[2] / "docs" / "broker.md"
+    drawn = mermaid(transaction_state.TRANSITIONS, transaction_state.TransactionState.EMPTY)
+    assert f"```mermaid\n{drawn}```" in page.read_text()

@@ -35,6 +35,10 @@ class BrokerConfig:
     auto_create_topics: bool = True
     transaction_version: int = 2
     """The finalized feature transaction.version: 2 (KIP-890) or 1."""
+    two_phase_commit: bool = True
+    """Kafka's transaction.two.phase.commit.enable: clients may have transactions that never time out (KIP-939). Kafka's
+    default is false, because a forgotten one stops every read_committed reader; here the one app that the broker is
+    for asks for it, or nobody does."""
     fsync: Literal["os", "always"] = "os"
     """`os`: acknowledged records survive kill -9. `always`: loss of power too; each append waits for the disk."""
     segment_bytes: int = 1 << 30

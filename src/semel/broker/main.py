@@ -42,6 +42,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--listen", default="127.0.0.1:0")
     parser.add_argument("--transaction-version", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--two-phase-commit", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--fsync", choices=("os", "always"), default="os")
     parser.add_argument("--advertised", default="")
     parser.add_argument("--partitions", type=int, default=4)
@@ -51,6 +52,7 @@ def main() -> int:
         arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""), profile=os.environ.get("SEMEL_PROFILE", "dev"))
         config = BrokerConfig(
             transaction_version=options.transaction_version,
+            two_phase_commit=options.two_phase_commit,
             fsync=options.fsync,
             advertised=options.advertised,
             num_partitions=options.partitions,

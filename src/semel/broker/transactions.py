@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
+from functools import partial
 
 from semel.broker.config import BrokerConfig
 from semel.broker.groups import OFFSETS_TOPIC, Groups
@@ -47,6 +48,7 @@ class Transactions:
         self.coordinator = TransactionCoordinator(
             new_producer_id=metadata.new_producer_id,
             transaction_version=config.transaction_version,
+            two_phase_commit=config.two_phase_commit,
             max_timeout_ms=config.transaction_max_timeout_ms,
         )
         self._log = InternalLog(topics, TRANSACTIONS_TOPIC, self._snapshot)
@@ -73,18 +75,27 @@ class Transactions:
         producer_epoch: int,
         now_ms: int,
         api_version: int,
+        *,
+        enable_two_phase: bool = False,
+        keep_prepared: bool = False,
     ) -> Answer:
-        """Hand out an identity. An open transaction of the id is aborted first, within this call.
+        """Hand out an identity. An open transaction of the id is aborted first, within this call, or kept (KIP-939).
 
         Raises `LogError` when the log refuses: nothing happened then.
         """
-        arguments = (transactional_id, timeout_ms, producer_id, producer_epoch, now_ms, api_version)
-        answer = self.coordinator.init_producer_id(*arguments)
+        ask = partial(
+            self.coordinator.init_producer_id,
+            *(transactional_id, timeout_ms, producer_id, producer_epoch, now_ms, api_version),
+            enable_two_phase=enable_two_phase,
+            keep_prepared=keep_prepared,
+        )
+        answer = ask()
         if answer.error is ErrorCode.CONCURRENT_TRANSACTIONS and answer.transition is not None:
             self._decide(answer.transition, now_ms)
-            answer = self.coordinator.init_producer_id(*arguments)
+            answer = ask()
         if answer.transition is not None:
             self._persist(answer.transition, now_ms)
+            failpoint("broker.after_init")
         return answer
 
     def add_partitions(

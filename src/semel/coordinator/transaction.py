@@ -13,6 +13,11 @@ transactions V2 (TV2, KIP-890 part 2) give every transaction its own: PrepareX a
 epoch of the markers and, once complete, the identity of the next transaction. At the last epoch the producer id
 rotates: PrepareX stores (old id, 32767) and `next_producer_id`, CompleteX stores (next id, 0).
 
+Two-phase commit (KIP-939): a transaction of a producer with it never times out, so a database can decide its outcome.
+InitProducerId with keepPreparedTxn hands the open transaction over instead of ending it: the answer has a new client
+identity and names the transaction by the identity that wrote it. The new identity alone may end it, and nothing more
+is written into it.
+
 The answers follow Apache Kafka 4.3.1. On purpose different:
 - InitProducerId against an open transaction compares the epoch too, so a zombie with a stale identity gets
   PRODUCER_FENCED and cannot abort the transaction of its successor.
@@ -21,7 +26,8 @@ The answers follow Apache Kafka 4.3.1. On purpose different:
 - `last_producer_epoch` is in the log, so a retried InitProducerId is known again after a restart (KAFKA-20357); the
   first partition of a transaction ends the retry, or a late duplicate could wipe out a decision (TV1).
 - A commit with the identity of a transaction that was aborted gets PRODUCER_FENCED, as in trunk (KAFKA-20785).
-- KIP-939 is not here yet: two-phase commit is refused as by a broker where it is switched off.
+- keepPreparedTxn works; 4.3.1 answers UNSUPPORTED_VERSION (the rules are the KIP's and those of Kafka's pull request
+  21735). Where the KIP leaves a cell open, the answer is the one that cannot tear a transaction.
 """
 
 from __future__ import annotations
@@ -45,6 +51,9 @@ from semel.coordinator.transaction_state import (
     TRANSITIONS,
     TransactionMetadata,
     TransactionState,
+    completed,
+    decided,
+    kept,
 )
 from semel.errors import ErrorCode
 from semel.types import TopicPartition
@@ -78,6 +87,8 @@ class Answer(NamedTuple):
     producer_id: int = -1
     producer_epoch: int = -1
     transition: TransactionMetadata | None = None
+    ongoing: tuple[int, int] = (-1, -1)
+    """From InitProducerId that keeps an open transaction: the identity that wrote it."""
 
 
 OK = Answer(ErrorCode.NONE)
@@ -120,7 +131,7 @@ class TransactionCoordinator:
 
     `new_producer_id` gives producer ids that were never given before, over restarts too. `transaction_version` is
     the broker's finalized feature: it rules the aborts that the coordinator decides itself; a client's EndTxn is
-    ruled by the version of the request.
+    ruled by the version of the request. `two_phase_commit` lets clients have transactions that never time out.
     """
 
     def __init__(
@@ -128,11 +139,13 @@ class TransactionCoordinator:
         *,
         new_producer_id: Callable[[], int],
         transaction_version: int = 2,
+        two_phase_commit: bool = True,
         max_timeout_ms: int = 900_000,
         max_ids: int = MAX_TRANSACTIONAL_IDS,
     ) -> None:
         self._new_producer_id = new_producer_id
         self._transaction_version = transaction_version
+        self._two_phase_commit = two_phase_commit
         self._max_timeout_ms = max_timeout_ms
         self._max_ids = max_ids
         self._current: dict[str, TransactionMetadata] = {}
@@ -202,6 +215,9 @@ class TransactionCoordinator:
         `producer_id` and `producer_epoch` are -1 from a new producer; with both given the caller continues as that
         identity (KIP-360). An open transaction is aborted first: the answer is CONCURRENT_TRANSACTIONS *with* a
         transition to PrepareAbort, which the caller carries through to `finish`; the client asks again.
+
+        `enable_two_phase` sets no time-out, whatever `timeout_ms` says. With `keep_prepared` (only from a new producer)
+        an open transaction stays open and is named in `Answer.ongoing`.
         """
         if (producer_id == -1) != (producer_epoch == -1):
             return Answer(ErrorCode.INVALID_REQUEST)
@@ -209,11 +225,15 @@ class TransactionCoordinator:
             return Answer(ErrorCode.NONE, self._new_producer_id(), 0)
         if not 0 < len(transactional_id.encode()) <= MAX_TRANSACTIONAL_ID_BYTES:
             return Answer(ErrorCode.INVALID_REQUEST)
-        if enable_two_phase:
+        if enable_two_phase and not self._two_phase_commit:
             return Answer(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
-        if keep_prepared:
-            return Answer(ErrorCode.UNSUPPORTED_VERSION)
-        if not 0 < timeout_ms <= self._max_timeout_ms:
+        if keep_prepared and self._transaction_version < 2:
+            return Answer(ErrorCode.UNSUPPORTED_VERSION)  # With TV1 one identity stands for many transactions.
+        if keep_prepared and producer_id != -1:
+            return Answer(ErrorCode.INVALID_REQUEST)
+        if enable_two_phase:
+            timeout_ms = NO_TIMEOUT_MS
+        elif not 0 < timeout_ms <= self._max_timeout_ms:
             return Answer(ErrorCode.INVALID_TRANSACTION_TIMEOUT)
         if transactional_id in self._pending:
             return BUSY
@@ -223,11 +243,14 @@ class TransactionCoordinator:
         expected = None if producer_id == -1 else (producer_id, producer_epoch)
         if current.state in PREPARED:
             return BUSY
-        if current.state is ONGOING:
-            if expected is not None and expected != current.identity:
-                return _fenced(api_version < 4)
+        if current.state is not ONGOING:
+            return self._init_idle(current, expected, timeout_ms, now_ms, api_version)
+        if expected is not None and expected != current.client_identity:
+            return _fenced(api_version < 4)
+        if not keep_prepared:
             return BUSY._replace(transition=self._propose(self._fence(current, now_ms)))
-        return self._init_idle(current, expected, timeout_ms, now_ms, api_version)
+        taken_over = kept(current, now_ms, self._next_identity(current), endless=enable_two_phase)
+        return self._hand_out(taken_over)._replace(ongoing=current.identity)
 
     def _init_unknown(self, transactional_id: str, timeout_ms: int, now_ms: int) -> Answer:
         if len(self._current) >= self._max_ids:
@@ -263,10 +286,7 @@ class TransactionCoordinator:
                 return self._hand_out(empty)
             return _fenced(api_version < 4)
         last_epoch = -1 if expected is None else current.producer_epoch
-        if current.is_exhausted:
-            identity = self._new_producer_id(), 0
-        else:
-            identity = current.producer_id, current.producer_epoch + 1
+        identity = self._next_identity(current)
         return self._hand_out(
             replace(
                 empty,
@@ -278,7 +298,12 @@ class TransactionCoordinator:
         )
 
     def _hand_out(self, target: TransactionMetadata) -> Answer:
-        return Answer(ErrorCode.NONE, target.producer_id, target.producer_epoch, self._propose(target))
+        return Answer(ErrorCode.NONE, *target.client_identity, self._propose(target))
+
+    def _next_identity(self, current: TransactionMetadata) -> tuple[int, int]:
+        """One epoch above the client's; the producer id rotates at the last one."""
+        producer_id, epoch = current.client_identity
+        return (self._new_producer_id(), 0) if epoch >= EPOCH_MAX else (producer_id, epoch + 1)
 
     # -- Partitions and produce ---------------------------------------------------------------------------------
 
@@ -302,21 +327,22 @@ class TransactionCoordinator:
         current = self._current.get(transactional_id)
         if current is None:
             return UNKNOWN
+        identity = producer_id, producer_epoch
         pending = self._pending.get(transactional_id)
-        if pending is not None and pending.state is not ONGOING:
+        if self._is_closing(current, identity):
             return BUSY
-        if current.state in PREPARED and (producer_id, producer_epoch) == current.identity_after:
-            return BUSY
+        if current.is_kept:
+            return INVALID_STATE if identity == current.client_identity else _fenced(implicit or api_version < 2)
         if current.producer_id != producer_id:
             return UNKNOWN
-        if current.producer_epoch != producer_epoch:
+        if identity != current.client_identity:
             return _fenced(implicit or api_version < 2)
         if current.state is ONGOING and current.partitions.issuperset(partitions):
             return OK
         if pending is not None:
             return BUSY
-        kept = current.partitions if current.state is ONGOING else frozenset()
-        wanted = kept.union(partitions)
+        already = current.partitions if current.state is ONGOING else frozenset()
+        wanted = already.union(partitions)
         if len(wanted) > MAX_PARTITIONS_PER_TRANSACTION:
             return Answer(ErrorCode.POLICY_VIOLATION)
         target = replace(
@@ -350,20 +376,28 @@ class TransactionCoordinator:
         current = self._current.get(transactional_id)
         if current is None:
             return ErrorCode.INVALID_PRODUCER_ID_MAPPING
-        pending = self._pending.get(transactional_id)
-        if pending is not None and pending.state is not ONGOING:
+        identity = producer_id, producer_epoch
+        if self._is_closing(current, identity):
             return busy
-        if current.state in PREPARED and (producer_id, producer_epoch) == current.identity_after:
-            return busy
+        if current.is_kept:
+            own = identity == current.client_identity
+            return ErrorCode.INVALID_TXN_STATE if own else ErrorCode.INVALID_PRODUCER_EPOCH
         if current.producer_id != producer_id:
             return ErrorCode.INVALID_PRODUCER_ID_MAPPING
-        if current.producer_epoch != producer_epoch:
+        if identity != current.client_identity:
             return ErrorCode.INVALID_PRODUCER_EPOCH
         if current.state is ONGOING and partition in current.partitions:
             return ErrorCode.NONE
         if not explicit:
             return ErrorCode.CONCURRENT_TRANSACTIONS
         return ErrorCode.TRANSACTION_ABORTABLE if produce_version == 11 else ErrorCode.INVALID_TXN_STATE
+
+    def _is_closing(self, current: TransactionMetadata, identity: tuple[int, int]) -> bool:
+        """Whether a change is being written that takes the right to write away, or a decision keeps it waiting."""
+        pending = self._pending.get(current.transactional_id)
+        if pending is not None and (pending.state is not ONGOING or pending.is_kept):
+            return True
+        return current.state in PREPARED and identity == current.client_identity
 
     # -- EndTxn -------------------------------------------------------------------------------------------------
 
@@ -389,54 +423,47 @@ class TransactionCoordinator:
         identity = producer_id, producer_epoch
         if api_version >= 5:
             return self._end_v2(current, identity, commit, now_ms)
+        if current.is_kept:
+            # The next identity does not fit into the answer, and without it the client could not go on.
+            return INVALID_STATE if identity == current.client_identity else _fenced(api_version < 2)
         if current.producer_id != producer_id:
             return UNKNOWN
-        if current.producer_epoch != producer_epoch:
+        if identity != current.client_identity:
             return _fenced(api_version < 2)
         if transactional_id in self._pending:
             return BUSY
         if current.state is ONGOING:
-            return Answer(ErrorCode.NONE, transition=self._propose(_decide(current, commit, now_ms, version=0)))
+            return Answer(ErrorCode.NONE, transition=self._propose(self._decided(current, commit, now_ms, 0)))
         return _repeated(_END_V1[current.state, commit], OK)
 
     def _end_v2(self, current: TransactionMetadata, identity: tuple[int, int], commit: bool, now_ms: int) -> Answer:
         # First of all, because a rotation may be in flight and the request may carry the producer id to come.
         if current.transactional_id in self._pending:
             return BUSY
-        if identity == current.ended_identity:
+        if current.state is ONGOING:
+            if identity != current.client_identity:
+                return FENCED if current.is_kept or identity[0] == current.producer_id else UNKNOWN
+        elif identity == current.ended_identity:
             again = Answer(ErrorCode.NONE, *current.identity)
             return _repeated(_END_V2_RETRY[current.state, commit], again)
-        if current.state in PREPARED and identity == current.identity_after:
+        elif current.state in PREPARED and identity == current.client_identity:
             # The client has the answer to its last EndTxn and is faster than our markers (KAFKA-18464).
             return BUSY
-        if identity[0] != current.producer_id:
+        elif identity[0] != current.producer_id:
             return UNKNOWN
-        if identity != current.identity:
+        elif identity != current.client_identity:
             return FENCED
-        if current.state in IDLE and commit:
+        elif commit:
             return INVALID_STATE
         # In an idle state this is the empty abort: the client may not know whether its first write arrived.
-        target = _decide(current, commit, now_ms, version=2, next_producer_id=self._rotation(current))
-        after = target.identity_after
-        return Answer(ErrorCode.NONE, *after, transition=self._propose(target))
+        target = self._decided(current, commit, now_ms, 2)
+        return Answer(ErrorCode.NONE, *target.client_identity, transition=self._propose(target))
 
     def finish(self, transactional_id: str, now_ms: int) -> TransactionMetadata:
         """The CompleteX transition, once every partition of the PrepareX has its marker. Log it, then `complete`."""
         current = self._current[transactional_id]
         assert current.state in PREPARED, f"{transactional_id}: finish in {current.state}"
-        producer_id, producer_epoch = current.identity_after
-        return self._propose(
-            replace(
-                current,
-                state=COMPLETE_COMMIT if current.state is PREPARE_COMMIT else COMPLETE_ABORT,
-                producer_id=producer_id,
-                producer_epoch=producer_epoch,
-                previous_producer_id=current.producer_id,
-                next_producer_id=-1,
-                partitions=frozenset(),
-                last_update_ms=now_ms,
-            )
-        )
+        return self._propose(completed(current, now_ms))
 
     @staticmethod
     def marker_epoch(metadata: TransactionMetadata) -> int:
@@ -446,13 +473,13 @@ class TransactionCoordinator:
 
     def _fence(self, current: TransactionMetadata, now_ms: int) -> TransactionMetadata:
         """The coordinator's own abort of an open transaction: its writer must learn of it, so the epoch rises."""
-        if self._transaction_version >= 2:
-            return _decide(current, False, now_ms, version=2, next_producer_id=self._rotation(current))
-        target = _decide(current, False, now_ms, version=self._transaction_version)
+        if self._transaction_version >= 2 or current.is_kept:
+            return self._decided(current, False, now_ms, 2)
+        target = self._decided(current, False, now_ms, self._transaction_version)
         return replace(target, producer_epoch=current.producer_epoch + 1, last_producer_epoch=-1)
 
-    def _rotation(self, current: TransactionMetadata) -> int:
-        return self._new_producer_id() if current.is_exhausted else -1
+    def _decided(self, current: TransactionMetadata, commit: bool, now_ms: int, version: int) -> TransactionMetadata:
+        return decided(current, commit, now_ms, version=version, new_producer_id=self._new_producer_id)
 
     # -- Sweeps and recovery ------------------------------------------------------------------------------------
 
@@ -568,25 +595,3 @@ def _retry_identities(current: TransactionMetadata) -> list[tuple[int, int]]:
     if last >= EPOCH_MAX:
         return [(current.previous_producer_id, last)] if current.producer_epoch == 0 else []
     return [(current.producer_id, last)]
-
-
-def _decide(
-    current: TransactionMetadata, commit: bool, now_ms: int, *, version: int, next_producer_id: int = -1
-) -> TransactionMetadata:
-    """The PrepareX of `current`. With TV2 the epoch rises here, so that the markers close the identity in the logs."""
-    target = replace(
-        current,
-        state=PREPARE_COMMIT if commit else PREPARE_ABORT,
-        previous_producer_id=current.producer_id,
-        start_ms=current.start_ms if current.state is ONGOING else now_ms,
-        last_update_ms=now_ms,
-        client_version=version,
-    )
-    if version < 2:
-        return target
-    return replace(
-        target,
-        producer_epoch=current.producer_epoch + 1,
-        last_producer_epoch=current.producer_epoch,
-        next_producer_id=next_producer_id,
-    )

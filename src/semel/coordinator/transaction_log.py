@@ -17,7 +17,8 @@ __all__ = ["decode_transaction", "decode_transactional_id", "encode_transaction"
 
 KEY_VERSION = 0
 VALUE_VERSION = 1
-TAG_PREVIOUS_PRODUCER_ID, TAG_NEXT_PRODUCER_ID, TAG_CLIENT_VERSION, TAG_LAST_PRODUCER_EPOCH = 0, 1, 2, 4
+TAG_PREVIOUS_PRODUCER_ID, TAG_NEXT_PRODUCER_ID, TAG_CLIENT_VERSION = 0, 1, 2
+TAG_NEXT_PRODUCER_EPOCH, TAG_LAST_PRODUCER_EPOCH = 3, 4
 STATUS = {
     TransactionState.EMPTY: 0,
     TransactionState.ONGOING: 1,
@@ -46,10 +47,13 @@ def encode_transaction(metadata: TransactionMetadata) -> tuple[bytes, bytes | No
     ):
         if producer_id != -1:
             tags[tag] = FieldWriter().int64(producer_id).done()
-    if metadata.client_version != 0:
-        tags[TAG_CLIENT_VERSION] = FieldWriter().int16(metadata.client_version).done()
-    if metadata.last_producer_epoch != -1:
-        tags[TAG_LAST_PRODUCER_EPOCH] = FieldWriter().int16(metadata.last_producer_epoch).done()
+    for tag, number, default in (
+        (TAG_CLIENT_VERSION, metadata.client_version, 0),
+        (TAG_NEXT_PRODUCER_EPOCH, metadata.next_producer_epoch, -1),
+        (TAG_LAST_PRODUCER_EPOCH, metadata.last_producer_epoch, -1),
+    ):
+        if number != default:
+            tags[tag] = FieldWriter().int16(number).done()
     return key, out.tags(tags).done()
 
 
@@ -89,6 +93,7 @@ def decode_transaction(key: bytes, value: bytes | None) -> TransactionMetadata |
         producer_epoch=producer_epoch,
         previous_producer_id=tagged(TAG_PREVIOUS_PRODUCER_ID, -1),
         next_producer_id=tagged(TAG_NEXT_PRODUCER_ID, -1),
+        next_producer_epoch=tagged(TAG_NEXT_PRODUCER_EPOCH, -1),
         last_producer_epoch=tagged(TAG_LAST_PRODUCER_EPOCH, -1),
         timeout_ms=timeout_ms,
         state=_STATE[status],

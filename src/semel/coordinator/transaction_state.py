@@ -1,23 +1,37 @@
-"""The states of a transaction and the value that stands for one transactional id.
+"""The states of a transaction, the value that stands for one transactional id, and the three steps of its life.
 
 `TRANSITIONS` is the whole life of a transaction; `transitions.mermaid` draws it. Names and rules are Apache Kafka's
-(TransactionState, TransactionMetadata); what leads from one value to the next is in `transaction.py`.
+(TransactionState, TransactionMetadata); who may ask for which step is in `transaction.py`.
+
+An open transaction that a new owner took over without ending it (KIP-939, keepPreparedTxn) is *kept*. It has two
+identities: `identity`, under which its data was written and its markers will be, and `client_identity`, the only one
+that may end it. Everywhere else the two are the same.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from semel.coordinator.transitions import Transitions
 from semel.types import TopicPartition
 
-__all__ = ["EPOCH_MAX", "NO_TIMEOUT_MS", "TRANSITIONS", "TransactionMetadata", "TransactionState"]
+__all__ = [
+    "EPOCH_MAX",
+    "NO_TIMEOUT_MS",
+    "TRANSITIONS",
+    "TransactionMetadata",
+    "TransactionState",
+    "completed",
+    "decided",
+    "kept",
+]
 
 EPOCH_MAX = 32_766
 """The last epoch that a client may hold: one is left (32767) for the marker that ends its transaction."""
 NO_TIMEOUT_MS = 2_147_483_647
-"""A transaction with this timeout is never aborted by the sweep (KIP-939 stores it for prepared transactions)."""
+"""A transaction with this timeout is never aborted by the sweep (KIP-939: that of two-phase commit)."""
 
 
 class TransactionState(StrEnum):
@@ -45,7 +59,7 @@ TRANSITIONS: Transitions[TransactionState] = {
     EMPTY: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
     COMPLETE_COMMIT: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
     COMPLETE_ABORT: frozenset({EMPTY, ONGOING, PREPARE_ABORT, DEAD}),
-    # More partitions, or the decision. There is no way back and no third outcome.
+    # More partitions, a new owner that keeps it (KIP-939), or the decision. There is no third outcome.
     ONGOING: frozenset({ONGOING, PREPARE_COMMIT, PREPARE_ABORT}),
     PREPARE_COMMIT: frozenset({COMPLETE_COMMIT}),
     PREPARE_ABORT: frozenset({COMPLETE_ABORT}),
@@ -63,7 +77,9 @@ class TransactionMetadata:
     previous_producer_id: int = -1
     """The producer id before the last change; differs from `producer_id` only just after a rotation."""
     next_producer_id: int = -1
-    """In PrepareX: the producer id that CompleteX rotates to, -1 if it does not."""
+    """Of a kept transaction: the client's producer id. In PrepareX: the one of CompleteX. -1 if it stays the same."""
+    next_producer_epoch: int = -1
+    """The epoch that goes with `next_producer_id`; -1 stands for 0 there, and elsewhere for none."""
     last_producer_epoch: int = -1
     """The epoch whose owner may ask again for the current one; -1 when nobody may."""
     timeout_ms: int = 60_000
@@ -80,24 +96,24 @@ class TransactionMetadata:
         return self.producer_id, self.producer_epoch
 
     @property
-    def is_exhausted(self) -> bool:
-        return self.producer_epoch >= EPOCH_MAX
+    def client_identity(self) -> tuple[int, int]:
+        """What the client holds: it may end the open transaction; in PrepareX, what CompleteX stores."""
+        if self.next_producer_id < 0:
+            return self.identity
+        return self.next_producer_id, max(self.next_producer_epoch, 0)
+
+    @property
+    def is_kept(self) -> bool:
+        """Open, and taken over by an InitProducerId that did not end it: it takes no more data."""
+        return self.state is ONGOING and self.next_producer_id >= 0
 
     @property
     def ended_identity(self) -> tuple[int, int] | None:
-        """The identity whose transaction TV2 has just decided: its EndTxn may be a retry. None where none can be."""
+        """The client identity that TV2 has just ended: its EndTxn may be a retry. None where none can be."""
         if self.client_version < 2 or self.state in (EMPTY, ONGOING, DEAD):
             return None
-        if self.producer_epoch == 0:
-            return self.previous_producer_id, EPOCH_MAX
-        return self.producer_id, self.producer_epoch - 1
-
-    @property
-    def identity_after(self) -> tuple[int, int]:
-        """Of a PrepareX: the identity that CompleteX stores and EndTxn v5 answers."""
-        if self.next_producer_id >= 0:
-            return self.next_producer_id, 0
-        return self.identity
+        producer_id, epoch = self.client_identity
+        return (self.previous_producer_id, EPOCH_MAX) if epoch == 0 else (producer_id, epoch - 1)
 
     def is_overdue(self, now_ms: int) -> bool:
         """Open for longer than its timeout, measured from its first partition."""
@@ -106,3 +122,64 @@ class TransactionMetadata:
     def open_for_ms(self, now_ms: int) -> int:
         """Age of the open transaction, -1 without one."""
         return now_ms - self.start_ms if self.state is ONGOING or self.state in PREPARED else -1
+
+
+def kept(
+    current: TransactionMetadata, now_ms: int, next_identity: tuple[int, int], *, endless: bool
+) -> TransactionMetadata:
+    """The open transaction in the hands of a new client; `endless` takes its time-out away, nothing shortens it."""
+    return replace(
+        current,
+        next_producer_id=next_identity[0],
+        next_producer_epoch=next_identity[1],
+        timeout_ms=NO_TIMEOUT_MS if endless else current.timeout_ms,
+        last_producer_epoch=-1,
+        last_update_ms=now_ms,
+    )
+
+
+def decided(
+    current: TransactionMetadata, commit: bool, now_ms: int, *, version: int, new_producer_id: Callable[[], int]
+) -> TransactionMetadata:
+    """The PrepareX of `current`. With TV2 the epoch rises here, so that the markers close the identity in the logs.
+
+    The client's epoch rises too, also where it is another one (kept): an EndTxn of a moment ago that is still on its
+    way must find nothing that it could end.
+    """
+    client_id, client_epoch = current.client_identity
+    target = replace(
+        current,
+        state=PREPARE_COMMIT if commit else PREPARE_ABORT,
+        previous_producer_id=client_id,
+        start_ms=current.start_ms if current.state is ONGOING else now_ms,
+        last_update_ms=now_ms,
+        client_version=version,
+    )
+    if version < 2:
+        return target
+    if client_epoch >= EPOCH_MAX:
+        following = new_producer_id(), -1
+    else:
+        following = (client_id, client_epoch + 1) if current.is_kept else (-1, -1)
+    return replace(
+        target,
+        producer_epoch=current.producer_epoch + 1,
+        last_producer_epoch=client_epoch,
+        next_producer_id=following[0],
+        next_producer_epoch=following[1],
+    )
+
+
+def completed(current: TransactionMetadata, now_ms: int) -> TransactionMetadata:
+    """The CompleteX of a PrepareX."""
+    producer_id, producer_epoch = current.client_identity
+    return replace(
+        current,
+        state=COMPLETE_COMMIT if current.state is PREPARE_COMMIT else COMPLETE_ABORT,
+        producer_id=producer_id,
+        producer_epoch=producer_epoch,
+        next_producer_id=-1,
+        next_producer_epoch=-1,
+        partitions=frozenset(),
+        last_update_ms=now_ms,
+    )

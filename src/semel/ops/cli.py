@@ -168,17 +168,23 @@ def child_worker(app: str, slot: int) -> None:
 @click.option("--data", type=click.Path(path_type=Path), default=Path(".semel/broker"), show_default=True)
 @click.option("--listen", default="127.0.0.1:9092", show_default=True, metavar="HOST:PORT")
 @click.option("--transaction-version", type=click.IntRange(1, 2), default=2, show_default=True)
+@click.option("--two-phase-commit/--no-two-phase-commit", default=True, show_default=True)
 @click.option("--fsync", type=click.Choice(["os", "always"]), default="os", show_default=True)
-def broker(data: Path, listen: str, transaction_version: int, fsync: str) -> None:
+def broker(data: Path, listen: str, transaction_version: int, two_phase_commit: bool, fsync: str) -> None:
     """Run the embedded broker: durable, Kafka-wire-compatible, one process.
 
-    With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too.
+    With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too. Two-phase commit
+    lets a client have transactions that never time out (KIP-939).
     """
     from semel.broker.config import BrokerConfig
     from semel.ops.children import run_broker
 
     _listen(listen)
-    config = BrokerConfig(transaction_version=transaction_version, fsync="always" if fsync == "always" else "os")
+    config = BrokerConfig(
+        transaction_version=transaction_version,
+        two_phase_commit=two_phase_commit,
+        fsync="always" if fsync == "always" else "os",
+    )
     _run(run_broker(data, listen, config))
 
 

@@ -35,7 +35,9 @@ def init_producer_id(node: Node, request: Request) -> Answer:
 
     Behaviour: without a transactional id a fresh producer id, epoch 0. With one, an open transaction is aborted and
     every earlier identity fenced within this call.
-    Version notes: v3 an expected identity; v4 answers 90 where earlier ones answer 47; v6 (KIP-939) is not advertised.
+    Version notes: v3 an expected identity; v4 answers 90 where earlier ones answer 47; v6 (KIP-939, in 4.3.1 an
+    unstable version) no time-out with Enable2Pc (53 where it is switched off), and KeepPreparedTxn, which leaves the
+    open transaction open and names it in the answer.
     """
     body = request.body
     try:
@@ -46,11 +48,19 @@ def init_producer_id(node: Node, request: Request) -> Answer:
             getattr(body, "producer_epoch", -1),
             request.now_ms,
             request.version,
+            enable_two_phase=getattr(body, "enable2_pc", False),
+            keep_prepared=getattr(body, "keep_prepared_txn", False),
         )
     except LogError as error:
         log.error("no identity for %s: %s", body.transactional_id, error)
         return _NOT_WRITTEN
-    return {"error_code": answer.error, "producer_id": answer.producer_id, "producer_epoch": answer.producer_epoch}
+    return {
+        "error_code": answer.error,
+        "producer_id": answer.producer_id,
+        "producer_epoch": answer.producer_epoch,
+        "ongoing_txn_producer_id": answer.ongoing[0],
+        "ongoing_txn_producer_epoch": answer.ongoing[1],
+    }
 
 
 # --- AddPartitionsToTxn ---
@@ -262,7 +272,7 @@ def list_transactions(node: Node, request: Request) -> Answer:
 
 
 APIS = (
-    Api(22, 0, 5, init_producer_id),
+    Api(22, 0, 6, init_producer_id),
     Api(24, 0, 5, add_partitions_to_txn),
     Api(25, 0, 4, add_offsets_to_txn),
     Api(26, 0, 5, end_txn),
