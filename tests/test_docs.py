@@ -155,11 +155,18 @@ def python_blocks(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     for number, block in enumerate(python_blocks(page)):
-        code = block.replace('"/tmp/', f'"{tmp_path}/')
+        code = tmp_path / f"test_block_{number}.py"
+        code.write_text(block.replace('"/tmp/', f'"{tmp_path}/'))
+        by_pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"] if "def test_" in block else []
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [sys.executable, *by_pytest, str(code)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
-        assert done.returncode == 0, f"block {number} of {page.name}:\n{done.stderr}"
+        assert done.returncode == 0, f"block {number} of {page.name}:\n{done.stdout}{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from semel.broker.config import BrokerConfig
 from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node
+from semel.broker.seed import SeedTopic
 from semel.broker.server import Server
 from semel.env import Env
 from semel.errors import ConfigurationError
@@ -95,6 +96,12 @@ class Broker:
             self._server = None
         self._release()
 
+    @property
+    def node(self) -> Node:
+        """What the listener serves; to be touched in the broker's event loop only."""
+        assert self._node is not None, "the broker does not run"
+        return self._node
+
     def _release(self) -> None:
         if self._node is not None:
             self._node.close()
@@ -119,10 +126,12 @@ async def serve(
     listen: str,
     config: BrokerConfig | None = None,
     *,
+    seed: Sequence[SeedTopic] = (),
     on_ready: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run a broker until the task is cancelled. `listen` is `host:port`; `on_ready` gets the address once it serves.
 
+    Topics of `seed` that are not there are created first; those that are stay as they are.
     Raises `ConfigurationError`.
     """
     host, _, port = listen.rpartition(":")
@@ -131,6 +140,8 @@ async def serve(
     broker = Broker(data, host, int(port), config=config)
     await broker.start()
     try:
+        for topic in seed:
+            topic.create(broker.node.topics)
         on_ready(broker.address)
         await asyncio.get_running_loop().create_future()
     finally:

@@ -58,6 +58,8 @@ class BrokerConfig:
     """How long an empty group's first rebalance waits for more members; Kafka waits 3000."""
     max_topic_partitions: int = 10_000
     """Partitions of all topics together: each costs memory and directory entries."""
+    allow_faults: bool = False
+    """Whether `control` may install rules that drop, delay and falsify answers: for tests, never for people's data."""
 
     def __post_init__(self) -> None:
         if self.transaction_version not in (1, 2):

@@ -7,11 +7,13 @@ state needs a lock. What cannot be answered at once becomes a `Later`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from semel.broker.apis import APIS
 from semel.broker.config import BrokerConfig
+from semel.broker.control import Control
 from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
 from semel.broker.groups import Groups
 from semel.broker.metadata import MetadataStore
@@ -48,6 +50,7 @@ class Node:
         self.env = env
         self.call_later = call_later
         self.outbox = Outbox()
+        self.control = Control(self)
         self.metadata = MetadataStore(data / "metadata.log", str(env.new_id()))
         self.topics = Topics(data / "topics", self.metadata, config, env)
         self.transactions = Transactions(self.topics, self.metadata, config, env)
@@ -91,7 +94,7 @@ class Node:
             raise ProtocolError(
                 f"{api_name(header.api_key)} v{header.api_version} is outside {api.min_version}-{api.max_version}"
             )
-        answer = api.handle(self, request)
+        answer = self.control.handle(request, partial(api.handle, self)) if self.control else api.handle(self, request)
         return answer if isinstance(answer, Later) else _encode(header, answer)
 
     def encode(self, later: Later, answer: Answer) -> Parts | None:

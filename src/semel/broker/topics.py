@@ -112,6 +112,11 @@ class Topics:
                 except LogError as error:
                     log.error("closing %s-%d: %s", topic.info.name, partition.log.partition, error)
 
+    @property
+    def default_partitions(self) -> int:
+        """Partitions of a topic that is created without saying how many."""
+        return self._config.num_partitions
+
     def get(self, name: str) -> Topic | None:
         """The topic of this name."""
         return self._by_name.get(name)

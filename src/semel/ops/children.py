@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from semel.app import App
 from semel.broker.broker import serve as serve_broker
 from semel.broker.config import BrokerConfig
+from semel.broker.seed import SeedTopic
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.env import Env
@@ -129,11 +130,11 @@ async def run_http(spec: str, settings: Settings, *, host: str, port: int, slot:
         await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
 
 
-async def run_broker(data: Path, listen: str, config: BrokerConfig) -> None:
+async def run_broker(data: Path, listen: str, config: BrokerConfig, seed: Sequence[SeedTopic] = ()) -> None:
     """The embedded broker, until SIGTERM or SIGINT."""
     heartbeat = Heartbeat.from_environment()
     heartbeat.start()
-    serving = asyncio.create_task(serve_broker(data, listen, config))
+    serving = asyncio.create_task(serve_broker(data, listen, config, seed=seed))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)

@@ -170,22 +170,37 @@ def child_worker(app: str, slot: int) -> None:
 @click.option("--transaction-version", type=click.IntRange(1, 2), default=2, show_default=True)
 @click.option("--two-phase-commit/--no-two-phase-commit", default=True, show_default=True)
 @click.option("--fsync", type=click.Choice(["os", "always"]), default="os", show_default=True)
-def broker(data: Path, listen: str, transaction_version: int, two_phase_commit: bool, fsync: str) -> None:
+@click.option("--partitions", default=4, show_default=True, help="Of topics that are created without saying how many.")
+@click.option(
+    "--seed-topics", default="", metavar="TOPICS", help="Topics to have, e.g. orders:3,prices:1:compact (partitions)."
+)
+def broker(
+    data: Path,
+    listen: str,
+    transaction_version: int,
+    two_phase_commit: bool,
+    fsync: str,
+    partitions: int,
+    seed_topics: str,
+) -> None:
     """Run the embedded broker: durable, Kafka-wire-compatible, one process.
 
     With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too. Two-phase commit
     lets a client have transactions that never time out (KIP-939).
     """
     from semel.broker.config import BrokerConfig
+    from semel.broker.seed import SeedTopic
     from semel.ops.children import run_broker
 
     _listen(listen)
+    seed = SeedTopic.parse(seed_topics)
     config = BrokerConfig(
         transaction_version=transaction_version,
         two_phase_commit=two_phase_commit,
         fsync="always" if fsync == "always" else "os",
+        num_partitions=partitions,
     )
-    _run(run_broker(data, listen, config))
+    _run(run_broker(data, listen, config, seed))
 
 
 @main.command()

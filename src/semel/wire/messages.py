@@ -37,6 +37,7 @@ from semel.wire.bounds import checked, skip_tags
 
 __all__ = [
     "RequestHeader",
+    "api_key_of",
     "api_name",
     "decode_request",
     "decode_request_header",
@@ -45,6 +46,7 @@ __all__ = [
     "encode_response",
     "is_flexible",
     "latest_version",
+    "response_entity",
     "to_ms",
 ]
 
@@ -71,6 +73,12 @@ def api_name(api_key: int) -> str:
     return api_key_map.get(api_key, f"api_{api_key}")
 
 
+def api_key_of(name: str) -> int | None:
+    """The key of an API by its name as Kafka writes it or in snake_case (`EndTxn`, `end_txn`), None if unknown."""
+    plain = name.replace("_", "").lower()
+    return next((key for key, known in api_key_map.items() if known.replace("_", "") == plain), None)
+
+
 @cache
 def latest_version(api_key: int) -> int:
     """The newest version of this API whose schema we have."""
@@ -87,6 +95,11 @@ def _entity(api_key: int, version: int, kind: Kind) -> type[Any]:
         if getattr(value, "__type__", None) is EntityType[kind]:
             return value  # type: ignore[no-any-return]
     raise ProtocolError(f"no {kind} schema for {api_name(api_key)} version {version}")
+
+
+def response_entity(api_key: int, version: int) -> type[Any]:
+    """The schema of a response. Raises `ProtocolError` for an unknown API or version."""
+    return _entity(api_key, version, "response")
 
 
 @cache
