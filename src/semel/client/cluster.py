@@ -367,7 +367,7 @@ def parse_bootstrap(text: str) -> list[tuple[str, int]]:
         if not colon:
             host, port = item, "9092"
         if not host or not port.isdigit() or not 0 < int(port) < 65_536:
-            raise ConfigurationError(f"bootstrap.servers: {item!r} is not host:port.")
+            raise ConfigurationError(f"Kafka's address: {item!r} is not host:port, for example 127.0.0.1:9092.")
         found.append((host.strip("[]"), int(port)))
     if not found:
         raise ConfigurationError("bootstrap.servers is empty; give host:port[,host:port].")

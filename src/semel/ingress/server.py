@@ -223,7 +223,7 @@ def bind(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
     except OSError as error:
         sock.close()
         why = "another process listens there" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise ConfigurationError(f"cannot listen on {host}:{port}: {why}. Choose another address.") from error
+        raise ConfigurationError(f"cannot listen on {host}:{port}: {why}. Choose another one (--listen).") from error
     return sock
 
 

@@ -89,7 +89,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def _listen(value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65_535:
-        raise ConfigurationError(f"--listen {value!r} is not HOST:PORT.")
+        raise ConfigurationError(f"--listen {value!r} is not HOST:PORT with a port up to 65535.")
     return host, int(port)
 
 

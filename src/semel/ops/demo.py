@@ -81,7 +81,7 @@ def _table(result: DemoResult) -> str:
     figures = result.as_json()
     lines += [
         "",
-        f"killed {result.kills} times (the broker {result.broker_kills}), paused {result.pauses} times, "
+        f"{result.kills} kills ({result.broker_kills} of the broker), {result.pauses} pauses, "
         f"{result.rebalances} rebalances",
         f"{result.load.duplicate_requests:,} requests were sent again; {result.load.replayed:,} answers were replays",
         f"{figures['orders_per_second']:,} orders a second over {figures['seconds']} s; "

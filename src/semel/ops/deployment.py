@@ -10,6 +10,7 @@ import click
 
 from semel.app import App
 from semel.broker.lock import DirectoryLock
+from semel.client.cluster import parse_bootstrap
 from semel.errors import ConfigurationError
 from semel.ingress.server import bind
 from semel.ops.guarantees import check_required, edges_of
@@ -31,6 +32,8 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
     check_required(app, edges_of(app, None))
     if http < 0 or workers < 0 or http + workers == 0:
         raise ConfigurationError("Give --http and --workers numbers from 0, and at least one of them above it.")
+    if settings.kafka:
+        parse_bootstrap(settings.kafka)
     if http and app.endpoints:
         bind(host, port).close()
     lock = DirectoryLock(settings.data, "semel run")  # A second one would fence our workers, and we its.

@@ -232,7 +232,7 @@ class Engine:
         if self._is_gap_possible:
             # What the poll brought may be of before, or have been dropped as such: only a seek is sure.
             self._is_gap_possible = False
-            self._need("partitions went and came back within one poll")
+            self._need("partitions went and came back within one poll", level=logging.INFO)
         if self._recovery is None:
             self._pending.extend(batch.records)
             self._ends.update(batch.end_offsets)
@@ -425,9 +425,9 @@ class Engine:
         self._careful = 1
         self._refused[record.topic, record.partition, record.offset] = error
 
-    def _need(self, why: str, *, abort: bool = False, rebuild: bool = False) -> None:
+    def _need(self, why: str, *, abort: bool = False, rebuild: bool = False, level: int = logging.WARNING) -> None:
         """Ask for a recovery before anything else is done."""
-        log.warning("%s goes back to its committed offsets: %s", self.identity, why)
+        log.log(level, "%s goes back to its committed offsets: %s", self.identity, why)
         before = self._recovery or _Recovery()
         self._recovery = _Recovery(abort or before.abort, rebuild or before.rebuild)
 

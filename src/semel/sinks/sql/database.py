@@ -120,19 +120,26 @@ def without_password(url: str) -> str:
     return re.sub(r"([?&\s]password=)[^&\s]*", r"\1***", url)
 
 
-def open_database(url: str) -> Database:
-    """The database of a URL, not yet connected. Raises `ConfigurationError` for one that Semel does not know."""
+def title_of(url: str) -> str:
+    """What kind of database a URL names; its driver need not be there. Raises `ConfigurationError`."""
     if url.startswith("sqlite:"):
-        from semel.sinks.sql.sqlite import SqliteDatabase
-
-        return SqliteDatabase(url)
+        return "SQLite"
     if url.startswith(("postgresql:", "postgres:")):
-        from semel.sinks.sql.postgres import PostgresDatabase
-
-        return PostgresDatabase(url)
+        return "PostgreSQL"
     raise ConfigurationError(
         f"{without_password(url)!r} is no database that Semel knows. Use sqlite:///PATH or postgresql://USER@HOST/NAME."
     )
+
+
+def open_database(url: str) -> Database:
+    """The database of a URL, not yet connected. Raises `ConfigurationError` for one that Semel does not know."""
+    if title_of(url) == "SQLite":
+        from semel.sinks.sql.sqlite import SqliteDatabase
+
+        return SqliteDatabase(url)
+    from semel.sinks.sql.postgres import PostgresDatabase
+
+    return PostgresDatabase(url)
 
 
 def connect(url: str) -> Database:

@@ -134,7 +134,7 @@ class SqlSink:
         if not self._create_tables:
             check_tables(self._database)
             return
-        migrate_connected(self._database, schema_sql(self._database))
+        migrate_connected(self._database, schema_sql(self._database.title))
         if self._spec.database.schema:
             migrate_connected(self._database, self._spec.database.schema)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from semel.errors import ConfigurationError
-from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, without_password
+from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, title_of, without_password
 
 __all__ = ["check_tables", "migrate", "schema_sql"]
 
@@ -46,9 +46,9 @@ _BYTES = {"SQLite": "BLOB", "PostgreSQL": "BYTEA"}
 _NAMES = ("semel_position", "semel_parked")
 
 
-def schema_sql(database: Database) -> str:
-    """The SQL that makes Semel's tables; it may run again."""
-    return _TABLES.format(bytes=_BYTES[database.title])
+def schema_sql(title: str) -> str:
+    """The SQL that makes Semel's tables in the database of this title; it may run again."""
+    return _TABLES.format(bytes=_BYTES[title])
 
 
 def migrate(url: str, *, schema: str | None = None, print_only: bool = False) -> str:
@@ -57,10 +57,11 @@ def migrate(url: str, *, schema: str | None = None, print_only: bool = False) ->
     With `print_only` nothing is connected to. Raises `ConfigurationError` for a URL that cannot work and for SQL that
     the database refuses; the driver's own error when the database cannot be reached.
     """
-    database = open_database(url)
-    sql = "\n".join(part.strip() + "\n" for part in (schema_sql(database), schema) if part and part.strip())
+    tables = schema_sql(title_of(url))
+    sql = "\n".join(part.strip() + "\n" for part in (tables, schema) if part and part.strip())
     if print_only:
         return sql
+    database = open_database(url)
     try:
         database.connect()
         migrate_connected(database, sql)
