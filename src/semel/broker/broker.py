@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from semel.broker.config import BrokerConfig
 from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node
+from semel.broker.security.settings import Listener
 from semel.broker.seed import SeedTopic
 from semel.broker.server import Server
 from semel.env import Env
@@ -17,6 +20,7 @@ from semel.errors import ConfigurationError
 
 __all__ = ["Broker", "serve"]
 
+T = TypeVar("T")
 log = logging.getLogger("semel.broker")
 
 IDLE_CHECK_SECONDS = 30.0
@@ -45,6 +49,8 @@ class Broker:
         self._node: Node | None = None
         self._server: Server | None = None
         self._timers: list[asyncio.Task[None]] = []
+        self._executor: ThreadPoolExecutor | None = None
+        self._aside_tasks: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         state = f"listening on {self.address}" if self._server is not None else "stopped"
@@ -53,7 +59,17 @@ class Broker:
     @property
     def address(self) -> str:
         """`host:port` that clients connect to."""
-        return f"{self._host}:{self._server.port if self._server is not None else self._port}"
+        return self.addresses[0]
+
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of every listener, in the order of the configuration."""
+        listeners = self._listeners()
+        ports = [item.port for item in listeners] if self._server is None else self._server.ports
+        return [f"{item.host}:{port}" for item, port in zip(listeners, ports, strict=True)]
+
+    def _listeners(self) -> tuple[Listener, ...]:
+        return self._config.listeners or (Listener("PLAINTEXT", self._host, self._port, self._config.advertised),)
 
     async def start(self) -> None:
         """Lock the directory, recover, listen. When it returns, requests are served.
@@ -62,9 +78,11 @@ class Broker:
         """
         assert self._server is None, "the broker runs already"
         loop = asyncio.get_running_loop()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="semel-broker-aside")
         self._lock = DirectoryLock(self._data, "broker")
         try:
             self._node = node = Node(self._data, self._config, self._env, loop.call_later)
+            node.aside = self._aside
             node.open()
             server = Server(
                 node,
@@ -72,8 +90,9 @@ class Broker:
                 max_connections=self._config.max_connections,
                 max_frame_bytes=self._config.max_frame_bytes,
                 idle_seconds=self._config.connection_idle_seconds,
+                tls=self._config.security.tls,
             )
-            server.start(self._host, self._port)
+            server.start(self._listeners())
         except BaseException:
             self._release()
             raise
@@ -87,9 +106,10 @@ class Broker:
 
     async def stop(self) -> None:
         """Close connections and files. Everything acknowledged is in the files already."""
-        for timer in self._timers:
-            timer.cancel()
-        await asyncio.gather(*self._timers, return_exceptions=True)
+        tasks = [*self._timers, *self._aside_tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._timers = []
         if self._server is not None:
             self._server.close()
@@ -102,7 +122,21 @@ class Broker:
         assert self._node is not None, "the broker does not run"
         return self._node
 
+    def _aside(self, work: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Do what takes milliseconds of arithmetic in a thread; `done` is called in the loop."""
+        loop = asyncio.get_running_loop()
+
+        async def run() -> None:
+            done(await loop.run_in_executor(self._executor, work))
+
+        task = loop.create_task(run())
+        self._aside_tasks.add(task)
+        task.add_done_callback(self._aside_tasks.discard)
+
     def _release(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+            self._executor = None
         if self._node is not None:
             self._node.close()
             self._node = None

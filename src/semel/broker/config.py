@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, cast
 
+from semel.broker.security.settings import Listener, Security
 from semel.errors import ConfigurationError
 from semel.log.log import LogConfig
 from semel.wire.frames import MAX_FRAME_BYTES
@@ -46,6 +47,9 @@ class BrokerConfig:
     """Kafka's message.max.bytes: limit of one record batch as sent."""
     advertised: str = ""
     """`host:port` that clients are told to connect to; empty: the address by which they came."""
+    listeners: tuple[Listener, ...] = ()
+    """Where to listen and how; empty: PLAINTEXT on the host and port that the broker is given."""
+    security: Security = field(default_factory=Security)
     max_connections: int = 10_000
     """A connection costs about 1 KiB; more than this is a leak in a client."""
     max_frame_bytes: int = MAX_FRAME_BYTES
@@ -69,6 +73,7 @@ class BrokerConfig:
         _, colon, port = self.advertised.rpartition(":")
         if self.advertised and not (colon and port.isdigit()):
             raise ConfigurationError(f"advertised={self.advertised!r} is not host:port, for example 127.0.0.1:9092.")
+        self.security.check(self.listeners)
         if self.num_partitions < 1:
             raise ConfigurationError(f"num_partitions={self.num_partitions} must be at least 1.")
 

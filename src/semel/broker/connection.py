@@ -41,6 +41,17 @@ WRITE_BUDGET = 4 * 1024 * 1024
 _MORE = getattr(socket, "MSG_MORE", 0)
 
 
+class ByteSocket(Protocol):
+    """What a connection does with its socket, which does not block: `BlockingIOError` says that it would."""
+
+    def setblocking(self, flag: bool, /) -> None: ...
+    def setsockopt(self, level: int, option: int, value: int, /) -> None: ...
+    def fileno(self) -> int: ...
+    def recv_into(self, into: memoryview, /) -> int: ...
+    def send(self, data: bytes | memoryview, flags: int, /) -> int: ...
+    def close(self) -> None: ...
+
+
 class Core(Protocol):
     """What a connection needs from the broker behind it."""
 
@@ -77,12 +88,11 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: ByteSocket,
         peer: Peer,
         core: Core,
         loop: asyncio.AbstractEventLoop,
         buffers: Buffers,
-        max_frame_bytes: int,
         on_close: Callable[[Connection], None],
     ) -> None:
         sock.setblocking(False)
@@ -96,7 +106,6 @@ class Connection:
         self._core = core
         self._loop = loop
         self._buffers = buffers
-        self._max_frame_bytes = max_frame_bytes
         self._on_close = on_close
         self._frame: bytearray | None = None  # A frame of which only `_filled` bytes are here; its size is `_size`.
         self._filled = 0
@@ -189,7 +198,7 @@ class Connection:
             if self._later is not None or self._has_much_output():
                 break
             size = int.from_bytes(data[at : at + 4], "big", signed=True)
-            if not 0 <= size <= self._max_frame_bytes:
+            if not 0 <= size <= self.peer.max_frame_bytes:
                 log.info("closing %r: it announced a frame of %d bytes", self, size)
                 self.close()
                 return
@@ -256,6 +265,9 @@ class Connection:
             if len(self._pending) == before and (not self._output or self._writing):
                 break
         if self.closed:
+            return
+        if self.peer.leaving and self.idle:
+            self.close()
             return
         wanted = not self._writing and len(self._pending) < PENDING_LIMIT
         if wanted and not self._reading:

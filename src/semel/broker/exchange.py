@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from semel.log.log import Slice
+from semel.wire.frames import MAX_FRAME_BYTES
 from semel.wire.messages import RequestHeader, decode_request
 
 if TYPE_CHECKING:
     from semel.broker.node import Node
+    from semel.broker.security.login import Login
 
-__all__ = ["Answer", "Api", "Fields", "Later", "Outbox", "Part", "Parts", "Peer", "Request"]
+__all__ = ["ANONYMOUS", "Answer", "Api", "Fields", "Later", "Outbox", "Part", "Parts", "Peer", "Request"]
 
+ANONYMOUS = "User:ANONYMOUS"
+"""Whoever need not say who they are, as Kafka calls them."""
 Fields = dict[str, Any]
 """A response as plain values; `semel.wire.messages` turns it into bytes."""
 Part = bytes | Slice
@@ -23,12 +28,23 @@ Answer = Fields | Parts | None
 """None: this request has no response (Produce with acks=0)."""
 
 
-class Peer(NamedTuple):
-    """The two ends of a connection: the client's host, and the address by which it reached us."""
+@dataclass(slots=True)
+class Peer:
+    """The two ends of a connection: the client's host and who it is, and the address it is told to use."""
 
     client_host: str
     host: str
     port: int
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    principal: str = ANONYMOUS
+    login: Login | None = None
+    """Sees every frame first; None: the client may ask anything that it has the right to."""
+    leaving: bool = False
+    """The connection closes when what was answered is sent."""
+
+    def logged_in(self, principal: str, max_frame_bytes: int) -> None:
+        """The client proved who it is."""
+        self.principal, self.max_frame_bytes = principal, max_frame_bytes
 
 
 class Request:

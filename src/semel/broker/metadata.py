@@ -1,4 +1,5 @@
-"""What the broker knows beside the logs: cluster id, topics with their ids and settings, reserved producer ids.
+"""What the broker knows beside the logs: cluster id, topics with their ids and settings, reserved producer ids, users
+and access rules.
 
 Kept in one file, `metadata.log`: one line a change, `<crc32 of the JSON, 8 hex digits> <JSON>`. A change is on disk
 (fsync) before its method returns. Changes are rare, so the file is rewritten as it stands at each start, which also
@@ -10,13 +11,15 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from semel.broker.security.acls import Acl, Operation, Pattern, Permission, Resource
 from semel.errors import ConfigurationError
+from semel.wire.scram import ScramCredential
 
 __all__ = ["PRODUCER_ID_BLOCK", "MetadataStore", "TopicInfo"]
 
@@ -47,6 +50,10 @@ class MetadataStore:
         self._path = path
         self.cluster_id = new_cluster_id
         self.topics: dict[str, TopicInfo] = {}
+        self.credentials: dict[tuple[str, str], ScramCredential] = {}
+        """Verifiers by (user, mechanism)."""
+        self.acls: dict[Acl, None] = {}
+        """A set that keeps its order."""
         self._next_producer_id = 0
         self._reserved_until = 0
         for change in _read(path):
@@ -77,6 +84,24 @@ class MetadataStore:
         self.put_topic(info)
         return info
 
+    def put_credential(self, user: str, mechanism: str, credential: ScramCredential) -> None:
+        """Give a user a password, or another one."""
+        self._write(_credential_change(user, mechanism, credential))
+
+    def delete_credential(self, user: str, mechanism: str) -> None:
+        """Forget a user's password. Raises `KeyError` when there is none."""
+        if (user, mechanism) not in self.credentials:
+            raise KeyError(user)
+        self._write({"no_credential": [user, mechanism]})
+
+    def add_acls(self, acls: Sequence[Acl]) -> None:
+        """Add rules, all or none; those that are there already stay."""
+        self._write({"acls": acls})
+
+    def delete_acls(self, acls: Sequence[Acl]) -> None:
+        """Delete rules, all or none."""
+        self._write({"no_acls": acls})
+
     def new_producer_id(self) -> int:
         """A producer id that was never given out before and never will be again."""
         if self._next_producer_id == self._reserved_until:
@@ -92,6 +117,17 @@ class MetadataStore:
             del self.topics[change["delete"]]
         elif "producer_ids" in change:
             self._reserved_until = change["producer_ids"]
+        elif "acls" in change:
+            self.acls.update(dict.fromkeys(map(_acl, change["acls"])))
+        elif "no_acls" in change:
+            for acl in map(_acl, change["no_acls"]):
+                self.acls.pop(acl, None)
+        elif "credential" in change:
+            user, mechanism = change["credential"]
+            self.credentials[user, mechanism] = _credential(change)
+        elif "no_credential" in change:
+            user, mechanism = change["no_credential"]
+            del self.credentials[user, mechanism]
         elif "cluster_id" in change:
             self.cluster_id = change["cluster_id"]
         else:
@@ -115,8 +151,11 @@ class MetadataStore:
     def _rewrite(self) -> int:
         changes: list[Mapping[str, Any]] = [{"cluster_id": self.cluster_id}, {"producer_ids": self._reserved_until}]
         changes += [_topic_change(info) for info in self.topics.values()]
+        changes += [_credential_change(*key, value) for key, value in self.credentials.items()]
+        if self.acls:
+            changes.append({"acls": list(self.acls)})
         temporary = self._path.with_suffix(".new")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         data = b"".join(map(_line, changes))
         if os.write(file, data) != len(data):
             # A file that is cut short would be a file without the topics behind the cut, and their records would go.
@@ -139,6 +178,28 @@ def _topic_change(info: TopicInfo) -> dict[str, Any]:
         "id": str(info.topic_id),
         "partitions": info.partitions,
         "configs": dict(info.configs),
+    }
+
+
+def _acl(values: Sequence[Any]) -> Acl:
+    resource, name, pattern, principal, host, operation, permission = values
+    return Acl(
+        Resource(resource), name, Pattern(pattern), principal, host, Operation(operation), Permission(permission)
+    )
+
+
+def _credential(change: Mapping[str, Any]) -> ScramCredential:
+    salt, stored_key, server_key = (bytes.fromhex(change[name]) for name in ("salt", "stored_key", "server_key"))
+    return ScramCredential(salt, change["iterations"], stored_key, server_key)
+
+
+def _credential_change(user: str, mechanism: str, credential: ScramCredential) -> dict[str, Any]:
+    return {
+        "credential": [user, mechanism],
+        "salt": credential.salt.hex(),
+        "iterations": credential.iterations,
+        "stored_key": credential.stored_key.hex(),
+        "server_key": credential.server_key.hex(),
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from semel.broker.apis import APIS
 from semel.broker.config import BrokerConfig
@@ -17,6 +17,9 @@ from semel.broker.control import Control
 from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
 from semel.broker.groups import Groups
 from semel.broker.metadata import MetadataStore
+from semel.broker.security.acls import Authorizer, Operation, Resource
+from semel.broker.security.login import PASS
+from semel.broker.security.users import Users
 from semel.broker.topics import Topics
 from semel.broker.transactions import Transactions
 from semel.env import Env
@@ -25,8 +28,20 @@ from semel.wire.messages import RequestHeader, api_name, decode_request_header, 
 
 __all__ = ["Node", "Timer"]
 
+T = TypeVar("T")
+
 
 _API_VERSIONS = 18
+
+
+class Aside(Protocol):
+    """Do `work` without holding up anybody, then call `done` with its result."""
+
+    def __call__(self, work: Callable[[], T], done: Callable[[T], None]) -> None: ...
+
+
+def _at_once(work: Callable[[], T], done: Callable[[T], None]) -> None:
+    done(work())
 
 
 class Timer(Protocol):
@@ -52,6 +67,15 @@ class Node:
         self.outbox = Outbox()
         self.control = Control(self)
         self.metadata = MetadataStore(data / "metadata.log", str(env.new_id()))
+        self.users = Users(self.metadata)
+        self.authorizer: Authorizer | None = None
+        if config.security.authorize:
+            security = config.security
+            self.authorizer = Authorizer(
+                lambda: self.metadata.acls, security.super_users, allow_if_no_acl=security.allow_everyone_if_no_acl
+            )
+        self.aside: Aside = _at_once
+        """Does long arithmetic elsewhere; set by the shell."""
         self.topics = Topics(data / "topics", self.metadata, config, env)
         self.transactions = Transactions(self.topics, self.metadata, config, env)
         self.groups = Groups(self.topics, config, env, call_later, self.outbox)
@@ -61,6 +85,7 @@ class Node:
 
     def open(self) -> None:
         """Recover logs and coordinators; finish transactions whose decision was durable, abort those of nobody."""
+        self.users.ensure(self.config.security.users)
         self.topics.open()
         self.groups.open()
         self.transactions.open(self.groups)
@@ -85,6 +110,10 @@ class Node:
 
     def handle(self, frame: memoryview, peer: Peer) -> Parts | Later | None:
         """Answer one request frame. Raises `ProtocolError` when the connection is to be closed."""
+        if peer.login is not None:
+            taken = peer.login.take(self, frame)
+            if taken is not PASS:
+                return taken
         header = decode_request_header(frame)
         request = Request(header, frame, peer, self.env.wall_ms())
         api = APIS.get(header.api_key)
@@ -96,6 +125,14 @@ class Node:
             )
         answer = self.control.handle(request, partial(api.handle, self)) if self.control else api.handle(self, request)
         return answer if isinstance(answer, Later) else _encode(header, answer)
+
+    def denies(self, request: Request, operation: Operation, resource: Resource, name: str) -> bool:
+        """Whether the client of this request may not do this. Every handler asks here; without an authorizer: no."""
+        authorizer = self.authorizer
+        if authorizer is None:
+            return False
+        peer = request.peer
+        return not authorizer.allows(peer.principal, peer.client_host, operation, resource, name)
 
     def encode(self, later: Later, answer: Answer) -> Parts | None:
         """The bytes of an answer that came later."""

@@ -1,4 +1,4 @@
-"""The listening socket and its connections; the shell around the sans-IO node."""
+"""The listening sockets and their connections; the shell around the sans-IO node."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import errno
 import logging
 import resource
 import socket
+import ssl
 import sys
+from collections.abc import Sequence
 
 from semel.broker.connection import Buffers, Connection, Core
 from semel.broker.exchange import Outbox, Peer
+from semel.broker.security.login import LOGIN_FRAME_BYTES, LOGIN_SECONDS, Login
+from semel.broker.security.settings import Listener, TlsFiles
+from semel.broker.security.tls import Handshake, Handshakes, TlsConnection, TlsSocket, principal_of, server_context
 from semel.errors import ConfigurationError
 
 __all__ = ["Server"]
@@ -65,6 +70,7 @@ class Server:
         max_connections: int,
         max_frame_bytes: int,
         idle_seconds: float,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._core = core
         self._outbox = outbox
@@ -73,26 +79,41 @@ class Server:
         self._idle_seconds = idle_seconds
         self._connections: set[Connection] = set()
         self._buffers = Buffers()
-        self._socket: socket.socket | None = None
-        self.port = 0
+        self._doors: dict[socket.socket, Listener] = {}
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
+        self.ports: list[int] = []
+        """The ports listened on, in the order of the listeners."""
 
     def __repr__(self) -> str:
-        return f"<Server port {self.port}, {len(self._connections)} connections>"
+        return f"<Server ports {self.ports}, {len(self._connections)} connections>"
 
-    def start(self, host: str, port: int) -> None:
-        """Listen and accept. Raises `ConfigurationError` when the address cannot be had."""
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """Listen and accept. Raises `ConfigurationError` when an address or a certificate cannot be had."""
         self._loop = asyncio.get_running_loop()
-        self._socket = _listen(host, port)
+        self._handshakes = Handshakes(self._loop)
+        if self._tls is not None and any(listener.tls for listener in listeners):
+            self._context = server_context(self._tls)
+        try:
+            for listener in listeners:
+                self._doors[_listen(listener.host, listener.port)] = listener
+        except ConfigurationError:
+            for sock in self._doors:
+                sock.close()
+            self._doors.clear()
+            raise
         self._outbox.notify = self._drain_soon
-        self.port = self._socket.getsockname()[1]
-        self._loop.add_reader(self._socket.fileno(), self._on_connect)
+        self.ports = [sock.getsockname()[1] for sock in self._doors]
+        for sock in self._doors:
+            self._loop.add_reader(sock.fileno(), self._on_connect, sock)
 
     def close(self) -> None:
         """Stop accepting and close every connection."""
-        if self._socket is not None:
-            self._loop.remove_reader(self._socket.fileno())
-            self._socket.close()
-            self._socket = None
+        for sock in self._doors:
+            self._loop.remove_reader(sock.fileno())
+            sock.close()
+        self._doors.clear()
+        self._handshakes.close()
         for connection in list(self._connections):
             connection.close()
 
@@ -107,36 +128,74 @@ class Server:
         """Later answers go out after the one that set them off."""
         self._loop.call_soon(self._outbox.drain)
 
-    def _on_connect(self) -> None:
-        assert self._socket is not None
+    def _on_connect(self, door: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                sock, remote = self._socket.accept()
+                sock, remote = door.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
                 log.error("cannot accept connections: %s; trying again in %g s", error, ACCEPT_PAUSE_SECONDS)
-                self._loop.remove_reader(self._socket.fileno())
-                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume_accepting)
+                self._loop.remove_reader(door.fileno())
+                self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume_accepting, door)
                 return
-            if len(self._connections) >= self._max_connections:
+            if len(self._connections) + len(self._handshakes) >= self._max_connections:
                 log.warning("refusing a connection from %s: the limit is %d", remote[0], self._max_connections)
                 sock.close()
                 continue
-            self._open(sock, remote)
+            self._welcome(sock, remote[0], self._doors[door])
 
-    def _open(self, sock: socket.socket, remote: tuple[str, int]) -> None:
+    def _welcome(self, sock: socket.socket, host: str, listener: Listener) -> None:
         try:
-            local = sock.getsockname()
-            peer = Peer(remote[0], local[0], local[1])
-            connection = Connection(
-                sock, peer, self._core, self._loop, self._buffers, self._max_frame_bytes, self._connections.discard
-            )
+            if not listener.tls:
+                self._open(Connection, sock, self._peer(sock, host, listener))
+                return
+            assert self._context is not None
+
+            def done(handshake: Handshake) -> None:
+                self._after_handshake(handshake, listener)
+
+            if not self._handshakes.begin(self._context, sock, host, done):
+                log.warning("refusing a connection from %s: %d TLS handshakes in progress", host, len(self._handshakes))
+                sock.close()
         except OSError:
             sock.close()  # The client was gone before we got to it.
-        else:
-            self._connections.add(connection)
 
-    def _resume_accepting(self) -> None:
-        if self._socket is not None:
-            self._loop.add_reader(self._socket.fileno(), self._on_connect)
+    def _after_handshake(self, handshake: Handshake, listener: Listener) -> None:
+        sock = handshake.sock
+        try:
+            peer = self._peer(sock, handshake.host, listener)
+            if not listener.sasl:
+                peer.principal = principal_of(sock.getpeercert())
+            # What came with the last handshake message is decrypted already.
+            self._open(TlsConnection, TlsSocket(sock), peer)._settle()
+        except OSError:
+            sock.close()
+
+    def _peer(self, sock: socket.socket, host: str, listener: Listener) -> Peer:
+        local = sock.getsockname()
+        known_as, _, port = listener.advertised.rpartition(":")
+        peer = Peer(host, known_as or local[0], int(port or local[1]), self._max_frame_bytes)
+        if listener.sasl:
+            peer.login = Login(peer)
+            peer.max_frame_bytes = min(LOGIN_FRAME_BYTES, self._max_frame_bytes)
+        return peer
+
+    def _open(self, kind: type[Connection], sock: socket.socket | TlsSocket, peer: Peer) -> Connection:
+        forget = self._connections.discard
+        connection = kind(sock, peer, self._core, self._loop, self._buffers, forget)
+        self._connections.add(connection)
+        if peer.login is not None:
+            self._loop.call_later(LOGIN_SECONDS, self._close_stranger, connection)
+        return connection
+
+    @staticmethod
+    def _close_stranger(connection: Connection) -> None:
+        login = connection.peer.login
+        if login is not None and not login.was_done and not connection.closed:
+            log.info("closing %r: no login after %g s", connection, LOGIN_SECONDS)
+            connection.close()
+
+    def _resume_accepting(self, door: socket.socket) -> None:
+        if door in self._doors:
+            self._loop.add_reader(door.fileno(), self._on_connect, door)

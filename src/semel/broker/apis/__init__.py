@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semel.broker.apis import cluster, fetch, groups, offsets, produce, topics, transactions
+from semel.broker.apis import cluster, fetch, groups, offsets, produce, security, topics, transactions
 from semel.broker.exchange import Api
 
 __all__ = ["APIS"]
 
 APIS: Mapping[int, Api] = {
-    api.key: api for module in (cluster, produce, fetch, offsets, topics, transactions, groups) for api in module.APIS
+    api.key: api
+    for module in (cluster, produce, fetch, offsets, topics, transactions, groups, security)
+    for api in module.APIS
 }

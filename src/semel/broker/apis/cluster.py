@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from semel.broker.config import LEADER_EPOCH, NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Parts, Request
+from semel.broker.security.acls import Operation, Resource
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
 from semel.wire.messages import encode_response
@@ -13,15 +14,7 @@ from semel.wire.messages import encode_response
 if TYPE_CHECKING:
     from semel.broker.node import Node
 
-__all__ = ["APIS", "endpoint", "partition_fields"]
-
-
-def endpoint(node: Node, request: Request) -> tuple[str, int]:
-    """Host and port that this client shall connect to."""
-    if node.config.advertised:
-        host, _, port = node.config.advertised.rpartition(":")
-        return host, int(port)
-    return request.peer.host, request.peer.port
+__all__ = ["APIS", "partition_fields"]
 
 
 def api_versions(node: Node, request: Request) -> Answer:
@@ -114,7 +107,7 @@ def metadata(node: Node, request: Request) -> Answer:
     else:
         auto_create = getattr(body, "allow_auto_topic_creation", True)
         topics = [_asked_topic(node, item, auto_create) for item in body.topics]
-    host, port = endpoint(node, request)
+    host, port = request.peer.host, request.peer.port
     return {
         "brokers": [{"node_id": NODE_ID, "host": host, "port": port, "rack": None}],
         "cluster_id": node.metadata.cluster_id,
@@ -130,7 +123,7 @@ def describe_cluster(node: Node, request: Request) -> Answer:
     Behaviour: the one node, which is its own controller.
     Version notes: v1 EndpointType: 2 (controllers) is refused as on a broker listener; v2 IsFenced.
     """
-    host, port = endpoint(node, request)
+    host, port = request.peer.host, request.peer.port
     kind = getattr(request.body, "endpoint_type", 1)
     answer: Fields = {"endpoint_type": kind, "cluster_id": node.metadata.cluster_id, "controller_id": NODE_ID}
     if kind != 1:
@@ -146,6 +139,12 @@ def describe_cluster(node: Node, request: Request) -> Answer:
     }
 
 
+_COORDINATED = {
+    0: (Resource.GROUP, ErrorCode.GROUP_AUTHORIZATION_FAILED),
+    1: (Resource.TRANSACTIONAL_ID, ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED),
+}
+
+
 def find_coordinator(node: Node, request: Request) -> Answer:
     """FindCoordinator.
 
@@ -153,18 +152,21 @@ def find_coordinator(node: Node, request: Request) -> Answer:
     Version notes: v1 KeyType; v4 several keys in a request and the coordinators as a list.
     """
     body = request.body
-    host, port = endpoint(node, request)
-    known = getattr(body, "key_type", 0) in (0, 1)
-    here: Fields = {
-        "node_id": NODE_ID if known else -1,
-        "host": host if known else "",
-        "port": port if known else -1,
-        "error_code": 0 if known else ErrorCode.INVALID_REQUEST,
-        "error_message": None if known else "This coordinator type is not supported.",
-    }
+    host, port = request.peer.host, request.peer.port
+    guarded = _COORDINATED.get(getattr(body, "key_type", 0))
+
+    def coordinator(key: str) -> Fields:
+        if guarded is None:
+            return {"error_code": ErrorCode.INVALID_REQUEST, "error_message": "This coordinator type is not supported."}
+        resource, code = guarded
+        if node.denies(request, Operation.DESCRIBE, resource, key):
+            return {"error_code": code, "error_message": None}
+        return {"error_code": ErrorCode.NONE, "error_message": None, "node_id": NODE_ID, "host": host, "port": port}
+
+    nowhere: Fields = {"node_id": -1, "host": "", "port": -1}
     if request.version >= 4:
-        return {"coordinators": [here | {"key": key} for key in body.coordinator_keys]}
-    return here
+        return {"coordinators": [nowhere | {"key": key} | coordinator(key) for key in body.coordinator_keys]}
+    return nowhere | coordinator(body.key)
 
 
 APIS = (
