@@ -1,4 +1,4 @@
-"""A certificate authority of the test's own, and what it signs; made by the openssl program in some milliseconds each."""
+"""A certificate authority of the test's own, and what it signs; the openssl program makes each in milliseconds."""
 
 from __future__ import annotations
 
