@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from semel.broker.commit import Background, at_once
 from semel.broker.config import BrokerConfig
 from semel.broker.exchange import Later, Parts, Peer
 from semel.broker.node import Node
@@ -57,15 +58,17 @@ class _Timer:
 class Core:
     """A node in `data`; open again after `close` to see what a restart finds."""
 
-    def __init__(self, data: Path, config: BrokerConfig | None = None) -> None:
+    def __init__(self, data: Path, config: BrokerConfig | None = None, background: Background = at_once) -> None:
         self.data = data
+        self.background = background
         self.config = config or BrokerConfig()
         self.now_ms = 1_700_000_000_000
         self._timers: list[_Timer] = []
         self.open()
 
     def open(self) -> None:
-        self.node = Node(self.data, self.config, Env(wall_ms=lambda: self.now_ms), self._call_later)
+        env = Env(wall_ms=lambda: self.now_ms)
+        self.node = Node(self.data, self.config, env, self._call_later, self.background)
         self.node.open()
 
     def restart(self) -> None:

@@ -84,9 +84,9 @@ def read_all(bootstrap: str, topic: str, partitions: int) -> Counter[bytes]:
     return values
 
 
-def kill_under_load(folder: Path, kills: int) -> tuple[int, float]:
+def kill_under_load(folder: Path, kills: int, fsync: str = "os") -> tuple[int, float]:
     """Returns (records acknowledged, slowest restart in seconds)."""
-    broker = BrokerProcess(folder / "data")
+    broker = BrokerProcess(folder / "data", fsync=fsync)
     broker.start()
     broker.create_topic("load", 4)
     loads = [Load(broker.bootstrap, "load", f"p{number}") for number in range(2)]
@@ -113,9 +113,10 @@ def kill_under_load(folder: Path, kills: int) -> tuple[int, float]:
     return len(acknowledged), slowest
 
 
-def test_a_few_kills(tmp_path: Path) -> None:
-    records, slowest = kill_under_load(tmp_path, 8)
-    print(f"8 kills, {records} records acknowledged, slowest restart {slowest:.2f} s")
+@pytest.mark.parametrize("fsync", ["os", "always"])
+def test_a_few_kills(tmp_path: Path, fsync: str) -> None:
+    records, slowest = kill_under_load(tmp_path, 8 if fsync == "os" else 4, fsync)
+    print(f"{fsync}: a few kills, {records} records acknowledged, slowest restart {slowest:.2f} s")
 
 
 @pytest.mark.soak

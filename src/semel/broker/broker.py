@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from semel.broker.config import BrokerConfig
+from semel.broker.disk import DiskThread
 from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node
 from semel.broker.security.settings import Listener
@@ -46,6 +47,7 @@ class Broker:
         self._config = config or BrokerConfig()
         self._env = env or Env()
         self._lock: DirectoryLock | None = None
+        self._disk: DiskThread | None = None
         self._node: Node | None = None
         self._server: Server | None = None
         self._timers: list[asyncio.Task[None]] = []
@@ -81,7 +83,8 @@ class Broker:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="semel-broker-aside")
         self._lock = DirectoryLock(self._data, "broker")
         try:
-            self._node = node = Node(self._data, self._config, self._env, loop.call_later)
+            self._disk = DiskThread(loop)
+            self._node = node = Node(self._data, self._config, self._env, loop.call_later, self._disk.submit)
             node.aside = self._aside
             node.open()
             server = Server(
@@ -137,6 +140,9 @@ class Broker:
         if self._executor is not None:
             self._executor.shutdown(wait=False, cancel_futures=True)
             self._executor = None
+        if self._disk is not None:
+            self._disk.close()
+            self._disk = None
         if self._node is not None:
             self._node.close()
             self._node = None

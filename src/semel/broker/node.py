@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from semel.broker.apis import APIS
+from semel.broker.commit import Background, GroupCommit, at_once
 from semel.broker.config import BrokerConfig
 from semel.broker.control import Control
 from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
@@ -52,7 +53,7 @@ class Timer(Protocol):
 
 
 class Node:
-    """Everything behind the listener. `call_later(seconds, callback)` is the shell's timer."""
+    """Everything behind the listener. `call_later(seconds, callback)` is the shell's timer, `background` its disk."""
 
     def __init__(
         self,
@@ -60,12 +61,14 @@ class Node:
         config: BrokerConfig,
         env: Env,
         call_later: Callable[[float, Callable[[], None]], Timer],
+        background: Background = at_once,
     ) -> None:
         self.config = config
         self.env = env
         self.call_later = call_later
         self.outbox = Outbox()
         self.control = Control(self)
+        self.commits = GroupCommit(background)
         self.metadata = MetadataStore(data / "metadata.log", str(env.new_id()))
         self.users = Users(self.metadata)
         self.authorizer: Authorizer | None = None

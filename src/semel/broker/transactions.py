@@ -159,9 +159,21 @@ class Transactions:
     # --- Steps ---
 
     def _decide(self, prepared: TransactionMetadata, now_ms: int) -> None:
+        self._settle(prepared)
         self._persist(prepared, now_ms)
         failpoint("broker.after_prepare")
         self._carry_out(prepared, now_ms, first_time=True)
+
+    def _settle(self, prepared: TransactionMetadata) -> None:
+        """A client need not have waited for its last batches: no decision on the disk without what it is about."""
+        try:
+            for item in prepared.partitions:
+                partition = self._topics.partition(*item)
+                if partition is not None:
+                    partition.log.settle()
+        except LogError:
+            self.coordinator.cancel(prepared)
+            raise
 
     def _persist(self, transition: TransactionMetadata, now_ms: int) -> None:
         """Write a transition, then apply it.

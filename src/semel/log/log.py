@@ -26,6 +26,7 @@ from semel.log.partition import PartitionState
 from semel.log.recovery import RecoveryReport, rebuild_indexes, recover, write_log_start
 from semel.log.segments import Segment
 from semel.log.snapshot import write_snapshot
+from semel.log.sync import Sync
 from semel.log.validation import LogConfig, validate
 from semel.wire.records import (
     BatchBuilder,
@@ -105,6 +106,7 @@ class PartitionLog:
         self._loaded: list[Segment] = []
         self._failure: str | None = None
         self._sync_always = config.fsync == "always"
+        self._sync_pending: Sync | None = None
         # Counted since the last snapshot; what recovery had to read counts, or every crash would read it again.
         self._new_bytes = recovery.read_bytes
         self._new_batches = recovery.batches
@@ -180,11 +182,21 @@ class PartitionLog:
 
     # --- Appending ---
 
-    def append(self, batch: bytearray | memoryview, now_ms: int, *, transaction_version: int = 1) -> AppendResult:
+    def append(
+        self,
+        batch: bytearray | memoryview,
+        now_ms: int,
+        *,
+        transaction_version: int = 1,
+        sync: bool = True,
+    ) -> AppendResult:
         """Append one batch as a client sent it. It is written into: place, leader epoch, time of append.
 
         A batch that is there already is not appended again: the result has its place. Raises `LogError` with Kafka's
         code; nothing changed then, except that `batch` may have been written into.
+
+        With `fsync="always"` and without `sync` the disk is not waited for: the high watermark stays until
+        `begin_sync` and `end_sync`, and nobody may hear of the batch before it has passed `last_offset`.
         """
         state = self._state
         header = validate(batch, self.config, now_ms)
@@ -207,9 +219,9 @@ class PartitionLog:
         elif header.log_append_time:
             _set_create_time(batch, header)
         size = header.size
-        self._write(batch if len(batch) == size else memoryview(batch)[:size])
+        synced = self._write(batch if len(batch) == size else memoryview(batch)[:size], sync=sync)
         state.apply_batch(header, timestamp_ms, now_ms)
-        self._applied(size, timestamp_ms)
+        self._applied(size, timestamp_ms, synced=synced)
         return AppendResult(
             base_offset,
             base_offset + header.last_offset_delta,
@@ -278,10 +290,55 @@ class PartitionLog:
         self._applied(len(batch), now_ms)
         return base_offset
 
-    def _write(self, data: bytearray | memoryview) -> None:
-        """Bring `data` to the file behind the last batch, or leave the file as it is and raise `LogError`."""
+    def begin_sync(self) -> Sync | None:
+        """What has to be run (in any thread) before `end_sync`; None when everything is on the disk, or never will be.
+
+        Raises `LogError` when the file cannot be opened.
+        """
+        if self._failure is not None or self._sync_pending or self.high_watermark == self.log_end_offset:
+            return None
+        try:
+            self._sync_pending = Sync(self._segments[-1].file, self.log_end_offset, lambda file: sync_data(file))
+        except OSError as problem:
+            raise storage_error(f"{self._segments[-1].path} cannot be synced", problem) from problem
+        return self._sync_pending
+
+    def end_sync(self, sync: Sync) -> None:
+        """`sync` was run: what it brought to the disk may be read now. Raises `LogError`; the log has stopped then."""
+        if sync is self._sync_pending:
+            self._await_sync()
+            if self._is_snapshot_due():
+                self.settle()
+                self._snapshot(durable=True)
+
+    def settle(self) -> None:
+        """Wait until everything that was appended is on the disk, with `fsync="always"`. Raises `LogError`."""
+        if self.high_watermark < self.log_end_offset:
+            self._check_running()
+            self._await_sync()
+        if self.high_watermark < self.log_end_offset:
+            self._sync(self._segments[-1])
+            self._state.advance(self.log_end_offset)
+
+    def _await_sync(self) -> None:
+        """Take the outcome of a sync that is under way."""
+        sync, self._sync_pending = self._sync_pending, None
+        if sync is not None:
+            sync.run()
+            if sync.problem is not None:
+                self._stop(self._segments[-1].path, sync.problem)
+            self._state.advance(max(sync.end_offset, self.high_watermark))
+
+    def _check_running(self) -> None:
         if self._failure is not None:
             raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, f"{self.topic}-{self.partition} has stopped: {self._failure}")
+
+    def _write(self, data: bytearray | memoryview, *, sync: bool = True) -> bool:
+        """Bring `data` to the file behind the last batch, or leave the file as it is and raise `LogError`.
+
+        Returns whether it may be read, which without `sync` the disk has still to allow.
+        """
+        self._check_running()
         active = self._segments[-1]
         if active.size and active.size + len(data) > self.config.segment_bytes:
             active = self._roll()
@@ -293,15 +350,19 @@ class PartitionLog:
         except OSError as problem:
             self._undo(active)
             raise storage_error(f"{active.path} cannot be written", problem) from problem
-        if self._sync_always:
-            try:
-                self._sync(active)
-                if position == 0:
-                    self._sync_name()
-            except LogError:
-                if self._failure is None:
-                    self._undo(active)
-                raise
+        if not self._sync_always:
+            return True
+        if not sync and position:
+            return False
+        try:
+            self._sync(active)
+            if position == 0:
+                self._sync_name()
+        except LogError:
+            if self._failure is None:
+                self._undo(active)
+            raise
+        return True
 
     def _undo(self, active: Segment) -> None:
         """Cut what a failed write left behind. When even that fails the log stops, or the rest might be read later."""
@@ -314,6 +375,7 @@ class PartitionLog:
 
     def _sync(self, segment: Segment) -> None:
         """Bring a segment to the disk. After a failure the kernel may have dropped the bytes: never try again."""
+        self._await_sync()
         try:
             sync_data(segment.file)
         except OSError as problem:
@@ -333,17 +395,20 @@ class PartitionLog:
         _log.error("%s-%d stops: %s", self.topic, self.partition, self._failure)
         raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
 
-    def _applied(self, size: int, timestamp_ms: int) -> None:
+    def _applied(self, size: int, timestamp_ms: int, *, synced: bool = True) -> None:
         """The batch of `size` bytes at the end of the active segment is in the state: index it, let it be read."""
         state = self._state
         self._segments[-1].added(size, state.log_end_offset, timestamp_ms)
-        state.advance(state.log_end_offset)
         self._new_bytes += size
         self._new_batches += 1
-        if (self._new_batches >= SNAPSHOT_BATCHES or self._new_bytes >= SNAPSHOT_BYTES) and (
-            self._new_bytes >= 2 * self._snapshot_size
-        ):
-            self._snapshot(durable=self._sync_always)
+        if synced:
+            state.advance(state.log_end_offset)
+            if self._is_snapshot_due():
+                self._snapshot(durable=self._sync_always)
+
+    def _is_snapshot_due(self) -> bool:
+        enough = self._new_batches >= SNAPSHOT_BATCHES or self._new_bytes >= SNAPSHOT_BYTES
+        return enough and self._new_bytes >= 2 * self._snapshot_size
 
     # --- Segments and snapshots ---
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from semel.broker.apis.hotpath import ProducedPartition, ProducePartition, produce_response, read_produce_request
-from semel.broker.exchange import Answer, Api, Request
+from semel.broker.exchange import Answer, Api, Later, Request
 from semel.broker.topics import Partition, Topic
 from semel.env import failpoint
 from semel.errors import CorruptBatch, ErrorCode, ProtocolError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from semel.broker.node import Node
 
 __all__ = ["APIS"]
+
+_Produced = list[tuple[str | UUID | None, list[ProducedPartition]]]
 
 _IMPLICIT_ADD_VERSION = 12
 """From this version on Produce adds its partitions to the transaction itself (KIP-890)."""
@@ -36,8 +38,10 @@ class _Producer:
         self.refused = ErrorCode.NONE
         """Why nothing in a transaction can be appended."""
         self.identity = (-1, -1)
+        self.unsynced: list[tuple[Partition, int, ProducedPartition]] = []
+        """Batches that the disk has not yet: partition, last offset, and the answer if all goes well."""
 
-    def run(self) -> list[tuple[str | UUID | None, list[ProducedPartition]]]:
+    def run(self) -> _Produced:
         """Append every partition's batch; each succeeds or fails by itself."""
         topics = [(asked, self._topic(asked), partitions) for asked, partitions in self.asked]
         if self.transactional_id is not None:
@@ -119,15 +123,33 @@ class _Producer:
         version = 2 if self.request.version >= _IMPLICIT_ADD_VERSION else 1
         failpoint("broker.before_append")
         try:
-            result = partition.log.append(records, self.request.now_ms, transaction_version=version)
+            result = partition.log.append(records, self.request.now_ms, transaction_version=version, sync=False)
         except LogError as error:
             return ProducedPartition(index, error.code, message=str(error))
         failpoint("broker.after_append")
         if partition.waiters:
             partition.advanced()
-        return ProducedPartition(
+        produced = ProducedPartition(
             index, ErrorCode.NONE, result.base_offset, result.log_append_time_ms, result.log_start_offset
         )
+        if result.last_offset >= partition.log.high_watermark:  # Also of a duplicate whose first copy still waits.
+            self.unsynced.append((partition, result.last_offset, produced))
+        return produced
+
+    def after_sync(self, topics: _Produced) -> _Produced:
+        """The answer when the disk has said what became of the batches that waited for it."""
+        lost = {
+            id(produced)
+            for partition, last_offset, produced in self.unsynced
+            if last_offset >= partition.log.high_watermark
+        }
+        return [(asked, [_lost(item) if id(item) in lost else item for item in items]) for asked, items in topics]
+
+
+def _lost(item: ProducedPartition) -> ProducedPartition:
+    return ProducedPartition(
+        item.partition, ErrorCode.KAFKA_STORAGE_ERROR, message="The batch could not be brought to the disk."
+    )
 
 
 def _header(item: ProducePartition) -> BatchHeader | None:
@@ -139,24 +161,35 @@ def _header(item: ProducePartition) -> BatchHeader | None:
         return None
 
 
-def produce(node: Node, request: Request) -> Answer:
+def produce(node: Node, request: Request) -> Answer | Later:
     """Produce.
 
     Behaviour: one batch a partition; codes and their order as in kafka_facts 2.1, 2.2 and 2.6. A stale epoch is 47 and
     never 90. The coordinator is asked immediately before each append, so nothing is written under an identity whose
-    EndTxn was decided. With acks=0 there is no response, and the connection closes when there was an error.
+    EndTxn was decided. With fsync=always the answer waits for the disk, together with others (`GroupCommit`). With
+    acks=0 there is no response, and the connection closes when there was an error.
     Version notes: v5 log start offset; v8 error message; v9 flexible; v11 may answer 120; v12 adds partitions to the
     transaction itself; v13 topics by id (unknown: 100 instead of 3). v0-2 are advertised and cannot be read:
     librdkafka before 2.11 turns compression off where v0 is missing (KAFKA-18659).
     """
     producer = _Producer(node, request)
     topics = producer.run()
+    waiting = [partition for partition, _, _ in producer.unsynced]
     if producer.acks == 0:
+        if waiting:
+            node.commits.wait(waiting, lambda: None)
         failed = next((item for _, items in topics for item in items if item.error), None)
         if failed is not None:
             raise ProtocolError(f"a Produce request with acks=0 failed: {ErrorCode(failed.error).name}")
         return None
-    return [produce_response(request.version, request.header.correlation_id, topics)]
+    if not waiting:
+        return [produce_response(request.version, request.header.correlation_id, topics)]
+    later = Later(node.outbox, request)
+    version, correlation_id = request.version, request.header.correlation_id
+    node.commits.wait(
+        waiting, lambda: later.answer([produce_response(version, correlation_id, producer.after_sync(topics))])
+    )
+    return later
 
 
 APIS = (Api(0, 3, 13, produce, advertised_min=0),)

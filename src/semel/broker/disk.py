@@ -1,0 +1,31 @@
+"""The disk's thread: what may take long runs there, and its end is told in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+__all__ = ["DiskThread"]
+
+
+class DiskThread:
+    """One thread, first come, first served; it starts with its first work."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="semel-disk")
+
+    def submit(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        """Run `work` in the thread, then `done` in the loop."""
+        self._thread.submit(self._run, work, done)
+
+    def _run(self, work: Callable[[], None], done: Callable[[], None]) -> None:
+        try:
+            work()
+        finally:
+            self._loop.call_soon_threadsafe(done)
+
+    def close(self) -> None:
+        """Wait for the end of all work. The loop must still be open."""
+        self._thread.shutdown()
