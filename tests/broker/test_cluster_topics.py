@@ -157,9 +157,17 @@ def test_delete_topics_errors(core: Core) -> None:
 def test_create_partitions(core: Core) -> None:
     core.create("orders", 2)
 
-    def extend(count: int, *, validate_only: bool = False) -> int:
-        topics = [{"name": "orders", "count": count, "assignments": None}]
+    def extend(count: int, *, assigned: list[int] | None = None, validate_only: bool = False) -> int:
+        assignments = None if assigned is None else [{"broker_ids": [broker]} for broker in assigned]
+        topics = [{"name": "orders", "count": count, "assignments": assignments}]
         return int(core.ask(37, 3, topics=topics, timeout=1, validate_only=validate_only).results[0].error_code)
+
+    twice = [{"name": "orders", "count": count, "assignments": None} for count in (3, 4)]
+    answer = core.ask(37, 3, topics=twice, timeout=1, validate_only=False)
+    assert [item.error_code for item in answer.results] == [ErrorCode.INVALID_REQUEST]
+    assert extend(4, assigned=[1]) == ErrorCode.INVALID_REPLICA_ASSIGNMENT
+    assert extend(3, assigned=[2]) == ErrorCode.INVALID_REPLICA_ASSIGNMENT
+    assert extend(3, assigned=[1], validate_only=True) == 0
 
     assert extend(2) == ErrorCode.INVALID_PARTITIONS
     assert extend(3, validate_only=True) == 0

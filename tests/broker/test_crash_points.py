@@ -46,11 +46,11 @@ class _Images:
 @pytest.mark.parametrize("snapshots", [1, 10_000])
 def test_a_kill_at_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, snapshots: int) -> None:
     monkeypatch.setattr("semel.log.log.SNAPSHOT_BATCHES", snapshots)
-    config = BrokerConfig(transaction_version=version)
+    config = BrokerConfig(transaction_version=version, segment_bytes=400)
     (tmp_path / "data").mkdir()
     core = Core(tmp_path / "data", config)
     for topic in TOPICS:
-        core.create(topic, segment_bytes="400")
+        core.create(topic)
     writer = Writer(core, "w", version)
     with monkeypatch.context() as patch:
         images = _Images(core.data, tmp_path, patch)

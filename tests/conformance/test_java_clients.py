@@ -100,3 +100,36 @@ def test_transactional_copier_with_aborts_copies_each_record_once(embedded: Addr
         "--isolation-level", "read_committed",
     )  # fmt: skip
     assert sorted(map(int, read.stdout.split())) == list(range(500)), read.stderr[-500:]
+
+
+def test_kafka_configs_and_kafka_topics(embedded: Address) -> None:
+    topic, server = topic_name(), ("--bootstrap-server", embedded.bootstrap)
+
+    def tool(name: str, *arguments: str) -> str:
+        done = java(name, *server, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    topics, configs = f"{TOOLS}.TopicCommand", "kafka.admin.ConfigCommand"
+    tool(topics, "--create", "--topic", topic, "--partitions", "2", "--config", "retention.ms=5000")
+    tool(topics, "--alter", "--topic", topic, "--partitions", "3")
+    found = tool(topics, "--describe", "--topic", topic)
+    assert "PartitionCount: 3" in found.replace("\t", " ")
+    assert "retention.ms=5000" in found
+    entity = ("--entity-type", "topics", "--entity-name", topic)
+    tool(configs, *entity, "--alter", "--add-config", "cleanup.policy=[compact,delete],max.message.bytes=2000")
+    tool(configs, *entity, "--alter", "--delete-config", "retention.ms")
+    found = tool(configs, *entity, "--describe")
+    assert "cleanup.policy=compact,delete" in found
+    assert "DYNAMIC_TOPIC_CONFIG:max.message.bytes=2000" in found
+    assert "retention.ms" not in found
+    broker = ("--entity-type", "brokers", "--entity-name", "1")
+    tool(configs, *broker, "--alter", "--add-config", "log.cleaner.min.compaction.lag.ms=3")
+    found = tool(configs, *broker, "--describe")
+    assert "log.cleaner.min.compaction.lag.ms=3 sensitive=false" in found
+    tool(configs, *broker, "--alter", "--delete-config", "log.cleaner.min.compaction.lag.ms")
+    group = ("--entity-type", "groups", "--entity-name", topic)
+    tool(configs, *group, "--alter", "--add-config", "consumer.session.timeout.ms=46000")
+    assert "consumer.session.timeout.ms=46000" in tool(configs, *group, "--describe")
+    tool(topics, "--delete", "--topic", topic)
+    assert topic not in tool(topics, "--list")

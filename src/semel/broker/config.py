@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
+from semel.broker.config_keys import TOPIC_KEYS
 from semel.broker.security.settings import Listener, Security
 from semel.errors import ConfigurationError
 from semel.log.log import LogConfig
@@ -14,10 +15,8 @@ from semel.wire.frames import MAX_FRAME_BYTES
 __all__ = [
     "LEADER_EPOCH",
     "NODE_ID",
-    "TOPIC_CONFIGS",
+    "OFFSETS_RETENTION_MS",
     "BrokerConfig",
-    "TopicConfig",
-    "check_topic_configs",
     "log_config",
 ]
 
@@ -25,6 +24,9 @@ NODE_ID = 1
 """This broker's id in Metadata; it is the only node, its own controller, and leads every partition."""
 LEADER_EPOCH = 0
 """The leader never changes, so its epoch does not either."""
+OFFSETS_RETENTION_MS = 400 * 86_400_000
+"""Kafka's default is a week: an app that was off for longer would begin again and do everything it finds twice. Still
+finite, because tools leave a group behind with every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,96 +80,11 @@ class BrokerConfig:
             raise ConfigurationError(f"num_partitions={self.num_partitions} must be at least 1.")
 
 
-_BOOLEAN, _STRING, _INT, _LONG, _DOUBLE, _LIST = 1, 2, 3, 5, 6, 7
-"""Types of a config value in DescribeConfigs (org.apache.kafka.clients.admin.ConfigEntry.ConfigType)."""
-
-
-class TopicConfig(NamedTuple):
-    """One topic setting: its default as a string, its type on the wire, its check."""
-
-    default: str
-    type: int
-    check: Callable[[str], bool]
-
-
-def _whole(low: int, high: int = (1 << 63) - 1) -> Callable[[str], bool]:
-    def check(text: str) -> bool:
-        try:
-            return low <= int(text) <= high
-        except ValueError:
-            return False
-
-    return check
-
-
-def _one_of(*values: str) -> Callable[[str], bool]:
-    return lambda text: text in values
-
-
-def _fraction(text: str) -> bool:
-    try:
-        return 0.0 <= float(text) <= 1.0
-    except ValueError:
-        return False
-
-
-def _policies(text: str) -> bool:
-    return all(item.strip() in ("delete", "compact") for item in text.split(",") if item.strip())
-
-
-_MAX_LONG = str((1 << 63) - 1)
-_INT_MAX = (1 << 31) - 1
-_YES_NO = _one_of("true", "false")
-
-TOPIC_CONFIGS: Mapping[str, TopicConfig] = {
-    "cleanup.policy": TopicConfig("delete", _LIST, _policies),
-    "compression.gzip.level": TopicConfig("-1", _INT, _whole(-1, 9)),
-    "compression.lz4.level": TopicConfig("9", _INT, _whole(1, 17)),
-    "compression.type": TopicConfig(
-        "producer", _STRING, _one_of("producer", "uncompressed", "gzip", "snappy", "lz4", "zstd")
-    ),
-    "compression.zstd.level": TopicConfig("3", _INT, _whole(-131072, 22)),
-    "delete.retention.ms": TopicConfig("86400000", _LONG, _whole(0)),
-    "file.delete.delay.ms": TopicConfig("60000", _LONG, _whole(0)),
-    "flush.messages": TopicConfig(_MAX_LONG, _LONG, _whole(1)),
-    "flush.ms": TopicConfig(_MAX_LONG, _LONG, _whole(0)),
-    "index.interval.bytes": TopicConfig("4096", _INT, _whole(0, _INT_MAX)),
-    "max.compaction.lag.ms": TopicConfig(_MAX_LONG, _LONG, _whole(1)),
-    "max.message.bytes": TopicConfig("1048588", _INT, _whole(0, _INT_MAX)),
-    "message.timestamp.after.max.ms": TopicConfig("3600000", _LONG, _whole(0)),
-    "message.timestamp.before.max.ms": TopicConfig(_MAX_LONG, _LONG, _whole(0)),
-    "message.timestamp.type": TopicConfig("CreateTime", _STRING, _one_of("CreateTime", "LogAppendTime")),
-    "min.cleanable.dirty.ratio": TopicConfig("0.5", _DOUBLE, _fraction),
-    "min.compaction.lag.ms": TopicConfig("0", _LONG, _whole(0)),
-    "min.insync.replicas": TopicConfig("1", _INT, _whole(1, _INT_MAX)),
-    "preallocate": TopicConfig("false", _BOOLEAN, _YES_NO),
-    "retention.bytes": TopicConfig("-1", _LONG, _whole(-1)),
-    "retention.ms": TopicConfig("604800000", _LONG, _whole(-1)),
-    "segment.bytes": TopicConfig("1073741824", _INT, _whole(14, _INT_MAX)),
-    "segment.index.bytes": TopicConfig("10485760", _INT, _whole(4, _INT_MAX)),
-    "segment.jitter.ms": TopicConfig("0", _LONG, _whole(0)),
-    "segment.ms": TopicConfig("604800000", _LONG, _whole(1)),
-    "unclean.leader.election.enable": TopicConfig("false", _BOOLEAN, _YES_NO),
-}
-"""Every topic setting that Kafka 4.3 knows and a single node can hold, so that clients which set them are served."""
-
-
-def check_topic_configs(configs: Mapping[str, str | None]) -> str | None:
-    """What is wrong with a topic's settings, or None."""
-    for name, value in configs.items():
-        known = TOPIC_CONFIGS.get(name)
-        if known is None:
-            return f"Unknown topic config name: {name}"
-        if value is None or not known.check(value):
-            return f"Invalid value {value} for configuration {name}"
-    return None
-
-
 def log_config(config: BrokerConfig, overrides: Mapping[str, str]) -> LogConfig:
-    """The log settings of a topic: its own, else the broker's."""
-    retention = int(overrides.get("retention.ms", TOPIC_CONFIGS["retention.ms"].default))
+    """The log settings of a topic: `overrides` by the topic settings' names, else the broker's."""
+    retention = int(overrides.get("retention.ms", TOPIC_KEYS["retention.ms"].default))
     after_max = int(
-        overrides.get("message.timestamp.after.max.ms", TOPIC_CONFIGS["message.timestamp.after.max.ms"].default)
+        overrides.get("message.timestamp.after.max.ms", TOPIC_KEYS["message.timestamp.after.max.ms"].default)
     )
     timestamp_type = cast(Literal["CreateTime", "LogAppendTime"], overrides.get("message.timestamp.type", "CreateTime"))
     return LogConfig(

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from semel.broker.config import BrokerConfig
+from semel.broker.config import OFFSETS_RETENTION_MS, BrokerConfig
 from semel.broker.exchange import Fields, Later, Outbox, Request
 from semel.broker.internal import Change, InternalLog
 from semel.broker.topics import Topics
@@ -27,9 +27,6 @@ __all__ = ["OFFSETS_TOPIC", "Groups"]
 log = logging.getLogger("semel.broker")
 
 OFFSETS_TOPIC = "__consumer_offsets"
-_OFFSETS_RETENTION_MS = 400 * 86_400_000
-"""Kafka's default is a week: an app that was off for longer would begin again and do everything it finds twice. Still
-finite, because tools leave a group behind with every run."""
 _Render = Callable[[JoinAnswer | SyncAnswer], Fields]
 
 
@@ -56,7 +53,7 @@ class Groups:
             new_member_id=lambda prefix: f"{prefix}-{env.new_id()}",
             config=GroupConfig(
                 initial_rebalance_delay_ms=config.group_initial_rebalance_delay_ms,
-                offsets_retention_ms=_OFFSETS_RETENTION_MS,
+                offsets_retention_ms=OFFSETS_RETENTION_MS,
             ),
         )
         topics.after_delete = lambda info: self._topic_deleted(info.name)

@@ -54,6 +54,8 @@ class MetadataStore:
         """Verifiers by (user, mechanism)."""
         self.acls: dict[Acl, None] = {}
         """A set that keeps its order."""
+        self.configs: dict[tuple[int, str], Mapping[str, str]] = {}
+        """What was set for brokers and groups, by resource type and name."""
         self._next_producer_id = 0
         self._reserved_until = 0
         for change in _read(path):
@@ -102,6 +104,10 @@ class MetadataStore:
         """Delete rules, all or none."""
         self._write({"no_acls": acls})
 
+    def put_configs(self, kind: int, name: str, configs: Mapping[str, str]) -> None:
+        """Replace what is set for a broker or group; nothing set is nothing kept."""
+        self._write(_configs_change(kind, name, configs))
+
     def new_producer_id(self) -> int:
         """A producer id that was never given out before and never will be again."""
         if self._next_producer_id == self._reserved_until:
@@ -115,6 +121,10 @@ class MetadataStore:
             self.topics[info.name] = info
         elif "delete" in change:
             del self.topics[change["delete"]]
+        elif "configs_of" in change:
+            self.configs.pop((change["configs_of"], change["name"]), None)
+            if change["configs"]:
+                self.configs[change["configs_of"], change["name"]] = change["configs"]
         elif "producer_ids" in change:
             self._reserved_until = change["producer_ids"]
         elif "acls" in change:
@@ -154,6 +164,7 @@ class MetadataStore:
         changes += [_credential_change(*key, value) for key, value in self.credentials.items()]
         if self.acls:
             changes.append({"acls": list(self.acls)})
+        changes += [_configs_change(kind, name, configs) for (kind, name), configs in self.configs.items()]
         temporary = self._path.with_suffix(".new")
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         data = b"".join(map(_line, changes))
@@ -201,6 +212,10 @@ def _credential_change(user: str, mechanism: str, credential: ScramCredential) -
         "stored_key": credential.stored_key.hex(),
         "server_key": credential.server_key.hex(),
     }
+
+
+def _configs_change(kind: int, name: str, configs: Mapping[str, str]) -> dict[str, Any]:
+    return {"configs_of": kind, "name": name, "configs": dict(configs)}
 
 
 def _line(change: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from semel.broker.apis import APIS
 from semel.broker.commit import Background, GroupCommit, at_once
 from semel.broker.config import BrokerConfig
 from semel.broker.control import Control
+from semel.broker.dynamic_config import DynamicConfig
 from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
 from semel.broker.groups import Groups
 from semel.broker.metadata import MetadataStore
@@ -79,7 +80,8 @@ class Node:
             )
         self.aside: Aside = _at_once
         """Does long arithmetic elsewhere; set by the shell."""
-        self.topics = Topics(data / "topics", self.metadata, config, env)
+        self.settings = DynamicConfig(self.metadata, config)
+        self.topics = Topics(data / "topics", self.metadata, config, self.settings, env)
         self.transactions = Transactions(self.topics, self.metadata, config, env)
         self.groups = Groups(self.topics, config, env, call_later, self.outbox)
 

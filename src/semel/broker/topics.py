@@ -6,22 +6,33 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
-from semel.broker.config import BrokerConfig, check_topic_configs, log_config
+from semel.broker.config import BrokerConfig, log_config
+from semel.broker.dynamic_config import ConfigError, DynamicConfig
 from semel.broker.metadata import MetadataStore, TopicInfo
 from semel.env import Env
 from semel.errors import ErrorCode, SemelError
-from semel.log.log import LogError, PartitionLog
+from semel.log.log import LogConfig, LogError, PartitionLog
 
-__all__ = ["Partition", "Topic", "TopicError", "Topics", "Waiter"]
+__all__ = ["Partition", "Topic", "TopicError", "Topics", "Waiter", "check_name"]
 
 log = logging.getLogger("semel.broker")
 
 _LEGAL_NAME = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 """Kafka's rule (org.apache.kafka.common.internals.Topic)."""
+
+
+def check_name(name: str) -> None:
+    """Raise `TopicError` for a name that no topic can have."""
+    if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
+        raise TopicError(
+            ErrorCode.INVALID_TOPIC_EXCEPTION,
+            f"Topic name {name!r} is illegal: 1 to 249 of the characters a-z A-Z 0-9 . _ - are allowed.",
+        )
 
 
 class TopicError(SemelError):
@@ -75,10 +86,14 @@ class Topic:
 class Topics:
     """Every topic of the broker. Directories are named by topic id, so that a re-created topic never sees old files."""
 
-    def __init__(self, directory: Path, metadata: MetadataStore, config: BrokerConfig, env: Env) -> None:
-        self._directory = directory
+    def __init__(
+        self, directory: Path, metadata: MetadataStore, config: BrokerConfig, settings: DynamicConfig, env: Env
+    ) -> None:
+        self.directory = directory
         self._metadata = metadata
         self._config = config
+        self._settings = settings
+        settings.after_change = self._reconfigure
         self._env = env
         self._by_name: dict[str, Topic] = {}
         self._by_id: dict[UUID, Topic] = {}
@@ -94,11 +109,11 @@ class Topics:
 
     def open(self) -> None:
         """Open every topic's logs, recovering them, and remove what deleted topics left behind."""
-        self._directory.mkdir(exist_ok=True)
+        self.directory.mkdir(exist_ok=True)
         for info in self._metadata.topics.values():
             self._add(info)
         known = {str(topic_id) for topic_id in self._by_id}
-        for left_over in self._directory.iterdir():
+        for left_over in self.directory.iterdir():
             if left_over.name not in known:
                 log.info("removing %s: its topic was deleted", left_over)
                 shutil.rmtree(left_over)
@@ -132,11 +147,7 @@ class Topics:
 
     def check_new(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> None:
         """Raise `TopicError` when this topic cannot be created."""
-        if not _LEGAL_NAME.fullmatch(name) or name in (".", ".."):
-            raise TopicError(
-                ErrorCode.INVALID_TOPIC_EXCEPTION,
-                f"Topic name {name!r} is illegal: 1 to 249 of the characters a-z A-Z 0-9 . _ - are allowed.",
-            )
+        check_name(name)
         if name in self._by_name:
             raise TopicError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
         if partitions < 1:
@@ -144,14 +155,15 @@ class Topics:
                 ErrorCode.INVALID_PARTITIONS, "Number of partitions must be larger than 0, or -1 for the default."
             )
         self._check_room(partitions)
-        problem = check_topic_configs(configs)
-        if problem is not None:
-            raise TopicError(ErrorCode.INVALID_CONFIG, problem)
+        try:
+            self._settings.check_topic(configs)
+        except ConfigError as error:
+            raise TopicError(error.code, str(error)) from error
 
     def create(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> Topic:
         """Create a topic. Raises `TopicError`."""
         self.check_new(name, partitions, configs)
-        values = {key: value for key, value in configs.items() if value is not None}
+        values = {key: value.strip() for key, value in configs.items() if value is not None}
         info = TopicInfo(name, self._env.new_id(), partitions, values)
         self._metadata.put_topic(info)
         try:
@@ -184,6 +196,27 @@ class Topics:
         topic.partitions += added
         self._partition_count += len(added)
 
+    def set_configs(self, topic: Topic, configs: Mapping[str, str]) -> None:
+        """Replace a topic's own settings, checked before; they are durable and hold when it returns."""
+        info = replace(topic.info, configs=dict(configs))
+        self._metadata.put_topic(info)
+        topic.info = info
+        self._configure(topic)
+        log.info("topic %s is configured with %s", info.name, dict(configs))
+
+    def _configure(self, topic: Topic) -> None:
+        config = self._log_config(topic.info)
+        for partition in topic.partitions:
+            partition.log.config = config
+
+    def _reconfigure(self) -> None:
+        """What stands behind the topics' own settings changed."""
+        for topic in self:
+            self._configure(topic)
+
+    def _log_config(self, info: TopicInfo) -> LogConfig:
+        return log_config(self._config, self._settings.topic_values(info.configs))
+
     def delete(self, topic: Topic) -> None:
         """Delete a topic and its records. The deletion is durable first: files left by a crash go at the next start."""
         name = topic.info.name
@@ -197,7 +230,7 @@ class Topics:
         self.after_delete(topic.info)  # Before the files: a new topic of this name must not begin with its offsets.
         for partition in topic.partitions:
             partition.log.delete()
-        shutil.rmtree(self._directory / str(topic.info.topic_id), ignore_errors=True)
+        shutil.rmtree(self.directory / str(topic.info.topic_id), ignore_errors=True)
         log.info("topic %s deleted, id %s", name, topic.info.topic_id)
 
     def expire(self, now_ms: int) -> None:
@@ -226,8 +259,8 @@ class Topics:
         return topic
 
     def _open_partition(self, info: TopicInfo, index: int) -> Partition:
-        directory = self._directory / str(info.topic_id) / str(index)
-        config = log_config(self._config, info.configs)
+        directory = self.directory / str(info.topic_id) / str(index)
+        config = self._log_config(info)
         return Partition(
             PartitionLog.open(directory, info.name, index, info.topic_id, config, now_ms=self._env.wall_ms())
         )

@@ -255,6 +255,8 @@ class GroupCoordinator(Rebalancer):
         self, group_id: str, partitions: Iterable[TopicPartition]
     ) -> tuple[ErrorCode, dict[TopicPartition, ErrorCode]]:
         """OffsetDelete: the answer's error, and one a partition."""
+        if not group_id:
+            return ErrorCode.INVALID_GROUP_ID, {}
         group = self._groups.get(group_id)
         if group is None:
             return ErrorCode.GROUP_ID_NOT_FOUND, {}

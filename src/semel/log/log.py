@@ -145,6 +145,11 @@ class PartitionLog:
         return self._state.log_end_offset
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(segment.size for segment in self._segments)
+
+    @property
     def high_watermark(self) -> int:
         """Where a read_uncommitted reader stops."""
         return self._state.high_watermark

@@ -8,13 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semel.broker.apis import cluster, fetch, groups, offsets, produce, security, topics, transactions
+from semel.broker.apis import (
+    cluster,
+    configs,
+    fetch,
+    groups,
+    offsets,
+    produce,
+    replicas,
+    security,
+    topics,
+    transactions,
+)
 from semel.broker.exchange import Api
 
 __all__ = ["APIS"]
 
 APIS: Mapping[int, Api] = {
     api.key: api
-    for module in (cluster, produce, fetch, offsets, topics, transactions, groups, security)
+    for module in (cluster, configs, produce, fetch, offsets, replicas, topics, transactions, groups, security)
     for api in module.APIS
 }

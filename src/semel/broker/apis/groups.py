@@ -388,6 +388,39 @@ def delete_groups(node: Node, request: Request) -> Answer:
     return {"results": results}
 
 
+def offset_delete(node: Node, request: Request) -> Answer:
+    """OffsetDelete (KIP-496).
+
+    Behaviour: removes committed offsets; those of topics to which the group is subscribed stay (86), unknown partitions
+    fail by themselves (3). A group of another kind than consumers must be empty (68).
+    """
+    body = request.body
+    asked = [TopicPartition(topic.name, item.partition_index) for topic in body.topics for item in topic.partitions]
+    known = [partition for partition in asked if node.topics.partition(*partition) is not None]
+    error, errors = node.groups.coordinator.delete_offsets(body.group_id, known)
+    node.groups.settle(request.now_ms)
+    if error is not ErrorCode.NONE:
+        return {"error_code": error, "topics": []}
+    return {
+        "error_code": ErrorCode.NONE,
+        "topics": [
+            {
+                "name": topic.name,
+                "partitions": [
+                    {
+                        "partition_index": item.partition_index,
+                        "error_code": errors.get(
+                            TopicPartition(topic.name, item.partition_index), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+                        ),
+                    }
+                    for item in topic.partitions
+                ],
+            }
+            for topic in body.topics
+        ],
+    }
+
+
 APIS = (
     Api(8, 2, 10, offset_commit),
     Api(9, 1, 10, offset_fetch),
@@ -399,4 +432,5 @@ APIS = (
     Api(16, 0, 5, list_groups),
     Api(28, 0, 5, txn_offset_commit),
     Api(42, 0, 2, delete_groups),
+    Api(47, 0, 0, offset_delete),
 )

@@ -1,11 +1,11 @@
-"""APIs that create, change, describe and delete topics."""
+"""APIs that create, extend, describe and delete topics."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.apis.cluster import partition_fields
-from semel.broker.config import NODE_ID, TOPIC_CONFIGS, BrokerConfig
+from semel.broker.config import NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
@@ -15,24 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["APIS"]
 
-_TOPIC_RESOURCE, _BROKER_RESOURCE = 2, 4
-_DYNAMIC_TOPIC, _STATIC_BROKER, _DEFAULT = 1, 4, 5
-"""Sources of a config value (org.apache.kafka.clients.admin.ConfigEntry.ConfigSource)."""
 _UNKNOWN_OPERATIONS = -2147483648
-
-
-def _effective(config: BrokerConfig, overrides: dict[str, str]) -> list[tuple[str, str, int]]:
-    """(name, value, source) of every setting of a topic."""
-    broker = {"segment.bytes": str(config.segment_bytes), "max.message.bytes": str(config.max_message_bytes)}
-    entries = []
-    for name, known in TOPIC_CONFIGS.items():
-        if name in overrides:
-            entries.append((name, overrides[name], _DYNAMIC_TOPIC))
-        elif broker.get(name, known.default) != known.default:
-            entries.append((name, broker[name], _STATIC_BROKER))
-        else:
-            entries.append((name, known.default, _DEFAULT))
-    return entries
 
 
 def _requested_partitions(node: Node, item: Any) -> int:
@@ -79,8 +62,14 @@ def _create(node: Node, item: Any, *, validate_only: bool) -> Fields:
         "num_partitions": partitions,
         "replication_factor": 1,
         "configs": [
-            {"name": name, "value": value, "read_only": False, "config_source": source, "is_sensitive": False}
-            for name, value, source in _effective(node.config, overrides)
+            {
+                "name": entry.key.name,
+                "value": entry.value,
+                "read_only": entry.read_only,
+                "config_source": entry.source,
+                "is_sensitive": entry.key.is_sensitive,
+            }
+            for entry in node.settings.topic(overrides)
         ],
     }
 
@@ -149,110 +138,52 @@ def delete_topics(node: Node, request: Request) -> Answer:
     return {"responses": [_delete(node, name, node.topics.get(name), None) for name in body.topic_names]}
 
 
-def _extend(node: Node, item: Any, *, validate_only: bool) -> Fields:
-    answer: Fields = {"name": item.name}
+def _check_assignments(topic: Topic, item: Any) -> None:
+    """Raise `TopicError` unless each added partition is assigned to this node alone."""
+    added = item.count - len(topic.partitions)
+    if len(item.assignments) != added:
+        raise TopicError(
+            ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+            f"Attempted to add {added} additional partition(s), but only {len(item.assignments)} assignment(s) "
+            "were specified.",
+        )
+    if any(tuple(assignment.broker_ids) != (NODE_ID,) for assignment in item.assignments):
+        raise TopicError(
+            ErrorCode.INVALID_REPLICA_ASSIGNMENT, f"The only broker is {NODE_ID}: assign each partition to it alone."
+        )
+
+
+def _extend(node: Node, item: Any, *, validate_only: bool) -> None:
     topic = node.topics.get(item.name)
     if topic is None:
-        return answer | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "error_message": "There is no such topic."}
+        raise TopicError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"There is no topic {item.name!r}.")
     if topic.info.internal:
-        return answer | {
-            "error_code": ErrorCode.INVALID_PARTITIONS,
-            "error_message": f"{item.name} is the broker's own topic.",
-        }
-    try:
-        if validate_only:
-            node.topics.check_more_partitions(topic, item.count)
-        else:
-            node.topics.add_partitions(topic, item.count)
-    except TopicError as error:
-        return answer | {"error_code": error.code, "error_message": str(error)}
-    return answer | {"error_code": ErrorCode.NONE, "error_message": None}
+        raise TopicError(ErrorCode.INVALID_PARTITIONS, f"{item.name} is the broker's own topic.")
+    node.topics.check_more_partitions(topic, item.count)
+    if item.assignments is not None:
+        _check_assignments(topic, item)
+    if not validate_only:
+        node.topics.add_partitions(topic, item.count)
 
 
 def create_partitions(node: Node, request: Request) -> Answer:
     """CreatePartitions.
 
-    Behaviour: a topic only grows; every partition is on this node, so given assignments change nothing.
+    Behaviour: a topic only grows; given assignments must name this node alone. A topic that stands twice in a request
+    is refused (42). validateOnly changes nothing. The broker's own topics stay as they are (37).
     """
     body = request.body
-    return {"results": [_extend(node, item, validate_only=body.validate_only) for item in body.topics]}
-
-
-def _config_entry(name: str, value: str, source: int, synonyms: bool, kind: int, read_only: bool) -> Fields:
-    return {
-        "name": name,
-        "value": value,
-        "read_only": read_only,
-        "config_source": source,
-        "is_sensitive": False,
-        "synonyms": [{"name": name, "value": value, "source": source}] if synonyms else [],
-        "config_type": kind,
-        "documentation": None,
-    }
-
-
-def _describe_config(node: Node, item: Any, synonyms: bool) -> Fields:
-    answer: Fields = {
-        "resource_type": item.resource_type,
-        "resource_name": item.resource_name,
-        "error_code": ErrorCode.NONE,
-        "error_message": None,
-        "configs": [],
-    }
-    wanted = item.configuration_keys
-    if item.resource_type == _TOPIC_RESOURCE:
-        topic = node.topics.get(item.resource_name)
-        if topic is None:
-            return answer | {
-                "error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
-                "error_message": f"There is no topic {item.resource_name!r}.",
-            }
-        entries = [
-            _config_entry(name, value, source, synonyms, TOPIC_CONFIGS[name].type, False)
-            for name, value, source in _effective(node.config, dict(topic.info.configs))
-        ]
-    elif item.resource_type == _BROKER_RESOURCE:
-        if item.resource_name not in (str(NODE_ID), ""):
-            return answer | {
-                "error_code": ErrorCode.INVALID_REQUEST,
-                "error_message": f"There is no broker {item.resource_name!r}: the only one is {NODE_ID}.",
-            }
-        entries = [
-            _config_entry(name, value, _STATIC_BROKER, synonyms, kind, True)
-            for name, value, kind in _broker_settings(node.config)
-        ]
-    else:
-        return answer | {
-            "error_code": ErrorCode.INVALID_REQUEST,
-            "error_message": f"Resource type {item.resource_type} has no configuration here.",
-        }
-    return answer | {"configs": [entry for entry in entries if wanted is None or entry["name"] in wanted]}
-
-
-def _broker_settings(config: BrokerConfig) -> list[tuple[str, str, int]]:
-    """(Kafka's name, value, type) of what can be set about this broker."""
-    return [
-        ("auto.create.topics.enable", str(config.auto_create_topics).lower(), 1),
-        ("broker.id", str(NODE_ID), 3),
-        ("connections.max.idle.ms", str(int(config.connection_idle_seconds * 1000)), 5),
-        ("log.segment.bytes", str(config.segment_bytes), 3),
-        ("max.connections", str(config.max_connections), 3),
-        ("message.max.bytes", str(config.max_message_bytes), 3),
-        ("num.partitions", str(config.num_partitions), 3),
-        ("socket.request.max.bytes", str(config.max_frame_bytes), 3),
-        ("transaction.max.timeout.ms", str(config.transaction_max_timeout_ms), 3),
-    ]
-
-
-def describe_configs(node: Node, request: Request) -> Answer:
-    """DescribeConfigs.
-
-    Behaviour: every topic setting with its value, default or not, and the broker's own settings.
-    Version notes: v1 synonyms; v3 types and documentation (null here).
-    """
-    body = request.body
-    synonyms = getattr(body, "include_synonyms", False)
-    return {"results": [_describe_config(node, item, synonyms) for item in body.resources]}
+    names = [item.name for item in body.topics]
+    results: dict[str, Fields] = {}
+    for item in body.topics:
+        results[item.name] = {"name": item.name, "error_code": ErrorCode.NONE, "error_message": None}
+        try:
+            if names.count(item.name) > 1:
+                raise TopicError(ErrorCode.INVALID_REQUEST, "Duplicate topic name.")
+            _extend(node, item, validate_only=body.validate_only)
+        except TopicError as error:
+            results[item.name] |= {"error_code": error.code, "error_message": str(error)}
+    return {"results": list(results.values())}
 
 
 def describe_topic_partitions(node: Node, request: Request) -> Answer:
@@ -296,7 +227,6 @@ def _described(index: int) -> Fields:
 APIS = (
     Api(19, 2, 7, create_topics),
     Api(20, 1, 6, delete_topics),
-    Api(32, 1, 4, describe_configs),
     Api(37, 0, 3, create_partitions),
     Api(75, 0, 0, describe_topic_partitions),
 )
