@@ -23,6 +23,7 @@ __all__ = [
     "ProtocolError",
     "Retriable",
     "SemelError",
+    "TwoPhaseCommitUnavailable",
     "kafka_error",
 ]
 
@@ -63,6 +64,10 @@ class CorruptBatch(ProtocolError):
 
 class ConfigurationError(Fatal):
     """A setting or declaration is wrong; the message says which and what would be right."""
+
+
+class TwoPhaseCommitUnavailable(ConfigurationError):
+    """This broker does not offer what a dual write needs (KIP-939); nothing happened, nothing was aborted."""
 
 
 class ErrorCode(IntEnum):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from semel.client.batches import Identity
-from semel.client.transaction import Kind, Request
+from semel.client.transaction_state import Kind, Request
 from semel.errors import ErrorCode as E
 from semel.types import TopicPartition
 

@@ -54,6 +54,8 @@ class ScriptedBroker:
         self.written: dict[TopicPartition, list[tuple[int, int, int]]] = defaultdict(list)
         """(epoch, base sequence, records) of each batch that this node appended."""
         self.producer = (1000, -1)
+        self.versions = dict(VERSIONS)
+        """What ApiVersions says; a test may change it before a client connects."""
         self.port = 0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -139,6 +141,8 @@ class ScriptedBroker:
                 item |= {"error_message": None}
                 return {"coordinators": [item | {"key": key} for key in body.coordinator_keys]}
             case 22:
+                if getattr(body, "keep_prepared_txn", False) and body.producer_id >= 0:
+                    code = code or ErrorCode.INVALID_REQUEST
                 if not code:
                     self.producer = (1000, self.producer[1] + 1)
                 return {"error_code": code, "producer_id": self.producer[0], "producer_epoch": self.producer[1]}
@@ -173,7 +177,7 @@ class ScriptedBroker:
         return {
             "error_code": 0,
             "api_keys": [
-                {"api_key": key, "min_version": low, "max_version": high} for key, (low, high) in VERSIONS.items()
+                {"api_key": key, "min_version": low, "max_version": high} for key, (low, high) in self.versions.items()
             ],
             "supported_features": [{"name": "transaction.version", "min_version": 0, "max_version": 2}],
             "finalized_features_epoch": 1,

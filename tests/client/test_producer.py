@@ -10,7 +10,7 @@ import pytest
 
 from semel.client.cluster import KafkaClient
 from semel.client.producer import Producer, TransactionalProducer
-from semel.client.transaction import State
+from semel.client.transaction_state import State
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder, read_header

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from semel.client.batches import Batch, Identity
-from semel.client.transaction import Kind, Request, State, TransactionProtocol, TransactionView
+from semel.client.transaction import TransactionProtocol
+from semel.client.transaction_state import Kind, Request, State, TransactionView
 from semel.errors import AbortTransaction, Fenced, OutcomeUnknown
 from semel.types import GroupMetadata, TopicPartition
 from tests.client.model_broker import Copy, ModelBroker

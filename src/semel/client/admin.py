@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from semel.client.cluster import GROUP, TRANSACTION, KafkaClient, TopicInfo
 from semel.client.describe import DescribedTransaction, decode_described
+from semel.client.two_phase import PROBE, TwoPhaseMode, mode_of
 from semel.errors import ConfigurationError, ErrorCode, OutcomeUnknown, Retriable, kafka_error
 from semel.types import TopicPartition
 
@@ -17,6 +18,9 @@ __all__ = ["Admin", "DescribedTransaction", "GroupListing", "TopicSpec", "Transa
 
 LIST_OFFSETS, METADATA, OFFSET_FETCH, LIST_GROUPS = 2, 3, 9, 16
 CREATE_TOPICS, DELETE_TOPICS, DELETE_RECORDS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS = 19, 20, 21, 65, 66
+INIT_PRODUCER_ID, TWO_PHASE_VERSION = 22, 6
+TWO_PHASE_PROBE_ID = "semel.two-phase-probe"
+"""The transactional id under which an operator asks; nothing is ever written under it."""
 _OFFSET_FETCH_STABLE = 7
 _LATEST, _EARLIEST = -1, -2
 _READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
@@ -325,6 +329,30 @@ class Admin:
             return sorted(found)
 
         return await self._client.retry(once, "listing transactions")
+
+    async def two_phase_mode(self, transactional_id: str = TWO_PHASE_PROBE_ID) -> TwoPhaseMode:
+        """What this Kafka offers of two-phase commit (KIP-939) under this id; asking changes nothing.
+
+        Raises `Retriable` when no coordinator answers.
+        """
+        await self._client.refresh_metadata()
+        if self._client.transaction_version < 2:
+            return TwoPhaseMode.TRANSACTIONS_V1
+
+        async def ask(node_id: int) -> TwoPhaseMode:
+            connection = await self._client.connection(node_id)
+            if not connection.offers(INIT_PRODUCER_ID, TWO_PHASE_VERSION):
+                return TwoPhaseMode.UNSUPPORTED
+            answer = await connection.send(
+                INIT_PRODUCER_ID, TWO_PHASE_VERSION, transactional_id=transactional_id, **PROBE
+            )
+            mode = mode_of(answer.error_code)
+            if mode is None:
+                raise kafka_error(answer.error_code, f"asking about two-phase commit under id {transactional_id!r}")
+            return mode
+
+        what = f"asking about two-phase commit under id {transactional_id!r}"
+        return await self._client.on_coordinator(transactional_id, TRANSACTION, ask, what)
 
     async def describe_transactions(self, transactional_ids: Iterable[str]) -> list[DescribedTransaction]:
         """What the coordinator knows of each id; one that it does not know is left out."""

@@ -26,7 +26,7 @@ API_VERSIONS = 18
 _API_VERSIONS_VERSION = 3
 _SOFTWARE: dict[str, Any] = {"client_software_name": "semel", "client_software_version": "0.1.0"}
 _CAPS = {0: 12, 22: 5, 24: 3}
-"""Produce v13 needs topic ids, InitProducerId v6 is unstable (KIP-939), AddPartitionsToTxn v4 is for brokers."""
+"""Produce v13 needs topic ids, InitProducerId v6 is for two-phase commit only, AddPartitionsToTxn v4 is for brokers."""
 
 
 class ForkedClient(Fatal):
@@ -131,6 +131,11 @@ class Connection(asyncio.Protocol):
                 f"Kafka at {self.address} does not support {api_name(api_key)} {asked} (it offers {lowest}..{highest})."
             )
         return best
+
+    def offers(self, api_key: int, version: int) -> bool:
+        """Whether the broker knows this version of an API."""
+        lowest, highest = self.versions.get(api_key, (0, -1))
+        return lowest <= version <= highest
 
     def send(
         self, api_key: int, version: int, /, *, decode: Callable[[bytes], Any] | None = None, **values: Any

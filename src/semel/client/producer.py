@@ -6,10 +6,12 @@ every copy. `client/idempotent.py` holds the producer without transactions; both
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from semel.client.admin import TWO_PHASE_VERSION, Admin
 from semel.client.batches import Batch, Identity, Payload
 from semel.client.cluster import GROUP, TRANSACTION, KafkaClient
 from semel.client.connection import Connection, check_not_forked
@@ -17,11 +19,23 @@ from semel.client.describe import DescribedTransaction, decode_described
 from semel.client.idempotent import Producer, RecordMetadata
 from semel.client.reactions import Reaction
 from semel.client.sender import Answer, Sender
-from semel.client.transaction import Kind, Request, State, TransactionProtocol, TransactionView
-from semel.errors import ConfigurationError, ErrorCode, Fatal, OutcomeUnknown, Retriable, SemelError
+from semel.client.transaction import TransactionProtocol
+from semel.client.transaction_state import Kind, Request, State, TransactionView
+from semel.client.two_phase import PreparedState, TwoPhaseMode
+from semel.errors import (
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    OutcomeUnknown,
+    Retriable,
+    SemelError,
+    TwoPhaseCommitUnavailable,
+)
 from semel.types import GroupMetadata, TopicPartition
 
-__all__ = ["Producer", "RecordMetadata", "TransactionalProducer"]
+__all__ = ["PreparedState", "Producer", "RecordMetadata", "TransactionalProducer"]
+
+log = logging.getLogger("semel.client")
 
 INIT_PRODUCER_ID, ADD_PARTITIONS, ADD_OFFSETS, END_TXN, TXN_OFFSET_COMMIT, DESCRIBE = 22, 24, 25, 26, 28, 65
 _V1_VERSIONS = {DESCRIBE: 0, ADD_PARTITIONS: 3, ADD_OFFSETS: 3, END_TXN: 3, TXN_OFFSET_COMMIT: 3}
@@ -47,6 +61,7 @@ class TransactionalProducer:
         *,
         transaction_timeout_ms: int = 10_000,
         delivery_timeout_ms: int | None = None,
+        two_phase_commit: bool = False,
     ) -> None:
         if not transactional_id:
             raise ConfigurationError("a transactional producer needs a transactional id that is not empty.")
@@ -57,7 +72,11 @@ class TransactionalProducer:
             settings.delivery_timeout if delivery_timeout_ms is None else delivery_timeout_ms / 1000
         )
         self._client = client
-        self._protocol = TransactionProtocol(transactional_id, max_in_flight=settings.max_in_flight)
+        self._protocol = TransactionProtocol(
+            transactional_id, max_in_flight=settings.max_in_flight, two_phase=two_phase_commit
+        )
+        self.two_phase_mode: TwoPhaseMode | None = None
+        """What the broker offers of two-phase commit; known after `init_transactions`, None without it."""
         self._sender = Sender(client, self._round)
         self._describe_tries = 0
         self._pid = os.getpid()
@@ -83,16 +102,20 @@ class TransactionalProducer:
 
     # --- The caller's side ---
 
-    async def init_transactions(self) -> None:
+    async def init_transactions(self, *, keep_prepared: bool = False) -> None:
         """Get an identity; the first call ends what a predecessor left open and fences it.
 
-        Later calls resolve an unknown outcome. Raises `Fenced`, `Fatal`, or `Retriable` when no coordinator answers
-        within `delivery.timeout.ms`.
+        Later calls resolve an unknown outcome. With `keep_prepared` (for `two_phase_commit=True`) the predecessor is
+        fenced and its open transaction stays open: `prepared_state` names it, and `complete` ends it.
+
+        Raises `Fenced`, `Fatal`, `TwoPhaseCommitUnavailable` (nothing happened), or `Retriable` when no coordinator
+        answers within `delivery.timeout.ms`.
         """
         self._check()
         protocol = self._protocol
+        await self._check_two_phase(keep_prepared)
         deadline = self._deadline()
-        protocol.initialize(self._client.transaction_version)
+        protocol.initialize(self._client.transaction_version, keep_prepared=keep_prepared)
         self._sender.schedule()
         if not await self._sender.wait(lambda: self._is_initialized(), deadline):
             if protocol.state in (State.Committing, State.Aborting):
@@ -103,8 +126,30 @@ class TransactionalProducer:
             )
         if protocol.state is State.Abortable:  # The transaction to resolve turned out to be lost: clear it away.
             await self.abort()
-        elif protocol.state is not State.Ready:
+        elif protocol.state not in (State.Ready, State.Prepared):
             raise protocol.error()
+
+    async def _check_two_phase(self, keep_prepared: bool) -> None:
+        """Ask the broker what it offers before anything is done that it could not undo."""
+        if not self._protocol.two_phase:
+            if keep_prepared:
+                raise ConfigurationError(
+                    f"the producer of transactional id {self.transactional_id!r} has no two-phase commit: "
+                    "keep_prepared needs two_phase_commit=True."
+                )
+            return
+        if self.two_phase_mode is None:
+            mode = await Admin(self._client).two_phase_mode(self.transactional_id)
+            level = logging.INFO if mode is TwoPhaseMode.FULL else logging.WARNING
+            log.log(level, "transactional id %s: %s. %s", self.transactional_id, mode, mode.meaning)
+            self.two_phase_mode = mode
+        mode = self.two_phase_mode
+        if mode is TwoPhaseMode.FULL or (mode is TwoPhaseMode.NO_RECOVERY and not keep_prepared):
+            return
+        self.two_phase_mode = None  # An operator may change it; the next call asks again.
+        raise TwoPhaseCommitUnavailable(
+            f"transactional id {self.transactional_id!r} lacks the two-phase commit it needs ({mode}). {mode.meaning}"
+        )
 
     def _is_initialized(self) -> bool:
         protocol = self._protocol
@@ -153,16 +198,49 @@ class TransactionalProducer:
         if not done:
             raise Retriable(f"not everything was delivered within {self._delivery_timeout:g} s")
 
+    async def prepare(self) -> PreparedState:
+        """Wait until everything is acknowledged, then close the transaction to further writes; returns its name.
+
+        `str()` of the name goes into the database, in the transaction that decides. Only `complete`, `end_transaction`
+        and `abort` may follow. Raises what `flush` raises.
+        """
+        self._check()
+        await self.flush()
+        return self._protocol.prepare()
+
+    @property
+    def prepared_state(self) -> PreparedState:
+        """The name of the prepared transaction, our own or the one taken over; the empty one when there is none."""
+        return self._protocol.prepared
+
+    async def complete(self, decided: PreparedState | str) -> bool:
+        """End the prepared transaction as the database says: commit if it holds this transaction's name, else abort.
+
+        True if it is committed now, False if it was aborted or the predecessor had left nothing open. Raises what
+        `end_transaction` raises; `Fatal` too when somebody else ended what is to be committed. After
+        `OutcomeUnknown` call `init_transactions()`, which repeats the decision until it is answered.
+        """
+        self._check()
+        name = PreparedState.parse(decided) if isinstance(decided, str) else decided
+        commit = name == self.prepared_state
+        if not self._protocol.complete(name):
+            return False
+        await self._ended()
+        return commit
+
     async def end_transaction(self, commit: bool) -> None:
         """Commit or abort; returns when the coordinator decided as asked.
 
         Raises `AbortTransaction` (not committed: call `abort()`), `Fenced`, `Fatal`, or `OutcomeUnknown`.
         """
         self._check()
+        await self._diagnosed(self._deadline())
+        self._protocol.end(commit=commit)
+        await self._ended()
+
+    async def _ended(self) -> None:
         protocol = self._protocol
         deadline = self._deadline()
-        await self._diagnosed(deadline)
-        protocol.end(commit=commit)
         self._sender.schedule()
         if not await self._sender.wait(lambda: protocol.is_idle, deadline):
             raise protocol.give_up(self._delivery_timeout)
@@ -317,6 +395,8 @@ class TransactionalProducer:
         return await self._client.call(api_key, node_id, self._version(request, api_key), **fields)
 
     def _version(self, request: Request, api_key: int) -> int | None:
+        if request.two_phase:
+            return TWO_PHASE_VERSION
         return (_V2_VERSIONS if request.transaction_version == 2 else _V1_VERSIONS).get(api_key)
 
     def _who(self, request: Request) -> dict[str, Any]:
@@ -329,10 +409,18 @@ class TransactionalProducer:
 
     async def _init_producer_id(self, request: Request) -> None:
         answer = await self._call(
-            request, INIT_PRODUCER_ID, transaction_timeout=self.transaction_timeout_ms, **self._who(request)
+            request,
+            INIT_PRODUCER_ID,
+            transaction_timeout=self.transaction_timeout_ms,
+            enable2_pc=request.two_phase,
+            keep_prepared_txn=request.keep_prepared,
+            **self._who(request),
         )
         identity = Identity(answer.producer_id, answer.producer_epoch)
-        reaction = self._protocol.init_answered(request, int(answer.error_code), identity)
+        ongoing = PreparedState(
+            getattr(answer, "ongoing_txn_producer_id", -1), getattr(answer, "ongoing_txn_producer_epoch", -1)
+        )
+        reaction = self._protocol.init_answered(request, int(answer.error_code), identity, ongoing)
         self._react(reaction, f"InitProducerId: error {int(answer.error_code)}")
 
     async def _add_partitions(self, request: Request) -> None:

@@ -13,98 +13,50 @@ Two protocols, chosen by the finalized feature transaction.version:
 
 A commit is asked for only when every batch and every offset was acknowledged: what could not be delivered makes the
 transaction abortable, never shorter (librdkafka #3575, dotnet#1568).
+
+Two-phase commit (KIP-939, V2 only): `prepare` closes the transaction to further writes and names it; whoever holds that
+name says later how it ends. A producer that takes over with `keep_prepared` gets the predecessor's transaction in the
+same state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import replace
 
 from semel.client.batches import Batch, Identity, Lane
 from semel.client.reactions import Reaction, reaction_to
-from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, SemelError, kafka_error
+from semel.client.transaction_state import MOVES, Kind, Request, State, TransactionView
+from semel.client.two_phase import NO_TIMEOUT_MS, NOTHING_PREPARED, PreparedState, TwoPhaseMode
+from semel.errors import (
+    AbortTransaction,
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    Fenced,
+    OutcomeUnknown,
+    SemelError,
+    TwoPhaseCommitUnavailable,
+    kafka_error,
+)
 from semel.types import GroupMetadata, TopicPartition
 
-__all__ = ["Kind", "Request", "State", "TransactionProtocol", "TransactionView"]
+__all__ = ["TransactionProtocol"]
 
 
-class State(StrEnum):
-    """Where the producer stands."""
-
-    Uninitialized = "Uninitialized"
-    """InitProducerId was never answered."""
-    Ready = "Ready"
-    """No transaction is open; `begin` may be called."""
-    InTransaction = "InTransaction"
-    Committing = "Committing"
-    Aborting = "Aborting"
-    Abortable = "Abortable"
-    """The transaction cannot be committed any more; `abort` comes next."""
-    Suspect = "Suspect"
-    """A broker refused our epoch; DescribeTransactions is being asked why."""
-    Unknown = "Unknown"
-    """EndTxn was written and never answered; `initialize` resolves it."""
-    Fenced = "Fenced"
-    Failed = "Failed"
-
-
-MOVES: dict[State, frozenset[State]] = {
-    State.Uninitialized: frozenset({State.Ready, State.Suspect, State.Fenced, State.Failed}),
-    State.Ready: frozenset({State.InTransaction, State.Suspect, State.Fenced, State.Failed}),
-    State.InTransaction: frozenset(
-        {State.Committing, State.Aborting, State.Abortable, State.Suspect, State.Fenced, State.Failed}
-    ),
-    State.Committing: frozenset({State.Ready, State.Abortable, State.Unknown, State.Suspect, State.Failed}),
-    State.Aborting: frozenset({State.Ready, State.Unknown, State.Suspect, State.Failed}),
-    State.Abortable: frozenset({State.Aborting, State.Suspect, State.Failed}),
-    State.Suspect: frozenset({State.Abortable, State.Fenced}),
-    State.Unknown: frozenset({State.Committing, State.Aborting, State.Ready, State.Suspect, State.Failed}),
-    State.Fenced: frozenset(),
-    State.Failed: frozenset({State.Uninitialized}),
-}
-"""Every allowed change of state; anything else is a bug here and stops the producer."""
-
-
-class Kind(StrEnum):
-    """The requests of a transaction, by their protocol names."""
-
-    InitProducerId = "InitProducerId"
-    AddPartitionsToTxn = "AddPartitionsToTxn"
-    AddOffsetsToTxn = "AddOffsetsToTxn"
-    Produce = "Produce"
-    TxnOffsetCommit = "TxnOffsetCommit"
-    EndTxn = "EndTxn"
-    DescribeTransactions = "DescribeTransactions"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One request to write; `identity` is what it must carry, `transaction_version` which of the two protocols."""
-
-    kind: Kind
-    identity: Identity
-    transaction_version: int
-    partitions: frozenset[TopicPartition] = frozenset()
-    group: GroupMetadata | None = None
-    offsets: Mapping[TopicPartition, int] = field(default_factory=dict)
-    commit: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionView:
-    """What DescribeTransactions says of our transactional id."""
-
-    identity: Identity
-    state: str
-    timeout_ms: int
+_OPEN = (State.InTransaction, State.Prepared)
+_NO_TWO_PHASE = (ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode.UNSUPPORTED_VERSION)
 
 
 class TransactionProtocol:
     """One transactional id's producer. Times are the caller's, in seconds; nothing here reads a clock."""
 
-    def __init__(self, transactional_id: str, *, max_in_flight: int = 5) -> None:
+    def __init__(self, transactional_id: str, *, max_in_flight: int = 5, two_phase: bool = False) -> None:
         self.transactional_id = transactional_id
+        self.two_phase = two_phase
+        """Whether transactions are open until they are told how to end."""
+        self.prepared = NOTHING_PREPARED
+        """The name of the prepared transaction, until its end was answered."""
         self.state = State.Uninitialized
         self.identity = Identity()
         self.transaction_version = 0
@@ -125,6 +77,8 @@ class TransactionProtocol:
         self._end_unanswered = False
         self._commit = False
         self._was_aborting = False
+        self._keep = False
+        self._took_over = False
 
     def __repr__(self) -> str:
         flags = [name for name in ("needs_init",) if getattr(self, name)]
@@ -139,14 +93,18 @@ class TransactionProtocol:
 
     # --- What the caller wants ---
 
-    def initialize(self, transaction_version: int) -> None:
+    def initialize(self, transaction_version: int, *, keep_prepared: bool = False) -> None:
         """Get an identity, and with it the end of whatever was open under this id.
 
-        The first call takes the id over from any predecessor. Later calls keep our identity, so that a newer owner is
-        not thrown out: an EndTxn without an answer is repeated first, an open transaction is aborted.
+        The first call takes the id over from any predecessor; with `keep_prepared` its open transaction is not ended
+        but becomes ours, prepared. Later calls keep our identity, so that a newer owner is not thrown out: an EndTxn
+        without an answer is repeated first, an open transaction is aborted. A prepared one is only ended by `complete`
+        or `end`.
         """
-        if self.state is State.Fenced:
+        if self.state in (State.Fenced, State.Prepared):
             raise self.error()
+        self._check_version(transaction_version)
+        self._keep = keep_prepared
         if self.state is State.Unknown:
             self._move(State.Committing if self._commit else State.Aborting)
         elif self.state in (State.InTransaction, State.Abortable):
@@ -164,10 +122,19 @@ class TransactionProtocol:
         """Open a transaction, here only. `transaction_version` is the cluster's finalized feature."""
         if self.state is not State.Ready:
             raise self.error()
+        self._check_version(transaction_version)
         if (transaction_version >= 2) != (self.transaction_version >= 2):
             self.needs_init = True  # An epoch must not be used by both protocols (Java does the same).
         self.transaction_version = transaction_version
+        self._took_over = False
         self._move(State.InTransaction)
+
+    def _check_version(self, transaction_version: int) -> None:
+        if self.two_phase and transaction_version < 2:
+            raise TwoPhaseCommitUnavailable(
+                f"transactional id {self.transactional_id!r} cannot have two-phase commit. "
+                f"{TwoPhaseMode.TRANSACTIONS_V1.meaning}"
+            )
 
     def produce(self, batch: Batch) -> None:
         """Queue a batch. Raises what makes the transaction uncommittable, if anything does."""
@@ -185,9 +152,38 @@ class TransactionProtocol:
         if offsets:
             self._offsets.setdefault(group, {}).update(offsets)
 
+    def prepare(self) -> PreparedState:
+        """Close the open transaction to further writes; the name by which `complete` knows it.
+
+        Everything must be acknowledged. A transaction to which nothing was written has no name: the broker does not
+        know it and its identity goes on to the next one, so a database must not remember it as decided.
+        """
+        if not self.two_phase:
+            raise ConfigurationError(
+                f"the producer of transactional id {self.transactional_id!r} has no two-phase commit: its transaction "
+                "times out, so it cannot be prepared. Make it with two_phase_commit=True."
+            )
+        if self.state is not State.InTransaction or not self.is_delivered:
+            raise self.error()
+        self.prepared = PreparedState(*self.identity) if self._started else NOTHING_PREPARED
+        self._move(State.Prepared)
+        return self.prepared
+
+    def complete(self, decided: PreparedState) -> bool:
+        """Ask for the end that the database decided: commit if it remembers this transaction, abort if another.
+
+        False when nothing is prepared because the predecessor left nothing open: then there is nothing to do.
+        """
+        if self._took_over and self.state is State.Ready:
+            return False
+        if self.state is not State.Prepared:
+            raise self.error()
+        self.end(commit=decided == self.prepared)
+        return True
+
     def end(self, *, commit: bool) -> None:
         """Ask for the end. A commit waits until everything is acknowledged; an abort drops what was not sent."""
-        allowed = (State.InTransaction,) if commit else (State.InTransaction, State.Abortable)
+        allowed = {State.InTransaction, State.Prepared} if commit else {*_OPEN, State.Abortable}
         if self.state not in allowed:
             raise self.error()
         self._commit = commit
@@ -201,7 +197,8 @@ class TransactionProtocol:
     def give_up(self, waited: float) -> SemelError:
         """The caller's patience ended while EndTxn had no answer; returns what to raise."""
         what = "commit" if self._commit else "abort"
-        if self.state is State.Committing and not self._end_unanswered and not self._is_busy_with(Kind.EndTxn):
+        never_asked = not self._end_unanswered and not self._is_busy_with(Kind.EndTxn)
+        if self.state is State.Committing and never_asked and not self.prepared.is_transaction:
             left = next(iter(self.batches()), None)
             reason = f"; records for {left.partition} were not delivered ({left.reason})" if left else ""
             self._fail(f"not everything was acknowledged within {waited:g} s{reason}")
@@ -222,6 +219,11 @@ class TransactionProtocol:
             return OutcomeUnknown(
                 f"the end of transaction {self.transactional_id!r} has no answer yet. Call init_transactions() first."
             )
+        if self.state is State.Prepared:
+            return Fatal(
+                f"transaction {self.transactional_id!r} ({self.prepared}) is prepared: it takes no more records. Call "
+                "complete() with what the database holds."
+            )
         return Fatal(f"the producer of transactional id {self.transactional_id!r} is {self.state}: wrong call order.")
 
     # --- What to send ---
@@ -234,7 +236,7 @@ class TransactionProtocol:
     @property
     def is_idle(self) -> bool:
         """Whether the last `initialize` or `end` came to its end."""
-        return self.state in (State.Ready, State.Abortable, State.Fenced, State.Failed)
+        return self.state in (State.Ready, State.Prepared, State.Abortable, State.Fenced, State.Failed)
 
     def batches(self) -> Iterable[Batch]:
         """Every batch that is not known to be written."""
@@ -258,7 +260,9 @@ class TransactionProtocol:
         if self.state in (State.Committing, State.Aborting) and self._may_end():
             return self._request(Kind.EndTxn, commit=self._commit)
         if self.needs_init and self.state in (State.Uninitialized, State.Ready, State.InTransaction, State.Committing):
-            return self._request(Kind.InitProducerId)
+            request = self._request(Kind.InitProducerId)
+            first = self.identity == Identity()
+            return replace(request, two_phase=self.two_phase, keep_prepared=first and self._keep)
         if self.state not in (State.InTransaction, State.Committing):
             return None
         if self.protocol == 1:
@@ -368,18 +372,39 @@ class TransactionProtocol:
         """The request could not be written. It will be sent again."""
         self._free(request)
 
-    def init_answered(self, request: Request, code: int, identity: Identity) -> Reaction:
-        """InitProducerId was answered."""
+    def init_answered(
+        self, request: Request, code: int, identity: Identity, ongoing: PreparedState = NOTHING_PREPARED
+    ) -> Reaction:
+        """InitProducerId was answered; `ongoing` names the transaction that was handed over to us."""
         self._free(request)
         reaction = reaction_to(request.kind, code)
         if reaction is Reaction.DONE:
             self.needs_init = False
             self._adopt(identity)
             if self.state is State.Uninitialized:
-                self._move(State.Ready)
+                self._take_over(request, ongoing)
             return reaction
-        self._react(reaction, f"InitProducerId of {request.identity}", code)
+        what = f"InitProducerId of {request.identity}"
+        if request.two_phase and code in _NO_TWO_PHASE:
+            self.failure = kafka_error(
+                code,
+                f"transactional id {self.transactional_id!r}: {what} with two-phase commit",
+                "Nothing happened. `semel txn prepared` says what this Kafka offers and why.",
+                cls=TwoPhaseCommitUnavailable,
+            )
+            self._move(State.Failed)
+            return Reaction.FATAL
+        self._react(reaction, what, code)
         return reaction
+
+    def _take_over(self, request: Request, ongoing: PreparedState) -> None:
+        self._took_over = request.keep_prepared
+        if ongoing.is_transaction:
+            self.prepared = ongoing
+            self._started = True
+            self._move(State.Prepared)
+        else:
+            self._move(State.Ready)
 
     def partitions_answered(self, request: Request, codes: Mapping[TopicPartition, int]) -> Reaction:
         """AddPartitionsToTxn was answered, partition by partition."""
@@ -433,6 +458,9 @@ class TransactionProtocol:
             return reaction
         if reaction is Reaction.NOT_OPEN:
             # Nothing of this transaction is open at the coordinator, and no commit of it ever happened there.
+            if request.commit and self.prepared.is_transaction:
+                self._lose_prepared(f"EndTxn was answered {_name(code)}")
+                return Reaction.FATAL
             if request.commit:
                 self._unanswered = True
                 self._fail("the coordinator says that it is not open: it timed out, or nothing of it arrived", code)
@@ -456,8 +484,12 @@ class TransactionProtocol:
             self._fence(f"{reason}. Another process took the id over, or the transaction timed out")
             return
         aborted = view.state in ("PrepareAbort", "CompleteAbort")
-        timed_out = (view.identity == own and (aborted or view.state == "Ongoing")) or (
-            view.identity == Identity(own.producer_id, own.epoch + 1) and aborted
+        if aborted and self.prepared.is_transaction and self._commit:
+            self._lose_prepared(f"state {view.state}, {view.identity}")
+            return
+        timed_out = view.timeout_ms != NO_TIMEOUT_MS and (
+            (view.identity == own and (aborted or view.state == "Ongoing"))
+            or (view.identity == Identity(own.producer_id, own.epoch + 1) and aborted)
         )
         if not timed_out:
             in_doubt = self._end_unanswered and self._commit
@@ -499,8 +531,19 @@ class TransactionProtocol:
         self._move(State.Fenced)
         self.failure = Fenced(f"{text}. Stop this process; the work belongs to the other owner.")
 
+    def _lose_prepared(self, found: str) -> None:
+        self.failure = Fatal(
+            f"prepared transaction {self.prepared} of {self.transactional_id!r} cannot be committed ({found}): "
+            "somebody else ended it, an operator for example. If a database committed it, its records are missing in "
+            "Kafka: write them again in a new transaction."
+        )
+        self._move(State.Failed)
+
     def _fail(self, what: str, code: int = 0) -> None:
         if self.state not in (State.InTransaction, State.Committing):
+            return
+        if self.prepared.is_transaction:
+            self._lose_prepared(what)
             return
         error = AbortTransaction(
             f"transaction {self.transactional_id!r} ({self.identity}) must be aborted: {what}. "
@@ -545,7 +588,8 @@ class TransactionProtocol:
         self._groups_added.clear()
         self._offsets.clear()
         self._started = self._unanswered = self._sequence_gap = self._end_unanswered = False
-        self._was_aborting = False
+        self._was_aborting = self._took_over = False
+        self.prepared = NOTHING_PREPARED
         self.failure = None
 
     def _is_busy_with(self, kind: Kind) -> bool:

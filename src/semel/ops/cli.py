@@ -304,6 +304,19 @@ def txn_list(kafka: str | None, state: tuple[str, ...], output: str) -> None:
     _listing(lambda: list_transactions(_need_kafka(kafka), state), columns, output)
 
 
+@txn.command("prepared")
+@_KAFKA
+@_FORMAT
+def txn_prepared(kafka: str | None, output: str) -> None:
+    """List open transactions, the oldest first, and what this Kafka offers of two-phase commit (KIP-939).
+
+    A prepared transaction never ends by itself; until a process or an operator ends it, readers stop below it.
+    """
+    from semel.ops.transactions import render_open
+
+    click.echo(_run(render_open(_need_kafka(kafka), output)))
+
+
 @main.group()
 def park() -> None:
     """Keys that are set aside because one of their records cannot be processed."""
