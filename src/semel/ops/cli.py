@@ -171,6 +171,7 @@ def child_worker(app: str, slot: int) -> None:
 @click.option("--two-phase-commit/--no-two-phase-commit", default=True, show_default=True)
 @click.option("--fsync", type=click.Choice(["os", "always"]), default="os", show_default=True)
 @click.option("--partitions", default=4, show_default=True, help="Of topics that are created without saying how many.")
+@click.option("--auto-create-topics/--no-auto-create-topics", default=True, show_default=True)
 @click.option(
     "--seed-topics", default="", metavar="TOPICS", help="Topics to have, e.g. orders:3,prices:1:compact (partitions)."
 )
@@ -181,6 +182,7 @@ def broker(
     two_phase_commit: bool,
     fsync: str,
     partitions: int,
+    auto_create_topics: bool,
     seed_topics: str,
 ) -> None:
     """Run the embedded broker: durable, Kafka-wire-compatible, one process.
@@ -199,6 +201,7 @@ def broker(
         two_phase_commit=two_phase_commit,
         fsync="always" if fsync == "always" else "os",
         num_partitions=partitions,
+        auto_create_topics=auto_create_topics,
     )
     _run(run_broker(data, listen, config, seed))
 
