@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from semel.broker.config import BrokerConfig
+from semel.disk import disk
 from tests.broker.core import Core
 from tests.broker.test_transactions import Writer, committed_values, offset_of
 
@@ -25,8 +25,8 @@ class _Images:
         self.begun = 0
         self._data = data
         self._into = into
-        self._pwrite = os.pwrite
-        monkeypatch.setattr(os, "pwrite", self._write)
+        self._pwrite = disk.pwrite
+        monkeypatch.setattr(disk, "pwrite", self._write)
 
     def take(self) -> None:
         copy = self._into / str(len(self.found))

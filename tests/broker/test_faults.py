@@ -10,6 +10,7 @@ import pytest
 
 import semel.broker.internal
 from semel.coordinator.group import GroupCoordinator
+from semel.disk import disk
 from semel.errors import ConfigurationError, ErrorCode
 from semel.log.errors import LogError
 from semel.log.log import PartitionLog
@@ -64,13 +65,13 @@ def test_a_kill_inside_a_checkpoint_keeps_the_offsets_of_an_open_transaction(
 def test_a_disk_that_is_full_at_the_start_loses_no_topic(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     core.create("orders")
     assert core.produce("orders", batch(b"1")).error_code == 0
-    real = os.write
+    real = disk.pwrite
 
-    def short(file: int, data: bytes) -> int:
-        return real(file, data[: len(data) // 2])
+    def short(file: int, data: bytes, position: int) -> int:
+        return real(file, data[: len(data) // 2], position)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", short)
+        patch.setattr(disk, "pwrite", short)
         with pytest.raises(ConfigurationError):
             core.restart()
     core.restart()

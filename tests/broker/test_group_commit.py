@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from semel.broker.config import BrokerConfig
+from semel.disk import disk as kernel_disk
 from semel.errors import ErrorCode
 from semel.log import log as log_module
 from tests.broker.core import Core, Pending, batch
@@ -36,6 +37,8 @@ class Disk:
 
     def sync(self, file: int) -> None:
         path = os.readlink(f"/proc/self/fd/{int(file)}")
+        if not Path(path).stem.isdigit():
+            return  # Not a segment.
         self.order.append(path)
         if self.problem is not None:
             problem, self.problem = self.problem, None  # The kernel says it once.
@@ -51,7 +54,7 @@ class Disk:
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     disk = Disk()
-    monkeypatch.setattr(log_module, "sync_data", disk.sync)
+    monkeypatch.setattr(kernel_disk, "sync", disk.sync)
     return disk
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from semel.disk import disk
 from semel.errors import ErrorCode
 from semel.log import log as log_module
-from semel.log import snapshot
 from semel.log.log import LogError, PartitionLog
 from tests.log.builders import NOW, batch, log_file, open_log, seen, values
 
@@ -175,13 +175,13 @@ def test_after_a_restart_of_the_machine_only_synced_snapshots_count(
     history(log)
     before = seen(log)
     assert open_log(tmp_path).recovery.snapshot_offset > 0
-    monkeypatch.setattr(snapshot, "boot_id", lambda: "another start")
+    monkeypatch.setattr(disk, "boot_id", lambda: "another start")
     again = open_log(tmp_path)
     assert again.recovery.snapshot_offset == -1
     assert seen(again) == before
     again.append(batch(), NOW)
     again.close()
-    monkeypatch.setattr(snapshot, "boot_id", lambda: "yet another start")
+    monkeypatch.setattr(disk, "boot_id", lambda: "yet another start")
     assert open_log(tmp_path).recovery.read_bytes == 0
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 import pytest
 
+from semel.disk import disk
 from semel.errors import ErrorCode
 from semel.log import log as log_module
 from semel.log.log import LogError
@@ -86,7 +87,7 @@ def test_a_write_that_can_neither_be_made_nor_undone_stops_the_log(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(os, "truncate", broken)
+        patched.setattr(disk, "truncate", broken)
         with file_size_limit(log_file(tmp_path).stat().st_size + 30), pytest.raises(LogError):
             log.append(batch(), NOW)
     with pytest.raises(LogError, match="stopped") as refused:
@@ -112,7 +113,7 @@ def test_after_a_failed_sync_nothing_is_written_or_synced_again(
         syncs.append(descriptor)
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(log_module, "sync_data", failing)
+    monkeypatch.setattr(disk, "sync", failing)
     step = {
         "append": lambda: log.append(batch(pid=1, seq=1, txn=True), NOW),
         "roll": lambda: log.append(batch(pid=1, seq=1, txn=True), NOW),
@@ -135,9 +136,9 @@ def test_after_a_failed_sync_nothing_is_written_or_synced_again(
 
 def test_always_syncs_before_the_acknowledgement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    real = log_module.sync_data
-    monkeypatch.setattr(log_module, "sync_data", lambda file: (real(file), synced.append(os.fstat(file).st_size)))
+    real = disk.sync
     log = open_log(tmp_path / "always", fsync="always")
+    monkeypatch.setattr(disk, "sync", lambda file: (real(file), synced.append(os.fstat(file).st_size)))
     for _ in range(3):
         log.append(batch(), NOW)
         assert synced[-1] == log_file(tmp_path / "always").stat().st_size
@@ -151,14 +152,16 @@ def test_a_closed_segment_is_on_the_disk_before_the_next_begins(
 ) -> None:
     """So that damage before the last segment can never be the work of a power failure."""
     synced: list[tuple[int, int]] = []
-    real = log_module.sync_data
+    real = disk.sync
 
     def noting(file: int) -> None:
         real(file)
         synced.append((os.fstat(file).st_size, len(list(tmp_path.glob("*.log")))))
 
-    monkeypatch.setattr(log_module, "sync_data", noting)
+    monkeypatch.setattr(log_module, "write_snapshot", lambda *_, **__: 0)  # Syncs files of its own.
+    monkeypatch.setattr(disk, "sync", noting)
     log = open_log(tmp_path, segment_bytes=1)
+    synced.clear()
     for _ in range(3):
         log.append(batch(), NOW)
     assert synced == [(len(batch()), 1), (len(batch()), 2)]
@@ -211,7 +214,7 @@ def test_a_first_batch_whose_file_name_could_not_be_synced_is_nowhere(
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(log_module, "sync_directory", no_descriptor)
+        patch.setattr(disk, "sync_directory", no_descriptor)
         with pytest.raises(LogError):
             log.append(batch(value=bytes(500)), NOW)
     assert log_file(tmp_path).stat().st_size == 0

@@ -94,6 +94,7 @@ class Broker:
                 max_frame_bytes=self._config.max_frame_bytes,
                 idle_seconds=self._config.connection_idle_seconds,
                 tls=self._config.security.tls,
+                listen=self._env.listen,
             )
             server.start(self._listeners())
         except BaseException:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from semel.broker.exchange import Answer, Later, Part, Parts, Peer
+from semel.disk import disk
 from semel.errors import ProtocolError
 from semel.log.log import Slice
 
@@ -326,7 +326,7 @@ class Connection:
         part = output[0]
         assert isinstance(part, Slice)
         step = self._buffers.send[: min(part.length, SEND_BYTES)]
-        count = os.preadv(part.file, [step], part.position)
+        count = disk.preadv(part.file, [step], part.position)
         if count <= 0:
             raise OSError(f"the log ends before byte {part.position} of file {part.file}")
         more = count < part.length or len(output) > 1

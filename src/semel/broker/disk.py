@@ -18,13 +18,7 @@ class DiskThread:
 
     def submit(self, work: Callable[[], None], done: Callable[[], None]) -> None:
         """Run `work` in the thread, then `done` in the loop."""
-        self._thread.submit(self._run, work, done)
-
-    def _run(self, work: Callable[[], None], done: Callable[[], None]) -> None:
-        try:
-            work()
-        finally:
-            self._loop.call_soon_threadsafe(done)
+        self._loop.run_in_executor(self._thread, work).add_done_callback(lambda _: done())
 
     def close(self) -> None:
         """Wait for the end of all work. The loop must still be open."""

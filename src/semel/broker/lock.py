@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 
+from semel.disk import disk
 from semel.errors import ConfigurationError
 
 __all__ = ["DirectoryLock"]
@@ -17,25 +17,25 @@ class DirectoryLock:
     def __init__(self, data: Path, who: str) -> None:
         """Raises `ConfigurationError` when the folder cannot be written or another process holds it."""
         try:
-            data.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            disk.make_directory(data)
+            self._file = disk.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigurationError(
                 f"The data directory {data} cannot be written: {error.strerror}. "
                 "Give another one (--data DIR), or change its owner or permissions."
             ) from error
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            disk.lock(self._file)
         except OSError as error:
-            holder = os.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
-            os.close(self._file)
+            holder = disk.pread(self._file, 32, 0).decode(errors="replace").strip() or "unknown"
+            disk.close(self._file)
             raise ConfigurationError(
                 f"The data directory {data} is in use by another {who} (process {holder}). "
                 "Stop that one, or give another directory (--data DIR)."
             ) from error
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
+        disk.truncate(self._file, 0)
+        disk.pwrite(self._file, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
         """Let go of the folder."""
-        os.close(self._file)
+        disk.close(self._file)

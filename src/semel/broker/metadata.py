@@ -18,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from semel.broker.security.acls import Acl, Operation, Pattern, Permission, Resource
+from semel.disk import disk
 from semel.errors import ConfigurationError
 from semel.wire.scram import ScramCredential
 
@@ -68,7 +69,7 @@ class MetadataStore:
 
     def close(self) -> None:
         """Close the file; everything is on disk already."""
-        os.close(self._file)
+        disk.close(self._file)
 
     def put_topic(self, info: TopicInfo) -> None:
         """Create a topic or replace its settings and number of partitions."""
@@ -147,14 +148,14 @@ class MetadataStore:
 
     def _write(self, change: Mapping[str, Any]) -> None:
         data = _line(change)
-        size = os.fstat(self._file).st_size
+        size = disk.size(self._file)
         try:
-            written = os.write(self._file, data)
+            written = disk.pwrite(self._file, data, size)
             if written != len(data):
                 raise OSError(f"wrote {written} of {len(data)} bytes to {self._path}")
-            os.fsync(self._file)
+            disk.sync(self._file)
         except OSError:
-            os.ftruncate(self._file, size)  # A torn line would stand before the next change.
+            disk.truncate(self._file, size)  # A torn line would stand before the next change.
             raise
         self._apply(change)
 
@@ -166,20 +167,16 @@ class MetadataStore:
             changes.append({"acls": list(self.acls)})
         changes += [_configs_change(kind, name, configs) for (kind, name), configs in self.configs.items()]
         temporary = self._path.with_suffix(".new")
-        file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        file = disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         data = b"".join(map(_line, changes))
-        if os.write(file, data) != len(data):
+        if disk.pwrite(file, data, 0) != len(data):
             # A file that is cut short would be a file without the topics behind the cut, and their records would go.
-            os.close(file)
-            temporary.unlink()
+            disk.close(file)
+            disk.unlink(temporary)
             raise ConfigurationError(f"{temporary} cannot be written: the disk is full. Free some space on it.")
-        os.fsync(file)
-        temporary.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        disk.sync(file)
+        disk.rename(temporary, self._path)
+        disk.sync_directory(self._path.parent)
         return file
 
 
@@ -224,15 +221,15 @@ def _line(change: Mapping[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> Iterator[Mapping[str, Any]]:
-    if not path.exists():
+    if not disk.exists(path):
         topics = path.with_name("topics")
-        if topics.is_dir() and any(topics.iterdir()):
+        if disk.exists(topics) and disk.list(topics):
             raise ConfigurationError(
                 f"{path} is missing, but {topics} holds records. "
                 "Restore the file from a backup, or start with an empty data directory."
             )
         return
-    lines = path.read_bytes().split(b"\n")
+    lines = disk.read(path).split(b"\n")
     for number, line in enumerate(lines, 1):
         checksum, _, body = line.partition(b" ")
         if checksum == b"%08x" % zlib.crc32(body) and body:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import resource
 import socket
 import ssl
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from semel.broker.connection import Buffers, Connection, Core
 from semel.broker.exchange import Outbox, Peer
 from semel.broker.security.login import LOGIN_FRAME_BYTES, LOGIN_SECONDS, Login
 from semel.broker.security.settings import Listener, TlsFiles
 from semel.broker.security.tls import Handshake, Handshakes, TlsConnection, TlsSocket, principal_of, server_context
+from semel.env import listen
 from semel.errors import ConfigurationError
 
 __all__ = ["Server"]
 
 log = logging.getLogger("semel.broker")
 
-BACKLOG = 1024
 ACCEPTS_PER_TURN = 64
 """New connections taken per readiness event, so that a connect storm leaves turns for the others."""
 ACCEPT_PAUSE_SECONDS = 1.0
@@ -37,28 +36,6 @@ def _room_for_connections() -> int:
     return sys.maxsize if limit == resource.RLIM_INFINITY else max(limit - KEPT_DESCRIPTORS, limit // 2)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` when the address cannot be had."""
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        sock = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise ConfigurationError(f"Cannot listen on {host}:{port}: {error.strerror or error}.") from error
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind(address)
-        sock.listen(BACKLOG)
-        sock.setblocking(False)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            hint = "Another process listens there: stop it, or choose another port (port 0 takes a free one)."
-        else:
-            hint = "Choose an address of this machine and a port that you may use."
-        raise ConfigurationError(f"Cannot listen on {host}:{port}: {error.strerror}. {hint}") from error
-    return sock
-
-
 class Server:
     """Accept connections and run them against a core until `close`."""
 
@@ -71,12 +48,14 @@ class Server:
         max_frame_bytes: int,
         idle_seconds: float,
         tls: TlsFiles | None = None,
+        listen: Callable[[str, int], socket.socket] = listen,
     ) -> None:
         self._core = core
         self._outbox = outbox
         self._max_connections = min(max_connections, _room_for_connections())
         self._max_frame_bytes = max_frame_bytes
         self._idle_seconds = idle_seconds
+        self._listen = listen
         self._connections: set[Connection] = set()
         self._buffers = Buffers()
         self._doors: dict[socket.socket, Listener] = {}
@@ -96,7 +75,7 @@ class Server:
             self._context = server_context(self._tls)
         try:
             for listener in listeners:
-                self._doors[_listen(listener.host, listener.port)] = listener
+                self._doors[self._listen(listener.host, listener.port)] = listener
         except ConfigurationError:
             for sock in self._doors:
                 sock.close()

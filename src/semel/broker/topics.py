@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +14,7 @@ from uuid import UUID
 from semel.broker.config import BrokerConfig, log_config
 from semel.broker.dynamic_config import ConfigError, DynamicConfig
 from semel.broker.metadata import MetadataStore, TopicInfo
+from semel.disk import disk
 from semel.env import Env
 from semel.errors import ErrorCode, SemelError
 from semel.log.log import LogConfig, LogError, PartitionLog
@@ -109,14 +110,14 @@ class Topics:
 
     def open(self) -> None:
         """Open every topic's logs, recovering them, and remove what deleted topics left behind."""
-        self.directory.mkdir(exist_ok=True)
+        disk.make_directory(self.directory)
         for info in self._metadata.topics.values():
             self._add(info)
         known = {str(topic_id) for topic_id in self._by_id}
-        for left_over in self.directory.iterdir():
-            if left_over.name not in known:
-                log.info("removing %s: its topic was deleted", left_over)
-                shutil.rmtree(left_over)
+        for name in disk.list(self.directory):
+            if name not in known:
+                log.info("removing %s: its topic was deleted", self.directory / name)
+                disk.remove_tree(self.directory / name)
 
     def close(self) -> None:
         """Close every log; one that cannot be synced is an error in the log file, its records stay where they are."""
@@ -230,7 +231,8 @@ class Topics:
         self.after_delete(topic.info)  # Before the files: a new topic of this name must not begin with its offsets.
         for partition in topic.partitions:
             partition.log.delete()
-        shutil.rmtree(self.directory / str(topic.info.topic_id), ignore_errors=True)
+        with contextlib.suppress(OSError):  # What is left goes at the next start.
+            disk.remove_tree(self.directory / str(topic.info.topic_id))
         log.info("topic %s deleted, id %s", name, topic.info.topic_id)
 
     def expire(self, now_ms: int) -> None:

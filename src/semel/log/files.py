@@ -6,28 +6,22 @@ import os
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from struct import Struct
 from typing import Protocol
 
 from crc32c import crc32c
 
+from semel.disk import Disk, disk
+
 __all__ = [
     "OPEN_FILES",
     "FileHandle",
     "OpenFiles",
-    "boot_id",
     "read_checked",
-    "sync_data",
-    "sync_directory",
     "write_atomically",
     "write_checked",
 ]
-
-sync_data: Callable[[int], None] = getattr(os, "fdatasync", os.fsync)
-"""Bring a file's bytes and length to the disk; macOS has no fdatasync."""
 
 _ENVELOPE = Struct("<4sHBxIQ")
 _MARK = b"SMLG"
@@ -44,8 +38,8 @@ class FileHandle(int):
     Readers hold it through their slices, so a segment may be deleted, or its descriptor given up, while it is sent.
     """
 
-    def __del__(self, _close: Callable[[int], None] = os.close) -> None:
-        _close(self)
+    def __del__(self, _disk: Disk = disk) -> None:
+        _disk.close(self)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool) -> None:
@@ -55,26 +49,17 @@ def write_atomically(path: Path, data: bytes, *, durable: bool) -> None:
     """
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with temporary.open("wb", buffering=0) as file:
-            if file.write(data) != len(data):
-                raise OSError(f"only part of {temporary} could be written")
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        file = FileHandle(disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
+        if disk.pwrite(file, data, 0) != len(data):
+            raise OSError(f"only part of {temporary} could be written")
+        if durable:
+            disk.sync(file)
+        disk.rename(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        disk.unlink(temporary)
         raise
     if durable:
-        sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in `directory` durable. Raises OSError."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        disk.sync_directory(path.parent)
 
 
 def write_checked(path: Path, payload: bytes, *, durable: bool) -> None:
@@ -86,7 +71,7 @@ def write_checked(path: Path, payload: bytes, *, durable: bool) -> None:
 def read_checked(path: Path) -> bytes | None:
     """The payload; None when the file is missing, damaged, or of another version or byte order."""
     try:
-        data = path.read_bytes()
+        data = disk.read(path)
     except OSError:
         return None
     if len(data) < _ENVELOPE.size:
@@ -96,18 +81,6 @@ def read_checked(path: Path) -> bytes | None:
     if (mark, version, byte_order, length) != (_MARK, _VERSION, _BYTE_ORDER, len(payload)):
         return None
     return payload if crc32c(payload) == crc else None
-
-
-@cache
-def boot_id() -> str:
-    """Which start of the machine this is; empty where the system does not say.
-
-    What was written without a sync is there as long as this is the same, however the process ended.
-    """
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 class _Closeable(Protocol):

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,9 +17,10 @@ from uuid import UUID
 
 from crc32c import crc32c
 
+from semel.disk import disk
 from semel.errors import ConfigurationError, CorruptBatch, ErrorCode
 from semel.log.errors import LogError, storage_error
-from semel.log.files import FileHandle, boot_id, sync_data, sync_directory, write_atomically
+from semel.log.files import FileHandle, write_atomically
 from semel.log.partition import PartitionState
 from semel.log.recovery import RecoveryReport, rebuild_indexes, recover, write_log_start
 from semel.log.segments import Segment
@@ -125,7 +124,7 @@ class PartitionLog:
         Raises `LogError`: INCONSISTENT_TOPIC_ID when it is another topic's, KAFKA_STORAGE_ERROR when it cannot be read.
         """
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            disk.make_directory(directory)
             _check_owner(directory, topic_id, durable=config.fsync == "always")
             state, segments, report = recover(directory, now_ms)
         except OSError as problem:
@@ -303,7 +302,7 @@ class PartitionLog:
         if self._failure is not None or self._sync_pending or self.high_watermark == self.log_end_offset:
             return None
         try:
-            self._sync_pending = Sync(self._segments[-1].file, self.log_end_offset, lambda file: sync_data(file))
+            self._sync_pending = Sync(self._segments[-1].file, self.log_end_offset)
         except OSError as problem:
             raise storage_error(f"{self._segments[-1].path} cannot be synced", problem) from problem
         return self._sync_pending
@@ -349,7 +348,7 @@ class PartitionLog:
             active = self._roll()
         position = active.size
         try:
-            written = os.pwrite(active.file, data, position)
+            written = disk.pwrite(active.file, data, position)
             if written != len(data):
                 raise OSError(f"{written} of {len(data)} bytes were written")
         except OSError as problem:
@@ -372,8 +371,8 @@ class PartitionLog:
     def _undo(self, active: Segment) -> None:
         """Cut what a failed write left behind. When even that fails the log stops, or the rest might be read later."""
         try:
-            if active.path.exists():
-                os.truncate(active.path, active.size)
+            if disk.exists(active.path):
+                disk.truncate(active.path, active.size)
         except OSError as problem:
             self._failure = f"{active.path} could not be cut back to {active.size} bytes: {problem}"
             _log.error("%s-%d stops: %s", self.topic, self.partition, self._failure)
@@ -382,14 +381,14 @@ class PartitionLog:
         """Bring a segment to the disk. After a failure the kernel may have dropped the bytes: never try again."""
         self._await_sync()
         try:
-            sync_data(segment.file)
+            disk.sync(segment.file)
         except OSError as problem:
             self._stop(segment.path, problem)
 
     def _sync_name(self) -> None:
         """Make a new segment's file name durable."""
         try:
-            sync_directory(self.directory)
+            disk.sync_directory(self.directory)
         except OSError as problem:
             self._stop(self.directory, problem)
 
@@ -424,7 +423,7 @@ class PartitionLog:
         segment = Segment(self.directory, self._state.log_end_offset)
         try:
             active.seal(self._state.first_open_offset())
-            os.ftruncate(segment.file, 0)
+            disk.truncate(segment.file, 0)
         except OSError as problem:
             raise storage_error(f"no new segment can be begun in {self.directory}", problem) from problem
         self._segments.append(segment)
@@ -436,8 +435,8 @@ class PartitionLog:
     def _snapshot(self, *, durable: bool) -> None:
         """Write a snapshot. It only saves time at the next start, so a failure is no more than noted."""
         try:
-            if not durable and not boot_id():
-                sync_data(self._segments[-1].file)
+            if not durable and not disk.boot_id():
+                disk.sync(self._segments[-1].file)
                 durable = True
             self._snapshot_size = write_snapshot(self.directory, self._state, self._segments, durable=durable)
         except OSError as problem:
@@ -479,9 +478,9 @@ class PartitionLog:
             segment.close()
         # Renamed first: half a log must never be found under a name that can be opened.
         doomed = self.directory.with_name(f"{self.directory.name}.{self.topic_id.hex}.deleted")
-        shutil.rmtree(doomed, ignore_errors=True)
-        self.directory.rename(doomed)
-        shutil.rmtree(doomed)
+        disk.remove_tree(doomed)
+        disk.rename(self.directory, doomed)
+        disk.remove_tree(doomed)
         self._failure = "it was deleted"
 
     # --- Deleting records ---
@@ -562,7 +561,7 @@ class PartitionLog:
         if position + length >= segment.size:
             return segment.end_offset
         try:
-            return int.from_bytes(os.pread(file, 8, position + length), "big")  # The base offset of the next batch.
+            return int.from_bytes(disk.pread(file, 8, position + length), "big")  # The base offset of the next batch.
         except OSError as problem:
             raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
 
@@ -570,7 +569,7 @@ class PartitionLog:
         """The bytes of `read`."""
         slices = self.read(offset, max_bytes, upper_offset, min_one)
         try:
-            return b"".join(os.pread(file, length, position) for file, position, length in slices)
+            return b"".join(disk.pread(file, length, position) for file, position, length in slices)
         except OSError as problem:
             raise storage_error(f"{self.topic}-{self.partition} cannot be read", problem) from problem
 
@@ -628,7 +627,7 @@ class PartitionLog:
         for position, header in segment.walk(start):
             if header.max_timestamp < timestamp_ms or header.last_offset < self._state.log_start_offset:
                 continue
-            batch = os.pread(segment.file, header.size, position)
+            batch = disk.pread(segment.file, header.size, position)
             try:
                 records = decode_records(batch, 0, header, self.topic, self.partition)
             except ConfigurationError:
@@ -653,7 +652,7 @@ def _check_owner(directory: Path, topic_id: UUID, *, durable: bool) -> None:
     """Refuse a directory that another topic of the same name left behind. Raises OSError, `LogError`."""
     path = directory / _METADATA_FILE
     try:
-        owner = UUID(path.read_text().strip())
+        owner = UUID(disk.read(path).decode().strip())
     except (FileNotFoundError, ValueError):
         write_atomically(path, f"{topic_id}\n".encode(), durable=durable)
         return

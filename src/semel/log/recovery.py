@@ -8,10 +8,10 @@ that is damage to records that were acknowledged, and the log refuses to open.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import NamedTuple
 
+from semel.disk import disk
 from semel.errors import ErrorCode
 from semel.log.errors import LogError
 from semel.log.files import TEMPORARY_SUFFIX, write_atomically
@@ -52,7 +52,7 @@ def write_log_start(directory: Path, offset: int, *, durable: bool) -> None:
 
 def _read_log_start(directory: Path) -> int:
     try:
-        return max(int((directory / _START_FILE).read_text()), 0)
+        return max(int(disk.read(directory / _START_FILE)), 0)
     except (OSError, ValueError):
         return 0
 
@@ -62,10 +62,11 @@ def recover(directory: Path, now_ms: int) -> Recovered:
 
     Raises OSError, and `LogError` for damage before the last segment.
     """
-    for left_over in directory.glob("*" + TEMPORARY_SUFFIX):
-        left_over.unlink()
+    names = [Path(name) for name in disk.list(directory)]
+    for left_over in [name for name in names if name.suffix == TEMPORARY_SUFFIX]:
+        disk.unlink(directory / left_over)
     start = _read_log_start(directory)
-    bases = sorted(int(path.stem) for path in directory.glob("*.log") if path.stem.isdigit())
+    bases = sorted(int(name.stem) for name in names if name.suffix == ".log" and name.stem.isdigit())
     bases = _drop_deleted(directory, bases, start)
     snapshot = find_snapshot(directory)
     if snapshot is not None:
@@ -96,7 +97,7 @@ def _read_on(state: PartitionState, segments: list[Segment], later: list[int], n
     while True:
         segment = segments[-1]
         # An empty partition has no file, and looking must not make one.
-        size = segment.path.stat().st_size if segment.path.exists() else 0
+        size = disk.size_at(segment.path) or 0
         if size > segment.size:
             found = scan(segment, state, now_ms)
             read += found.read_bytes
@@ -117,13 +118,13 @@ def _read_on(state: PartitionState, segments: list[Segment], later: list[int], n
         segment.seal(state.first_open_offset())
         segments.append(Segment(segment.directory, later.pop(0)))
     if cut:
-        os.ftruncate(segment.file, segment.size)
+        disk.truncate(segment.file, segment.size)
         _log.warning("%s: %d bytes behind offset %d cut", segment.path, cut, state.log_end_offset)
     return read, batches, cut
 
 
 def _is_empty(directory: Path, base: int) -> bool:
-    return Segment(directory, base).path.stat().st_size == 0
+    return disk.size_at(Segment(directory, base).path) == 0
 
 
 def _start_anew(state: PartitionState, segments: list[Segment], start: int) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from semel.disk import disk
 from semel.errors import CorruptBatch
 from semel.log.files import OPEN_FILES, FileHandle, read_checked, write_checked
 from semel.log.index import IndexImage, SegmentIndex
@@ -101,7 +102,7 @@ class Segment:
         if file is None:
             # A file that should have bytes must not be made anew.
             create = 0 if self.size else os.O_CREAT
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | create, 0o644)
+            descriptor = disk.open(self.path, os.O_RDWR | os.O_CLOEXEC | create, 0o644)
             file = self._file = FileHandle(descriptor)
             OPEN_FILES.opened(self)
         return file
@@ -113,8 +114,8 @@ class Segment:
     def remove(self) -> None:
         """Delete the segment's files. Raises OSError."""
         self.close()
-        self.path.unlink(missing_ok=True)
-        self.index_path.unlink(missing_ok=True)
+        disk.unlink(self.path)
+        disk.unlink(self.index_path)
 
     # --- Index ---
 
@@ -159,7 +160,7 @@ class Segment:
     def walk(self, position: int) -> Iterator[tuple[int, BatchHeader]]:
         """Position and header of each batch from `position` on. Raises OSError, `CorruptBatch`."""
         while position < self.size:
-            chunk = os.pread(self.file, _WALK_BYTES, position)
+            chunk = disk.pread(self.file, _WALK_BYTES, position)
             at = 0
             while len(chunk) - at >= BATCH_OVERHEAD and position + at < self.size:
                 header = read_header(chunk, at)
@@ -220,11 +221,11 @@ def scan(segment: Segment, state: PartitionState, now_ms: int) -> ScanResult:
     Stops at the first that is cut short, out of order, or fails its checksum: `segment.size` is where. Raises OSError.
     """
     file = segment.file
-    end = os.fstat(file).st_size
+    end = disk.size(file)
     buffer = bytearray(min(SCAN_BYTES, max(end - segment.size, BATCH_OVERHEAD)))
     read = batches = 0
     while segment.size + BATCH_OVERHEAD <= end:
-        count = os.preadv(file, [buffer], segment.size)
+        count = disk.preadv(file, [buffer], segment.size)
         read += count
         with memoryview(buffer)[:count] as view:
             used, added, needed = _scan_buffer(view, segment, state, now_ms)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from semel.log.files import boot_id, read_checked, write_checked
+from semel.disk import disk
+from semel.log.files import read_checked, write_checked
 from semel.log.index import IndexImage, SegmentIndex
 from semel.log.partition import PartitionState
 from semel.log.producer_state import ProducerEntry
@@ -37,7 +38,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
     @property
     def is_trusted(self) -> bool:
         """Whether the bytes that it speaks of are certain to have reached the file."""
-        return self.durable or (self.boot_id != "" and self.boot_id == boot_id())
+        return self.durable or (self.boot_id != "" and self.boot_id == disk.boot_id())
 
     def fits(self, directory: Path) -> bool:
         """Whether the segment files are there; those at the start may have been deleted since."""
@@ -65,10 +66,7 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _size(directory: Path, summary: SegmentSummary) -> int | None:
-    try:
-        return Segment.closed(directory, summary).path.stat().st_size
-    except FileNotFoundError:
-        return None
+    return disk.size_at(Segment.closed(directory, summary).path)
 
 
 def write_snapshot(directory: Path, state: PartitionState, segments: list[Segment], *, durable: bool) -> int:
@@ -79,7 +77,7 @@ def write_snapshot(directory: Path, state: PartitionState, segments: list[Segmen
     active = segments[-1]
     assert active.index is not None
     snapshot = Snapshot(
-        boot_id(),
+        disk.boot_id(),
         durable,
         [segment.summary() for segment in segments[:-1]],
         active.summary(),
@@ -90,10 +88,10 @@ def write_snapshot(directory: Path, state: PartitionState, segments: list[Segmen
     write_checked(_path(directory, state.log_end_offset), payload, durable=durable)
     # The one at the start of the active segment stays: it is the next best should the newest not count.
     keep = {_path(directory, state.log_end_offset), _path(directory, active.base_offset)}
-    for path in directory.glob("*" + SUFFIX):
+    for path in _snapshots(directory):
         if path not in keep:
             with contextlib.suppress(OSError):
-                path.unlink()
+                disk.unlink(path)
     return len(payload)
 
 
@@ -102,18 +100,23 @@ def find_snapshot(directory: Path) -> Snapshot | None:
 
     Others are deleted: when the log is cut below one and grows again, it would fit by size and be wrong.
     """
-    for path in sorted(directory.glob("*" + SUFFIX), reverse=True):
+    for path in reversed(_snapshots(directory)):
         snapshot = _read(path)
         if snapshot is not None and snapshot.is_trusted and snapshot.fits(directory):
             return snapshot
-        path.unlink()
+        disk.unlink(path)
     return None
 
 
 def remove_snapshots(directory: Path) -> None:
     """Delete every snapshot. Raises OSError."""
-    for path in directory.glob("*" + SUFFIX):
-        path.unlink()
+    for path in _snapshots(directory):
+        disk.unlink(path)
+
+
+def _snapshots(directory: Path) -> list[Path]:
+    """Every snapshot, by offset."""
+    return [directory / name for name in disk.list(directory) if name.endswith(SUFFIX)]
 
 
 def _read(path: Path) -> Snapshot | None:

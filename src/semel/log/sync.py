@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from threading import Lock
 
+from semel.disk import disk
 from semel.log.files import FileHandle
 
 __all__ = ["Sync"]
@@ -17,9 +17,8 @@ class Sync:
     take the other's lost bytes for safe: whoever needs the outcome calls `run` and finds it in `problem`.
     """
 
-    def __init__(self, file: FileHandle, end_offset: int, sync_data: Callable[[int], None]) -> None:
+    def __init__(self, file: FileHandle, end_offset: int) -> None:
         self._file: FileHandle | None = file
-        self._sync_data = sync_data
         self._lock = Lock()
         self.end_offset = end_offset
         self.problem: OSError | None = None
@@ -33,7 +32,7 @@ class Sync:
         with self._lock:
             if self._file is not None:
                 try:
-                    self._sync_data(self._file)
+                    disk.sync(self._file)
                 except OSError as problem:
                     self.problem = problem
                 self._file = None

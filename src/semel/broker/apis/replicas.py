@@ -5,12 +5,12 @@ Changing needs ALTER on the cluster, looking DESCRIBE.
 
 from __future__ import annotations
 
-import shutil
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.config import LEADER_EPOCH, NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.security.acls import CLUSTER_NAME, Operation, Resource
+from semel.disk import disk
 from semel.errors import ErrorCode
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def _log_dir(node: Node, wanted: dict[str, set[int]] | None) -> Fields:
         ]
         if partitions:
             topics.append({"name": topic.info.name, "partitions": partitions})
-    disk = shutil.disk_usage(node.topics.directory)
+    total, free = disk.usage(node.topics.directory)
     return {
         "error_code": ErrorCode.NONE,
         "log_dir": str(node.topics.directory),
         "topics": topics,
-        "total_bytes": disk.total,
-        "usable_bytes": disk.free,
+        "total_bytes": total,
+        "usable_bytes": free,
         "is_cordoned": False,
     }
 
