@@ -9,7 +9,7 @@ from typing import Any
 
 from semel.broker.commit import Background, at_once
 from semel.broker.config import BrokerConfig
-from semel.broker.exchange import Later, Parts, Peer
+from semel.broker.exchange import ANONYMOUS, Later, Parts, Peer
 from semel.broker.node import Node
 from semel.env import Env
 from semel.log.log import Slice
@@ -63,6 +63,8 @@ class Core:
         self.background = background
         self.config = config or BrokerConfig()
         self.now_ms = 1_700_000_000_000
+        self.principal = ANONYMOUS
+        """Who sends the requests."""
         self._timers: list[_Timer] = []
         self.open()
 
@@ -97,7 +99,7 @@ class Core:
     def send(self, key: int, version: int, /, **fields: Any) -> Pending | bytes | None:
         """The raw answer: a frame without its length, None for no response, or what is still to come."""
         frame = bytearray(encode_request(key, version, 7, "test", **fields))
-        answer = self.node.handle(memoryview(frame)[4:], Peer("127.0.0.1", "127.0.0.1", 9092))
+        answer = self.node.handle(memoryview(frame)[4:], Peer("127.0.0.1", "127.0.0.1", 9092, principal=self.principal))
         if isinstance(answer, Later):
             return Pending(self, answer)
         return None if answer is None else _frame(answer)

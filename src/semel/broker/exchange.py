@@ -71,6 +71,11 @@ class Request:
             self._body = decode_request(self.header, self.frame.toreadonly())
         return self._body
 
+    @body.setter
+    def body(self, body: Any) -> None:
+        """What of the request is left for its handler."""
+        self._body = body
+
 
 class Outbox:
     """Answers that came after their handler had returned, in order. The shell sets `notify` and drains it."""
@@ -100,7 +105,7 @@ class Outbox:
 class Later:
     """An answer that is not there yet. The connection waits for it, so that responses keep the order of requests."""
 
-    __slots__ = ("_outbox", "abandon", "answered", "deliver", "header")
+    __slots__ = ("_outbox", "abandon", "answered", "deliver", "finish", "header")
 
     def __init__(self, outbox: Outbox, request: Request) -> None:
         self._outbox = outbox
@@ -110,12 +115,14 @@ class Later:
         """Set by the shell: sends the answer."""
         self.abandon: Callable[[], None] | None = None
         """Set by the handler: called once when the connection closed before the answer."""
+        self.finish: Callable[[Answer], Answer] | None = None
+        """Set by whoever has the last word about the answer."""
 
     def answer(self, answer: Answer) -> None:
         """Give the answer; a second one, and one after the connection closed, is ignored."""
         if not self.answered:
             self.answered = True
-            self._outbox.put(self, answer)
+            self._outbox.put(self, answer if self.finish is None else self.finish(answer))
 
     def close(self) -> None:
         """The connection is gone: nobody waits any more."""

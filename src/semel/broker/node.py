@@ -20,6 +20,7 @@ from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
 from semel.broker.groups import Groups
 from semel.broker.metadata import MetadataStore
 from semel.broker.security.acls import Authorizer, Operation, Resource
+from semel.broker.security.guard import guarded
 from semel.broker.security.login import PASS
 from semel.broker.security.users import Users
 from semel.broker.topics import Topics
@@ -128,8 +129,19 @@ class Node:
             raise ProtocolError(
                 f"{api_name(header.api_key)} v{header.api_version} is outside {api.min_version}-{api.max_version}"
             )
-        answer = self.control.handle(request, partial(api.handle, self)) if self.control else api.handle(self, request)
+        if self.authorizer is None and not self.control:
+            answer = api.handle(self, request)
+        else:
+            answer = self._handle_with_care(request, partial(api.handle, self))
         return answer if isinstance(answer, Later) else _encode(header, answer)
+
+    def _handle_with_care(self, request: Request, handle: Callable[[Request], Answer | Later]) -> Answer | Later:
+        """With what stands between a request and its handler: injected faults, then rights."""
+        permitted = handle if self.authorizer is None else partial(self._guarded, handle)
+        return self.control.handle(request, permitted) if self.control else permitted(request)
+
+    def _guarded(self, handle: Callable[[Request], Answer | Later], request: Request) -> Answer | Later:
+        return guarded(self, request, handle)
 
     def denies(self, request: Request, operation: Operation, resource: Resource, name: str) -> bool:
         """Whether the client of this request may not do this. Every handler asks here; without an authorizer: no."""

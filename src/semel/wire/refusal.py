@@ -79,7 +79,7 @@ def _mirror(entity: Any, asked: Any, code: int) -> dict[str, Any]:
             continue
         if get_schema_field_type(item) == "error_code":
             values[item.name] = code
-        elif not is_dataclass(asked) and not key_given:
+        elif not is_dataclass(asked) and not key_given and item.name != "error_message":
             values[item.name], key_given = asked, True  # The list was one of names or numbers: this is the element.
         elif (found := _identity(asked, item.name)) is not MISSING:
             values[item.name] = found

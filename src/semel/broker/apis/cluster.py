@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from semel.broker.config import LEADER_EPOCH, NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Parts, Request
-from semel.broker.security.acls import Operation, Resource
+from semel.broker.security.acls import CLUSTER_NAME, Operation, Resource
+from semel.broker.security.guard import authorized_operations
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
 from semel.wire.messages import encode_response
@@ -65,8 +66,16 @@ def partition_fields(index: int) -> Fields:
     }
 
 
-def _topic_fields(topic: Topic) -> Fields:
+_NOT_ASKED = -2147483648
+"""Authorized operations that the client did not ask for (KIP-430)."""
+
+
+def _topic_fields(node: Node, request: Request, topic: Topic) -> Fields:
+    operations = _NOT_ASKED
+    if getattr(request.body, "include_topic_authorized_operations", False):
+        operations = authorized_operations(node, request, Resource.TOPIC, topic.info.name)
     return {
+        "topic_authorized_operations": operations,
         "error_code": 0,
         "name": topic.info.name,
         "topic_id": topic.info.topic_id,
@@ -75,20 +84,46 @@ def _topic_fields(topic: Topic) -> Fields:
     }
 
 
-def _asked_topic(node: Node, item: Any, auto_create: bool) -> Fields:
+def _cluster_operations(node: Node, request: Request) -> int:
+    """What the client may do to the cluster; 0 if it may not even look at it."""
+    if not getattr(request.body, "include_cluster_authorized_operations", False):
+        return _NOT_ASKED
+    if node.denies(request, Operation.DESCRIBE, Resource.CLUSTER, CLUSTER_NAME):
+        return 0
+    return authorized_operations(node, request, Resource.CLUSTER, CLUSTER_NAME)
+
+
+def _is_hidden(node: Node, request: Request, name: str) -> bool:
+    return node.denies(request, Operation.DESCRIBE, Resource.TOPIC, name)
+
+
+def _may_create(node: Node, request: Request, name: str) -> bool:
+    return not (
+        node.denies(request, Operation.CREATE, Resource.CLUSTER, CLUSTER_NAME)
+        and node.denies(request, Operation.CREATE, Resource.TOPIC, name)
+    )
+
+
+def _asked_topic(node: Node, request: Request, item: Any, auto_create: bool) -> Fields:
     topic_id = getattr(item, "topic_id", None)
     failed: Fields = {"name": item.name, "topic_id": topic_id, "is_internal": False, "partitions": []}
     if item.name is None:
         found = node.topics.by_id(topic_id)
-        return failed | {"error_code": ErrorCode.UNKNOWN_TOPIC_ID} if found is None else _topic_fields(found)
+        if found is None or _is_hidden(node, request, found.info.name):
+            return failed | {"error_code": ErrorCode.UNKNOWN_TOPIC_ID}
+        return _topic_fields(node, request, found)
+    if _is_hidden(node, request, item.name):
+        return failed | {"topic_id": None, "error_code": ErrorCode.TOPIC_AUTHORIZATION_FAILED}
     topic = node.topics.get(item.name)
     if topic is not None:
-        return _topic_fields(topic)
+        return _topic_fields(node, request, topic)
     try:
         if not (auto_create and node.config.auto_create_topics):
             node.topics.check_new(item.name, node.config.num_partitions, {})
             return failed | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
-        return _topic_fields(node.topics.create(item.name, node.config.num_partitions, {}))
+        if not _may_create(node, request, item.name):
+            return failed | {"topic_id": None, "error_code": ErrorCode.TOPIC_AUTHORIZATION_FAILED}
+        return _topic_fields(node, request, node.topics.create(item.name, node.config.num_partitions, {}))
     except TopicError as error:
         return failed | {"error_code": error.code}
 
@@ -97,22 +132,28 @@ def metadata(node: Node, request: Request) -> Answer:
     """Metadata.
 
     Behaviour: an unknown topic is created where both the client and the configuration allow it, and is usable at once.
+    A topic that the client may not describe is left out; asked for by name it is 29, by id 100.
     Version notes: topics null means all, an empty list none (v0: empty means all); v4 AllowAutoTopicCreation;
-    v10 topic ids in the answer; v12 topics asked for by id (unknown: 100).
+    v8-10 authorized operations; v10 topic ids in the answer; v12 topics asked for by id (unknown: 100).
     """
     body = request.body
     everything = body.topics is None or (request.version == 0 and not body.topics)
     if everything:
-        topics = [_topic_fields(topic) for topic in node.topics]
+        topics = [
+            _topic_fields(node, request, topic)
+            for topic in node.topics
+            if not _is_hidden(node, request, topic.info.name)
+        ]
     else:
         auto_create = getattr(body, "allow_auto_topic_creation", True)
-        topics = [_asked_topic(node, item, auto_create) for item in body.topics]
+        topics = [_asked_topic(node, request, item, auto_create) for item in body.topics]
     host, port = request.peer.host, request.peer.port
     return {
         "brokers": [{"node_id": NODE_ID, "host": host, "port": port, "rack": None}],
         "cluster_id": node.metadata.cluster_id,
         "controller_id": NODE_ID,
         "topics": topics,
+        "cluster_authorized_operations": _cluster_operations(node, request),
         "error_code": 0,
     }
 
@@ -135,6 +176,7 @@ def describe_cluster(node: Node, request: Request) -> Answer:
     return answer | {
         "error_code": 0,
         "error_message": None,
+        "cluster_authorized_operations": _cluster_operations(node, request),
         "brokers": [{"broker_id": NODE_ID, "host": host, "port": port, "rack": None, "is_fenced": False}],
     }
 

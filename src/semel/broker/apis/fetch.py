@@ -8,6 +8,7 @@ from uuid import UUID
 from semel.broker.apis.hotpath import FetchedPartition, fetch_response
 from semel.broker.config import LEADER_EPOCH
 from semel.broker.exchange import Answer, Api, Later, Parts, Request
+from semel.broker.security.acls import Operation, Resource
 from semel.broker.topics import Partition
 from semel.errors import ErrorCode
 from semel.log.log import LogError, Slice
@@ -41,6 +42,7 @@ class _Fetch:
         self._min_bytes = body.min_bytes
         self._max_bytes = body.max_bytes
         self._topics = [(self._key(topic), topic.partitions) for topic in body.topics]
+        self._forbidden = {key for key, _ in self._topics if self._is_forbidden(request, key)}
         self._wait_ms = min(to_ms(body.max_wait), _MAX_WAIT_MS)
         self._later: Later | None = None
         self._timer: Timer | None = None
@@ -50,6 +52,11 @@ class _Fetch:
     def _key(topic: Any) -> str | UUID | None:
         key: str | UUID | None = topic.topic if hasattr(topic, "topic") else topic.topic_id
         return key
+
+    def _is_forbidden(self, request: Request, key: str | UUID | None) -> bool:
+        topic = None if isinstance(key, str) else self._node.topics.by_id(key)
+        name = key if isinstance(key, str) else None if topic is None else topic.info.name
+        return name is not None and self._node.denies(request, Operation.READ, Resource.TOPIC, name)
 
     def start(self, request: Request) -> Parts | Later:
         """Answer, or park until there is enough to answer with."""
@@ -115,6 +122,8 @@ class _Fetch:
         return fetch_response(self._version, self._correlation_id, topics)
 
     def _read(self, key: str | UUID | None, item: Any, room: int, *, first: bool) -> FetchedPartition:
+        if key in self._forbidden:
+            return FetchedPartition(item.partition, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
         partition = self._find(key, item.partition)
         if partition is None:
             by_id = not isinstance(key, str) and self._node.topics.by_id(key) is None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from semel.broker.apis.transactions import OFFSETS_PARTITION
 from semel.broker.exchange import Answer, Api, Fields, Later, Request
+from semel.broker.security.acls import Operation, Resource
 from semel.coordinator.group import (
     FetchedOffset,
     GroupDescription,
@@ -268,12 +269,23 @@ def _fetched(index: int, found: FetchedOffset) -> Fields:
     }
 
 
-def _fetch_group(node: Node, group_id: str, topics: Any, *, require_stable: bool) -> Fields:
+def _fetch_group(node: Node, request: Request, group_id: str, topics: Any, *, require_stable: bool) -> Fields:
+    if node.denies(request, Operation.DESCRIBE, Resource.GROUP, group_id):
+        code = ErrorCode.GROUP_AUTHORIZATION_FAILED
+        refused = FetchedOffset(code)  # Version 1 has no other place for it.
+        named = [] if request.version >= 2 else topics
+        answers = [
+            {"name": item.name, "partitions": [_fetched(index, refused) for index in item.partition_indexes]}
+            for item in named
+        ]
+        return {"topics": answers, "error_code": code}
     fetch = node.groups.coordinator.fetch_offsets
-    answers: list[Fields] = []
+    answers = []
     if topics is None:
         found = fetch(group_id, None, require_stable=require_stable)
         for partition, value in found.items():
+            if node.denies(request, Operation.DESCRIBE, Resource.TOPIC, partition.topic):
+                continue
             topic = node.topics.get(partition.topic)
             if not answers or answers[-1]["name"] != partition.topic:
                 topic_id = None if topic is None else topic.info.topic_id
@@ -283,10 +295,12 @@ def _fetch_group(node: Node, group_id: str, topics: Any, *, require_stable: bool
     for asked in topics:
         key, name = _asked_topic(node, asked)
         values: dict[TopicPartition, FetchedOffset] = {}
+        unknown = FetchedOffset(ErrorCode.UNKNOWN_TOPIC_ID)
+        if name is not None and node.denies(request, Operation.DESCRIBE, Resource.TOPIC, name):
+            name, unknown = None, FetchedOffset(ErrorCode.TOPIC_AUTHORIZATION_FAILED)
         if name is not None:
             wanted = [TopicPartition(name, index) for index in asked.partition_indexes]
             values = fetch(group_id, wanted, require_stable=require_stable)
-        unknown = FetchedOffset(ErrorCode.UNKNOWN_TOPIC_ID)
         answers.append(
             key
             | {
@@ -309,10 +323,11 @@ def offset_fetch(node: Node, request: Request) -> Answer:
     body = request.body
     require_stable = getattr(body, "require_stable", False)
     if request.version < 8:
-        return _fetch_group(node, body.group_id, body.topics, require_stable=require_stable)
+        return _fetch_group(node, request, body.group_id, body.topics, require_stable=require_stable)
     return {
         "groups": [
-            {"group_id": item.group_id} | _fetch_group(node, item.group_id, item.topics, require_stable=require_stable)
+            {"group_id": item.group_id}
+            | _fetch_group(node, request, item.group_id, item.topics, require_stable=require_stable)
             for item in body.groups
         ]
     }

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from semel.broker.apis.hotpath import ProducedPartition, ProducePartition, produce_response, read_produce_request
 from semel.broker.exchange import Answer, Api, Later, Request
+from semel.broker.security.acls import Operation, Resource
 from semel.broker.topics import Partition, Topic
 from semel.env import failpoint
 from semel.errors import CorruptBatch, ErrorCode, ProtocolError
@@ -40,18 +41,25 @@ class _Producer:
         self.identity = (-1, -1)
         self.unsynced: list[tuple[Partition, int, ProducedPartition]] = []
         """Batches that the disk has not yet: partition, last offset, and the answer if all goes well."""
+        self.forbidden: set[str | UUID | None] = set()
+        """Topics, as they were asked for, that the client may not write to."""
 
     def run(self) -> _Produced:
         """Append every partition's batch; each succeeds or fails by itself."""
         topics = [(asked, self._topic(asked), partitions) for asked, partitions in self.asked]
         if self.transactional_id is not None:
             self._join_transaction(topics)
-        return [(asked, [self._partition(topic, item) for item in partitions]) for asked, topic, partitions in topics]
+        return [
+            (asked, [self._partition(asked, topic, item) for item in partitions]) for asked, topic, partitions in topics
+        ]
 
     def _topic(self, asked: str | UUID | None) -> Topic | None:
-        if isinstance(asked, str):
-            return self.node.topics.get(asked)
-        return self.node.topics.by_id(asked)
+        topic = self.node.topics.get(asked) if isinstance(asked, str) else self.node.topics.by_id(asked)
+        name = asked if isinstance(asked, str) else None if topic is None else topic.info.name
+        if name is not None and self.node.denies(self.request, Operation.WRITE, Resource.TOPIC, name):
+            self.forbidden.add(asked)
+            return None
+        return topic
 
     def _join_transaction(self, topics: list[tuple[str | UUID | None, Topic | None, list[ProducePartition]]]) -> None:
         """Find the identity of the request's transactional batches; from v12 on add their partitions."""
@@ -71,8 +79,11 @@ class _Producer:
             self.refused = ErrorCode.INVALID_PRODUCER_ID_MAPPING
             return
         self.identity = identities.pop()
+        assert self.transactional_id is not None
+        if self.node.denies(self.request, Operation.WRITE, Resource.TRANSACTIONAL_ID, self.transactional_id):
+            self.refused = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+            return
         if self.request.version >= _IMPLICIT_ADD_VERSION and partitions:
-            assert self.transactional_id is not None
             self.refused = self.node.transactions.add_partitions(
                 self.transactional_id,
                 *self.identity,
@@ -82,9 +93,11 @@ class _Producer:
                 implicit=True,
             )
 
-    def _partition(self, topic: Topic | None, item: ProducePartition) -> ProducedPartition:
+    def _partition(self, asked: str | UUID | None, topic: Topic | None, item: ProducePartition) -> ProducedPartition:
         if self.acks not in (-1, 0, 1):
             return ProducedPartition(item.partition, ErrorCode.INVALID_REQUIRED_ACKS)
+        if asked in self.forbidden:
+            return ProducedPartition(item.partition, ErrorCode.TOPIC_AUTHORIZATION_FAILED)
         partition = None if topic is None else topic.partition(item.partition)
         if partition is None or topic is None:
             by_id = self.request.version >= 13 and topic is None

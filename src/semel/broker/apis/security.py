@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.security.acls import (
     CLUSTER_NAME,
-    OPERATIONS_OF,
     Acl,
     AclFilter,
     Authorizer,
@@ -352,15 +351,6 @@ def _check_upsertion(node: Node, item: Any) -> None:
     known = node.metadata.credentials
     if (item.name, mechanism) not in known and len(known) >= USERS_MAX * len(MECHANISMS):
         raise _Invalid(f"This broker keeps at most {USERS_MAX} users", unacceptable)
-
-
-def authorized_operations(node: Node, request: Request, resource: Resource, name: str) -> int:
-    """What the client may do to this resource, as the bits of an authorized-operations field (KIP-430)."""
-    bits = 0
-    for operation in OPERATIONS_OF[resource]:
-        if not node.denies(request, operation, resource, name):
-            bits |= 1 << operation
-    return bits
 
 
 APIS = (

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.exchange import Answer, Api, Fields, Request
+from semel.broker.security.acls import Operation, Resource
 from semel.coordinator.transaction import TransactionMetadata
 from semel.errors import ErrorCode
 from semel.log.log import LogError
@@ -66,12 +67,14 @@ def init_producer_id(node: Node, request: Request) -> Answer:
 # --- AddPartitionsToTxn ---
 
 
-def _addable(node: Node, partitions: list[TopicPartition]) -> dict[TopicPartition, ErrorCode]:
+def _addable(node: Node, request: Request, partitions: list[TopicPartition]) -> dict[TopicPartition, ErrorCode]:
     """The error of each partition if any cannot be added: then the others are not attempted. Empty when all can be."""
     refused = {}
     for item in partitions:
         partition = node.topics.partition(*item)
-        if partition is None:
+        if node.denies(request, Operation.WRITE, Resource.TOPIC, item.topic):
+            refused[item] = ErrorCode.TOPIC_AUTHORIZATION_FAILED
+        elif partition is None:
             refused[item] = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
         elif item.topic.startswith("__"):
             refused[item] = ErrorCode.TOPIC_AUTHORIZATION_FAILED
@@ -82,7 +85,7 @@ def _addable(node: Node, partitions: list[TopicPartition]) -> dict[TopicPartitio
 
 def _add(node: Node, request: Request, item: Any) -> dict[TopicPartition, ErrorCode]:
     partitions = [TopicPartition(topic.name, index) for topic in item.topics for index in topic.partitions]
-    refused = _addable(node, partitions)
+    refused = _addable(node, request, partitions)
     if refused:
         return refused
     code = node.transactions.add_partitions(
