@@ -11,6 +11,7 @@ import pytest
 
 from semel.client.describe import decode_described
 from semel.wire.messages import decode_response, encode_request
+from semel.wire.records import BatchBuilder
 from tests.broker.core import batch
 from tests.conftest import Address
 from tests.services.kafka import KafkaNode
@@ -241,6 +242,16 @@ def batches(probe: Probe) -> None:
         ("unknown topic", "none", good, -1),
     ):
         probe.note(step, probe.produce(name, data, acks=acks))
+    builder = BatchBuilder()
+    for key in (b"1", None, b"2", None):
+        builder.append(key, b"v", 1_700_000_000_000)
+    for version in (7, 8, 9, 12):
+        partitions = [{"index": 0, "records": bytes(builder.build())}]
+        topic_data = [{"name": probe.topic("keys"), "partition_data": partitions}]
+        answer = probe.ask(0, version, transactional_id=None, acks=-1, timeout=10_000, topic_data=topic_data)
+        item = answer.responses[0].partition_responses[0]
+        faulty = [record.batch_index for record in getattr(item, "record_errors", ())]
+        probe.note(f"some without key, v{version}", (int(item.error_code), faulty))
     probe.note("offsets", probe.offsets("a", -1, -2, -3, -4, -5, 0, 5_000_000_000_000))
     probe.note("undefined", probe.offsets("a", -7))
     probe.note("undefined here", probe.offsets("a", -3, version=6))

@@ -8,13 +8,17 @@ __all__ = ["LogError", "storage_error"]
 
 
 class LogError(SemelError):
-    """An append or a read was refused and changed nothing. `code` is what Kafka answers in this case."""
+    """An append or a read was refused and changed nothing. `code` is what Kafka answers in this case.
+
+    `records` are the indexes, in the batch, of the records that are at fault; empty when the whole batch is.
+    """
 
     code: ErrorCode
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    def __init__(self, code: ErrorCode, message: str, records: tuple[int, ...] = ()) -> None:
         super().__init__(message)
         self.code = code
+        self.records = records
 
 
 def storage_error(what: str, problem: BaseException) -> LogError:

@@ -117,8 +117,9 @@ def _require_keys(batch: bytearray | memoryview, header: BatchHeader) -> None:
         raise _invalid(str(problem)) from problem
     except ConfigurationError as problem:
         raise LogError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, str(problem)) from problem
-    if any(record.key is None for record in records):
-        raise _invalid("a compacted topic takes no record without a key")
+    without = tuple(index for index, record in enumerate(records) if record.key is None)
+    if without:
+        raise LogError(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key", without)
 
 
 def _invalid(what: str) -> LogError:

@@ -56,6 +56,8 @@ class ProducedPartition(NamedTuple):
     log_append_time_ms: int = -1
     log_start_offset: int = -1
     message: str | None = None
+    faulty_records: tuple[int, ...] = ()
+    """Indexes in the batch; a client fails these for good and may send the others again (KIP-467)."""
 
 
 class FetchedPartition(NamedTuple):
@@ -197,6 +199,14 @@ _PRODUCED_V2 = Struct(">ihqq")  # Index, error, base offset, log append time.
 _PRODUCED_V5 = Struct(">ihqqq")  # The same and the log start offset.
 
 
+def _faulty_records(item: ProducedPartition, flexible: bool) -> bytes:
+    if not item.faulty_records:
+        return _count(0, flexible)
+    one = _string(item.message, flexible) + (b"\0" if flexible else b"")
+    records = [_I32.pack(index) + one for index in item.faulty_records]
+    return _count(len(records), flexible) + b"".join(records)
+
+
 def produce_response(
     version: int, correlation_id: int, topics: list[tuple[str | UUID | None, list[ProducedPartition]]]
 ) -> bytes:
@@ -211,7 +221,7 @@ def produce_response(
             else:
                 out.append(_PRODUCED_V2.pack(*item[:4]))
             if version >= 8:
-                out += (_count(0, flexible), _string(item.message, flexible))
+                out += (_faulty_records(item, flexible), _string(item.message, flexible))
             if flexible:
                 out.append(b"\0")
         if flexible:

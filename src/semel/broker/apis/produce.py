@@ -138,7 +138,7 @@ class _Producer:
         try:
             result = partition.log.append(records, self.request.now_ms, transaction_version=version, sync=False)
         except LogError as error:
-            return ProducedPartition(index, error.code, message=str(error))
+            return ProducedPartition(index, error.code, message=str(error), faulty_records=error.records)
         failpoint("broker.after_append")
         if partition.waiters:
             partition.advanced()
