@@ -21,6 +21,10 @@ ON_PURPOSE = {
     "late produce after EndTxn",
     # Kafka lets a zombie abort the transaction of its successor and fences it only when it asks again.
     "zombie init",
+    # Kafka aborts one partition of a transaction that its coordinator goes on with.
+    "marker into a live transaction",
+    # One node has one coordinator; Kafka believes any later one and refuses its own from then on.
+    "marker of a later coordinator",
 }
 """Steps whose answers differ by design (semel.coordinator.transaction says why)."""
 
@@ -470,7 +474,69 @@ def replicas(probe: Probe) -> None:
 
 
 @pytest.mark.kafka
-@pytest.mark.parametrize("script", [topics, batches, sequences, transactions_v1, transactions_v2, groups, replicas])
+def markers(probe: Probe) -> None:
+    """What an operator's tools ask (KIP-664): producers of a partition, and markers against hanging transactions."""
+    probe.create("a")
+
+    def mark(
+        name: str, producer_id: int, epoch: int, coordinator: int = 0, version: int = 0, commit: bool = False
+    ) -> int:
+        marker = {
+            "producer_id": producer_id,
+            "producer_epoch": epoch,
+            "transaction_result": commit,
+            "topics": [{"name": probe.topic(name), "partition_indexes": [0]}],
+            "coordinator_epoch": coordinator,
+            "transaction_version": version,
+        }
+        answer = probe.ask(27, 2, markers=[marker])
+        return int(answer.markers[0].topics[0].partitions[0].error_code)
+
+    def producers(name: str) -> Any:
+        answer = probe.ask(61, 0, topics=[{"name": probe.topic(name), "partition_indexes": [0]}])
+        item = answer.topics[0].partitions[0]
+        first = probe.identity[0]
+        return int(item.error_code), sorted(
+            (
+                found.producer_id - first,
+                found.producer_epoch,
+                found.last_sequence,
+                found.coordinator_epoch,
+                found.current_txn_start_offset,
+            )
+            for found in item.active_producers
+        )
+
+    probe.note("producers of nothing", producers("nowhere"))
+    probe.note("marker into nothing", mark("nowhere", 1, 1))
+    probe.note("init", probe.init(None))
+    probe.note("plain", [probe.produce("a", probe.data(b"1", b"2")), producers("a")])
+    producer_id, epoch = probe.identity
+    for step, arguments in {
+        "marker of the same epoch": (epoch,),
+        "the same again": (epoch,),
+        "a commit of the same epoch": (epoch, 0, 0, True),
+        "marker of a higher epoch": (epoch + 3,),
+        "marker of a lower epoch": (epoch + 2,),
+        "marker of an earlier coordinator": (epoch + 3, -1),
+        "V2 marker of the same epoch": (epoch + 3, 0, 2),
+        "V2 marker of a lower epoch": (epoch + 1, 0, 2),
+        "V2 marker of a higher epoch": (epoch + 4, 0, 2),
+    }.items():
+        probe.note(step, [mark("a", producer_id, *arguments), producers("a")])
+    probe.note("marker of an unknown producer", [mark("a", producer_id + 10**6, 7), producers("a")])
+    probe.note("marker of a later coordinator", mark("a", producer_id + 10**6, 8, 5))
+    probe.create("b")
+    txn = probe.topic("txn")
+    probe.init(txn)
+    probe.note("open", [probe.produce("b", probe.data(transactional=True), 12, txn)[0], producers("b")])
+    probe.note("marker into a live transaction", mark("b", *probe.identity))
+    probe.end(txn, False, 5)
+
+
+@pytest.mark.parametrize(
+    "script", [topics, batches, sequences, transactions_v1, transactions_v2, groups, replicas, markers]
+)
 def test_both_brokers_answer_alike(script: Any, kafka: KafkaNode, embedded: Address) -> None:
     answers = []
     for bootstrap in (kafka.bootstrap, embedded.bootstrap):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from functools import partial
+from typing import NamedTuple
 
 from semel.broker.config import BrokerConfig
 from semel.broker.groups import OFFSETS_TOPIC, Groups
@@ -28,7 +29,7 @@ from semel.errors import ErrorCode
 from semel.log.log import LogError
 from semel.types import TopicPartition
 
-__all__ = ["TRANSACTIONS_TOPIC", "Transactions"]
+__all__ = ["TRANSACTIONS_TOPIC", "Marker", "Transactions"]
 
 log = logging.getLogger("semel.broker")
 
@@ -37,6 +38,16 @@ COORDINATOR_EPOCH = 0
 """One node, one log: no other coordinator ever existed."""
 ID_EXPIRATION_MS = 604_800_000
 """Kafka's transactional.id.expiration.ms: a week without use."""
+
+
+class Marker(NamedTuple):
+    """A marker that an operator wants written; `transaction_version` 2 demands an epoch above the transaction's."""
+
+    producer_id: int
+    producer_epoch: int
+    commit: bool
+    coordinator_epoch: int
+    transaction_version: int
 
 
 class Transactions:
@@ -141,6 +152,31 @@ class Transactions:
         if answer.transition is not None:
             self._decide(answer.transition, now_ms)
         return answer
+
+    def write_marker(self, partition: Partition, marker: Marker, now_ms: int) -> ErrorCode:
+        """End a hanging transaction in one partition. One that the coordinator knows is refused: it has other ways."""
+        where = TopicPartition(partition.log.topic, partition.log.partition)
+        known, _ = self.coordinator.list_transactions(now_ms, producer_ids=[marker.producer_id])
+        if any(where in item.partitions for item in known):
+            return ErrorCode.INVALID_TXN_STATE
+        if marker.coordinator_epoch > COORDINATOR_EPOCH:
+            return ErrorCode.TRANSACTION_COORDINATOR_FENCED
+        if where.topic == TRANSACTIONS_TOPIC:
+            return ErrorCode.INVALID_TOPIC_EXCEPTION
+        try:
+            if where.topic == OFFSETS_TOPIC:
+                self._apply_offsets(marker.producer_id, marker.commit, now_ms)
+            else:
+                partition.log.append_marker(
+                    *marker[:4], now_ms, transaction_version=marker.transaction_version, unless_written=True
+                )
+        except LogError as error:
+            log.warning("no marker in %s-%d: %s", *where, error)
+            return error.code
+        log.warning("%s-%d has an operator's marker for producer %d", *where, marker.producer_id)
+        if partition.waiters:
+            partition.advanced()
+        return ErrorCode.NONE
 
     # --- Timer ---
 

@@ -13,6 +13,7 @@ from semel.broker.apis import (
     configs,
     fetch,
     groups,
+    markers,
     offsets,
     produce,
     replicas,
@@ -26,6 +27,6 @@ __all__ = ["APIS"]
 
 APIS: Mapping[int, Api] = {
     api.key: api
-    for module in (cluster, configs, produce, fetch, offsets, replicas, topics, transactions, groups, security)
+    for module in (cluster, configs, produce, fetch, offsets, replicas, topics, transactions, markers, groups, security)
     for api in module.APIS
 }
