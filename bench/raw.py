@@ -13,7 +13,7 @@ from typing import Any
 from semel.wire.messages import decode_response, encode_request
 from semel.wire.records import BatchBuilder
 
-__all__ = ["consume", "fairness", "idle_connections", "produce", "small_produce", "synced_produce"]
+__all__ = ["consume", "fairness", "idle_connections", "produce", "small_produce", "synced_produce", "wide_fetch"]
 
 PARTITIONS = 4
 RECORD_BYTES = 1024
@@ -75,6 +75,19 @@ def _check_produced(frame: memoryview) -> None:
         raise RuntimeError(f"Produce was answered with error {error}")
 
 
+def _until_produced(wire: Wire, request: bytes) -> None:
+    """Kafka answers CreateTopics before a thousand partitions have their leader."""
+    deadline = time.monotonic() + 30
+    while True:
+        wire.socket.sendall(request)
+        try:
+            return _check_produced(wire.frame())
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _pipelined(wire: Wire, requests: list[bytes], count: int) -> None:
     """Send `count` requests in turn with five in flight. A thread sends, so that answers are read meanwhile."""
     room = threading.Semaphore(IN_FLIGHT)
@@ -129,6 +142,39 @@ def consume(bootstrap: str, topic: str, records: int) -> float:
             )
             _follow(wire.frame(), offsets)
         return records / (time.monotonic() - began)
+
+
+def wide_fetch(bootstrap: str, topic: str, partitions: int, count: int) -> dict[str, float]:
+    """A consumer of many partitions of which one moves between two fetches: with and without a session (KIP-227)."""
+    found = {}
+    with Wire(bootstrap) as wire, Wire(bootstrap) as writer:
+        everything = [
+            {"partition": n, "fetch_offset": 0, "partition_max_bytes": FETCH_BYTES} for n in range(partitions)
+        ]
+
+        def fetch(session_id: int, epoch: int, items: list[dict[str, int]]) -> Any:
+            fields = {"replica_id": -1, "max_wait": 500, "min_bytes": 1, "max_bytes": 1 << 20, "isolation_level": 0}
+            topics = [{"topic": topic, "partitions": items}] if items else []
+            return wire.ask(
+                *(1, 12), **fields, session_id=session_id, session_epoch=epoch, topics=topics, forgotten_topics_data=[]
+            )
+
+        for name, is_full in (("full_ms", True), ("incremental_ms", False)):
+            session_id = fetch(0, 0, everything).session_id
+            epoch, moved, times = 1, list[dict[str, int]](), []
+            for number in range(count):
+                partition = number % partitions
+                _until_produced(writer, produce_request(topic, partition, 1, 200))
+                items = everything if is_full else moved
+                began = time.monotonic()
+                answer = fetch(0, -1, items) if is_full else fetch(session_id, epoch, items)
+                times.append((time.monotonic() - began) * 1000)
+                epoch += 1
+                item = next(item for item in answer.responses[0].partitions if item.records)
+                moved = [everything[item.partition_index]]
+                moved[0]["fetch_offset"] = item.high_watermark
+            found[name] = _percentile(times, 0.5)
+    return found
 
 
 def _follow(frame: memoryview, offsets: list[int]) -> None:

@@ -68,6 +68,8 @@ ROWS = {
     "rd_txn_offsets_1": Row("  the same with offsets, retry.backoff.ms 1", "tx/s", goal=2.0),
     "engine": Row("read-process-write, our engine, 200 B", "rec/s", goal=1.0),
     "engine_cpu": Row("  broker CPU", "us/rec", False),
+    "wide_full": Row("fetch over 1,000 partitions, one moved: without session, p50", "ms", False),
+    "wide_incremental": Row("  with a session (KIP-227), p50", "ms", False),
     "beside_0_p50": Row("small produce every 0.5 ms, alone, p50", "ms", False),
     "beside_0_p99": Row("  p99", "ms", False),
     "beside_1_p50": Row("small produce beside 1 flat-out producer, p50", "ms", False),
@@ -165,12 +167,21 @@ def fairness(server: Server, options: Options) -> Figures:
     return figures
 
 
+def wide(server: Server, options: Options) -> Figures:
+    """Fetches over 1,000 partitions of which one moves."""
+    topic = create_topic(server.bootstrap, f"wide-{time.time_ns()}", 1000)
+    found = raw.wide_fetch(server.bootstrap, topic, 1000, int(100 * options.seconds))
+    drop_topic(server.bootstrap, topic)
+    return {"wide_full": found["full_ms"], "wide_incremental": found["incremental_ms"]}
+
+
 PARTS: dict[str, Callable[[Server, Options], Figures]] = {
     "bulk": bulk,
     "small": small,
     "transactions": transactions,
     "engine": engine,
     "fairness": fairness,
+    "wide": wide,
 }
 
 

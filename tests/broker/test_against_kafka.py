@@ -473,6 +473,142 @@ def replicas(probe: Probe) -> None:
         probe.note(f"quorum of {name[:2]} {index}", (int(shown.error_code), shown.leader_id, voters, shown.observers))
 
 
+class Session:
+    """Fetches of one session; each note is (error, whether there is a session, what came of each partition)."""
+
+    def __init__(self, probe: Probe, version: int) -> None:
+        self.probe = probe
+        self.version = version
+        self.id = 0
+        self.ids: dict[str, uuid.UUID] = {}
+
+    def learn(self, *names: str) -> None:
+        """Topic ids of now."""
+        fields = {"include_cluster_authorized_operations": False, "include_topic_authorized_operations": False}
+        asked = [{"name": self.probe.topic(name), "topic_id": None} for name in names]
+        answer = self.probe.ask(3, 12, topics=asked, allow_auto_topic_creation=False, **fields)
+        self.ids |= {name: topic.topic_id for name, topic in zip(names, answer.topics, strict=True)}
+
+    def _key(self, name: str, field: str) -> dict[str, Any]:
+        return {"topic_id": self.ids[name]} if self.version >= 13 else {field: self.probe.topic(name)}
+
+    def fetch(
+        self,
+        step: str | None,
+        epoch: int,
+        *asked: tuple[str, int, int],
+        forget: tuple[tuple[str, int], ...] = (),
+        **changed: Any,
+    ) -> Any:
+        topics = [
+            self._key(name, "topic")
+            | {"partitions": [{"partition": index, "fetch_offset": offset, "partition_max_bytes": 1 << 20}]}
+            for name, index, offset in asked
+        ]
+        fields = {
+            "replica_id": -1,
+            "max_wait": 0,
+            "min_bytes": 1,
+            "max_bytes": 1 << 20,
+            "isolation_level": 0,
+            "session_id": self.id,
+            "session_epoch": epoch,
+            "topics": topics,
+            "forgotten_topics_data": [self._key(name, "topic") | {"partitions": [index]} for name, index in forget],
+            "rack_id": "",
+        } | changed
+        frame = self.probe.ask_raw(1, self.version, **{k: v for k, v in fields.items() if self._has(k)})
+        answer = decode_response(1, self.version, frame)
+        if epoch == 0:
+            self.id = answer.session_id
+        labels = {topic_id: name for name, topic_id in self.ids.items()} if self.version >= 13 else {}
+        came = sorted(
+            (
+                labels[topic.topic_id] if labels else topic.topic.removesuffix(f"-{self.probe.mark}"),
+                item.partition_index,
+                int(item.error_code),
+                item.high_watermark,
+                item.log_start_offset,
+                len(item.records or b""),
+            )
+            for topic in answer.responses
+            for item in topic.partitions
+        )
+        found = (int(answer.error_code), bool(answer.session_id), came)
+        if step is not None:
+            self.probe.note(f"{step}, v{self.version}", found)
+        return found
+
+    def _has(self, field: str) -> bool:
+        return not (field == "replica_id" and self.version >= 15)
+
+
+def fetch_sessions(probe: Probe) -> None:
+    for name in ("a", "b", "gone7", "gone12", "gone13"):
+        probe.create(name, 2)
+        _produce_first(probe, name)
+    for version in (7, 12, 13):
+        session = Session(probe, version)
+        session.learn("a", "b", f"gone{version}")
+        session.ids["none"] = uuid.uuid4()
+        end = probe.produce("a", batch(b"more"))[1] + 1
+        session.fetch("begun", 0, ("a", 0, 0), ("a", 1, 0), ("b", 1, 0))
+        session.fetch("the same again, which was not read", 1)
+        session.fetch("read", 2, ("a", 0, end))
+        session.fetch("a repeated request", 2)
+        session.fetch("nothing", 3)
+        probe.produce("a", batch(b"next"))
+        session.fetch("something", 4)
+        session.fetch("read again", 5, ("a", 0, end + 1))
+        session.fetch("a partition more", 6, ("b", 0, 0))
+        session.fetch("one less", 7, forget=(("b", 0),))
+        session.fetch("one that is not there", 8, ("none", 0, 0))
+        session.fetch("and is still not there", 9)
+        session.fetch("out of range", 10, ("a", 1, 77), forget=(("none", 0),))
+        session.fetch("in range again", 11, ("a", 1, 0))
+        probe.ask(
+            *(21, 2),
+            topics=[{"name": probe.topic("a"), "partitions": [{"partition_index": 0, "offset": 1}]}],
+            timeout=9000,
+        )
+        session.fetch("records deleted", 12)
+        session.fetch("a wrong epoch", 20)
+        session.fetch("an unknown session", 13, session_id=session.id ^ 1)
+        session.fetch("all forgotten", 13, forget=(("a", 0), ("a", 1), ("b", 1)))
+        session.fetch("and so it ended", 14)
+        session.fetch("begun with nothing", 0, session_id=0)
+        session.fetch("nothing at all", 1)
+        session.fetch("begun again", 0, ("a", 1, 0), session_id=0)
+        kept = session.id
+        session.fetch("ended by a request without session", -1, ("a", 1, 0))
+        session.fetch("it is over", 1, session_id=kept)
+        session.fetch("one for two protocols", 0, ("a", 1, 0), session_id=0)
+        session.version = 12 if version == 13 else 13
+        session.fetch(f"names and ids mixed after v{version}", 1)
+        session.version = version
+        _deleted_topic(probe, session, f"gone{version}")
+
+
+def _produce_first(probe: Probe, name: str) -> None:
+    while probe.produce(name, batch(b"first"))[0]:  # Kafka answers CreateTopics before the partition has its leader.
+        time.sleep(0.02)
+
+
+def _deleted_topic(probe: Probe, session: Session, name: str) -> None:
+    session.fetch("a topic that goes", 0, (name, 0, 1), ("a", 1, 0), session_id=0)
+    probe.ask(20, 5, topic_names=[probe.topic(name)], timeout=10_000)
+    epoch = 1
+    while session.fetch(None, epoch)[2] == []:
+        epoch += 1
+    session.fetch("it is gone", epoch + 1)
+    if session.version < 13:
+        probe.create(name, 2)
+        while session.fetch(None, epoch + 2)[2][0][2] == 3:
+            epoch += 1
+        _produce_first(probe, name)
+        session.fetch("come again", epoch + 3, (name, 0, 0))
+
+
 @pytest.mark.kafka
 def markers(probe: Probe) -> None:
     """What an operator's tools ask (KIP-664): producers of a partition, and markers against hanging transactions."""
@@ -535,7 +671,7 @@ def markers(probe: Probe) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [topics, batches, sequences, transactions_v1, transactions_v2, groups, replicas, markers]
+    "script", [topics, batches, sequences, transactions_v1, transactions_v2, groups, replicas, markers, fetch_sessions]
 )
 def test_both_brokers_answer_alike(script: Any, kafka: KafkaNode, embedded: Address) -> None:
     answers = []

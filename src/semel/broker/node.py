@@ -17,6 +17,7 @@ from semel.broker.config import BrokerConfig
 from semel.broker.control import Control
 from semel.broker.dynamic_config import DynamicConfig
 from semel.broker.exchange import Answer, Later, Outbox, Parts, Peer, Request
+from semel.broker.fetch_sessions import FetchSessions
 from semel.broker.groups import Groups
 from semel.broker.metadata import MetadataStore
 from semel.broker.security.acls import Authorizer, Operation, Resource
@@ -71,6 +72,7 @@ class Node:
         self.outbox = Outbox()
         self.control = Control(self)
         self.commits = GroupCommit(background)
+        self.fetch_sessions = FetchSessions(env.rng)
         self.metadata = MetadataStore(data / "metadata.log", str(env.new_id()))
         self.users = Users(self.metadata)
         self.authorizer: Authorizer | None = None

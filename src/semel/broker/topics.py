@@ -239,8 +239,10 @@ class Topics:
         """Apply each topic's retention, and forget producers that have been silent for a day."""
         for topic in self:
             for partition in topic.partitions:
+                start = partition.log.log_start_offset
                 try:
-                    partition.log.apply_retention(now_ms)
+                    if partition.log.apply_retention(now_ms) != start:
+                        partition.advanced()
                 except LogError as error:
                     log.error("retention of %s-%d: %s", topic.info.name, partition.log.partition, error)
                 partition.log.expire_producers(now_ms)

@@ -233,6 +233,7 @@ def produce_response(
 
 _FETCHED_V4 = Struct(">ihqq")  # Index, error, high watermark, last stable offset.
 _FETCHED_V5 = Struct(">ihqqq")  # The same and the log start offset.
+_ERROR_SESSION = Struct(">hi")
 _ABORTED = Struct(">qq")
 _NO_REPLICA = _I32.pack(-1)
 
@@ -256,15 +257,20 @@ def _fetched(item: FetchedPartition, version: int) -> bytes:
 
 
 def fetch_response(
-    version: int, correlation_id: int, topics: list[tuple[str | UUID | None, list[FetchedPartition]]], error: int = 0
+    version: int,
+    correlation_id: int,
+    topics: list[tuple[str | UUID | None, list[FetchedPartition]]],
+    *,
+    error: int = 0,
+    session_id: int = 0,
 ) -> Parts:
-    """A whole Fetch response frame; the records stay in their files. The session id is always 0: no sessions."""
+    """A whole Fetch response frame; the records stay in their files."""
     flexible = version >= 12
     parts: Parts = []
     total = 0
     pending = [_head(correlation_id, flexible), b"\0\0\0\0"]
     if version >= 7:
-        pending.append(_I16.pack(error) + b"\0\0\0\0")
+        pending.append(_ERROR_SESSION.pack(error, session_id))
     pending.append(_count(len(topics), flexible))
     for topic, partitions in topics:
         pending += (_topic(topic, flexible), _count(len(partitions), flexible))
