@@ -609,7 +609,6 @@ def _deleted_topic(probe: Probe, session: Session, name: str) -> None:
         session.fetch("come again", epoch + 3, (name, 0, 0))
 
 
-@pytest.mark.kafka
 def markers(probe: Probe) -> None:
     """What an operator's tools ask (KIP-664): producers of a partition, and markers against hanging transactions."""
     probe.create("a")
@@ -670,6 +669,7 @@ def markers(probe: Probe) -> None:
     probe.end(txn, False, 5)
 
 
+@pytest.mark.kafka
 @pytest.mark.parametrize(
     "script", [topics, batches, sequences, transactions_v1, transactions_v2, groups, replicas, markers, fetch_sessions]
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semel.broker import fetch_sessions
+from semel.broker.config import BrokerConfig
 from semel.broker.fetch_sessions import KEPT_MS, FetchSessions, Session
 from semel.errors import ErrorCode
 from semel.wire.messages import decode_response
@@ -208,8 +210,9 @@ def test_a_partition_of_an_unknown_topic_begins_when_the_topic_does(core: Core) 
     assert reader.take(parked.response) == {("later", 0): (0, 1, 1)}
 
 
-def test_what_retention_deletes_is_told(core: Core) -> None:
-    core.create("orders", segment_bytes="100", retention_ms="1000")
+def test_what_retention_deletes_is_told(tmp_path: Path) -> None:
+    core = Core(tmp_path, BrokerConfig(segment_bytes=100))
+    core.create("orders", retention_ms="1000")
     for _ in range(3):
         core.produce("orders", batch(b"a", timestamp_ms=core.now_ms))
     reader = Consumer(core, "orders")
