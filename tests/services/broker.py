@@ -58,10 +58,14 @@ class BrokerProcess:
         raise AssertionError(f"the broker did not answer: {self._log.read_text()[-2000:]}")
 
     def kill(self) -> None:
-        """SIGKILL, and wait until the process is gone."""
+        """SIGKILL, and wait until the process is gone, if it is not already."""
         assert self._process is not None
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
+
+    def has_ended(self) -> bool:
+        """Whether the process is gone, by a failpoint for example."""
+        return self._process is None or self._process.poll() is not None
 
     def wait(self, timeout: float) -> int:
         assert self._process is not None
