@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import pytest
 
@@ -93,7 +94,14 @@ def test_a_lost_connection_is_made_anew() -> None:
         ({"acks": "1"}, "acks"),
         ({"isolation.level": "read_uncommitted"}, "aborted"),
         ({"enable.auto.commit": "true"}, "enable.auto.commit"),
-        ({"security.protocol": "SASL_SSL"}, "PLAINTEXT"),
+        ({"security.protocol": "SASL_SLS"}, "sasl_ssl"),
+        ({"security.protocol": "SASL_SSL"}, "SCRAM-SHA-256"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "GSSAPI"}, "SCRAM-SHA-256"),
+        ({"security.protocol": "SASL_SSL", "sasl.mechanism": "PLAIN", "sasl.username": "u"}, "sasl.password"),
+        ({"sasl.password": "secret"}, "would not use it"),
+        ({"security.protocol": "ssl", "ssl.keystore.location": "k.p12"}, "ssl.certificate.location"),
+        ({"security.protocol": "ssl", "ssl.endpoint.identification.algorithm": "ldap"}, "https"),
+        ({"security.protocol": "ssl", "enable.ssl.certificate.verification": "maybe"}, "true nor false"),
         ({"max.in.flight.requests.per.connection": 6}, "written twice"),
         ({"socket.timeout.ms": "soon"}, "whole number"),
         ({"retry.backoff.ms": 0}, "at least 1"),
@@ -106,10 +114,20 @@ def test_a_setting_that_weakens_a_promise_is_refused_by_name(settings: dict[str,
 
 def test_settings_have_defaults_with_reasons_and_librdkafkas_other_names_pass() -> None:
     assert all(default.reason for default in DEFAULTS.values())
-    read = ClientSettings.read({"message.timeout.ms": "7000", "fetch.wait.max.ms": 5, "sasl.password": "secret"})
+    login = {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "u"}
+    login |= {"sasl.password": "secret"}
+    read = ClientSettings.read({"message.timeout.ms": "7000", "fetch.wait.max.ms": 5} | login)
     assert read.delivery_timeout == 7.0
     assert "secret" not in repr(read)
-    assert "secret" not in repr(KafkaClient("a:1", settings={"sasl.password": "secret"}))
+    assert "secret" not in repr(KafkaClient("a:1", settings=login))
+
+
+@pytest.mark.parametrize("name", ["ssl.ca.location", "ssl.certificate.location"])
+def test_a_file_that_cannot_be_read_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").write_text("")
+    for path in (tmp_path / "none.pem", tmp_path / "empty.pem"):
+        with pytest.raises(ConfigurationError, match=name):
+            KafkaClient("a:1", settings={"security.protocol": "ssl", name: str(path)})
 
 
 @pytest.mark.parametrize(

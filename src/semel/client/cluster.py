@@ -73,6 +73,7 @@ class KafkaClient:
         self.client_id = client_id
         self.env = env or Env()
         self.settings = ClientSettings.read(settings)
+        self._tls = self.settings.security.context()
         self.cluster_id = ""
         self._features: dict[str, int] = {}
         self._features_epoch = -1
@@ -198,6 +199,8 @@ class KafkaClient:
             env=self.env,
             timeout=self.settings.socket_timeout,
             connect_timeout=self.settings.connect_timeout,
+            security=self.settings.security,
+            tls=self._tls,
         )
         if self._closed:
             connection.close()

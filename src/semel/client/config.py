@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from semel.client.security import ClientSecurity
 from semel.errors import ConfigurationError
 
 __all__ = ["DEFAULTS", "ClientSettings", "Default"]
@@ -49,12 +50,10 @@ _REFUSED = {
     "enable.idempotence": ("true", "True", "1"),
     "acks": ("all", "-1"),
     "request.required.acks": ("all", "-1"),
-    "security.protocol": ("plaintext", "PLAINTEXT"),
     "isolation.level": ("read_committed",),
     "enable.auto.commit": ("false", "False", "0"),
 }
 _WHY_REFUSED = {
-    "security.protocol": "this version's producer speaks PLAINTEXT only",
     "isolation.level": "a reader of uncommitted records sees aborted ones",
     "enable.auto.commit": "positions are committed with the effects, never beside them",
 }
@@ -75,6 +74,7 @@ class ClientSettings:
     max_in_flight: int
     buffer_bytes_max: int
     batch_bytes_max: int
+    security: ClientSecurity
 
     @classmethod
     def read(cls, settings: Mapping[str, object] | None) -> ClientSettings:
@@ -105,6 +105,7 @@ class ClientSettings:
             max_in_flight=values["max.in.flight.requests.per.connection"],
             buffer_bytes_max=values["queue.buffering.max.kbytes"] * 1024,
             batch_bytes_max=values["batch.size"],
+            security=ClientSecurity.read(settings or {}),
         )
 
 

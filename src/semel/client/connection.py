@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from semel.client.security import ClientSecurity, tls_failure
 from semel.env import Env
-from semel.errors import Fatal, OutcomeUnknown, ProtocolError, Retriable
+from semel.errors import Fatal, OutcomeUnknown, ProtocolError, Retriable, SemelError
 from semel.wire.frames import FrameReader
 from semel.wire.messages import api_name, decode_response, encode_request, latest_version
 
@@ -27,6 +29,8 @@ _API_VERSIONS_VERSION = 3
 _SOFTWARE: dict[str, Any] = {"client_software_name": "semel", "client_software_version": "0.1.0"}
 _CAPS = {0: 12, 22: 5, 24: 3}
 """Produce v13 needs topic ids, InitProducerId v6 is for two-phase commit only, AddPartitionsToTxn v4 is for brokers."""
+_LOG_IN_AGAIN_AFTER = 0.85
+"""Part of a login's lifetime; librdkafka takes 0.9, Java 0.85 to 0.95."""
 
 
 class ForkedClient(Fatal):
@@ -69,6 +73,11 @@ class Connection(asyncio.Protocol):
         self._correlation_id = 0
         self._timer: asyncio.TimerHandle | None = None
         self._lost: str | None = None
+        self._refused: Fatal | None = None
+        self._login: asyncio.Task[None] | None = None
+        self._login_timer: asyncio.TimerHandle | None = None
+        self._held: list[Callable[[], None]] | None = None
+        """Requests that wait for us to log in again; None while nothing has to wait."""
         self._closed = asyncio.get_running_loop().create_future()
         self._pid = os.getpid()
 
@@ -78,25 +87,75 @@ class Connection(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, host: str, port: int, *, client_id: str, env: Env, timeout: float, connect_timeout: float
+        cls,
+        host: str,
+        port: int,
+        *,
+        client_id: str,
+        env: Env,
+        timeout: float,
+        connect_timeout: float,
+        security: ClientSecurity | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> Connection:
-        """Connect and learn the broker's versions and features. Raises `Retriable` when nobody answers there."""
+        """Connect, learn the broker's versions and features, log in.
+
+        Raises `Retriable` when nobody answers there, `Fatal` when we are refused, or the broker cannot be trusted.
+        """
         address = f"{host}:{port}"
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(connect_timeout):
-                _, connection = await loop.create_connection(lambda: cls(address, client_id, env, timeout), host, port)
+                _, connection = await loop.create_connection(
+                    lambda: cls(address, client_id, env, timeout),
+                    host,
+                    port,
+                    ssl=tls,
+                    server_hostname=None if tls is None else host,
+                )
         except (OSError, TimeoutError) as error:
+            refused = tls_failure(address, error) if isinstance(error, ssl.SSLError) else None
+            if refused is not None:
+                raise refused from error
             raise Retriable(f"no connection to Kafka at {address}: {error or type(error).__name__}") from error
         try:
             await connection._learn_versions()
+            if security is not None and security.sasl:
+                await connection._log_in(security)
         except OutcomeUnknown as error:
             connection.close()
-            raise Retriable(f"Kafka at {address} did not answer ApiVersions: {error}") from error
+            if connection._refused is not None:
+                raise connection._refused from error
+            raise Retriable(f"Kafka at {address} did not let us in: {error}") from error
         except BaseException:
             connection.close()
             raise
         return connection
+
+    async def _log_in(self, security: ClientSecurity) -> None:
+        async def ask(api_key: int, **fields: Any) -> Any:
+            highest = self.versions.get(api_key, (0, 1))[1]
+            return await self._write(api_key, min(highest, latest_version(api_key)), None, fields)
+
+        lifetime_ms = await security.log_in(self.address, ask)
+        if lifetime_ms > 0 and self._lost is None:
+            wait = lifetime_ms / 1000 * _LOG_IN_AGAIN_AFTER
+            self._login_timer = asyncio.get_running_loop().call_later(wait, self._begin_login, security)
+
+    def _begin_login(self, security: ClientSecurity) -> None:
+        self._login = asyncio.get_running_loop().create_task(self._log_in_again(security))
+
+    async def _log_in_again(self, security: ClientSecurity) -> None:
+        """Before the login expires (KIP-368); whatever else is sent waits meanwhile, as the broker would refuse it."""
+        held = self._held = []
+        try:
+            await self._log_in(security)
+        except SemelError as error:
+            self._lose(f"logging in again failed: {error}")
+        finally:
+            self._held = None
+        for request in held:
+            request()
 
     async def _learn_versions(self) -> None:
         answer = await self.send(API_VERSIONS, _API_VERSIONS_VERSION, **_SOFTWARE)
@@ -142,16 +201,41 @@ class Connection(asyncio.Protocol):
     ) -> asyncio.Future[Any]:
         """Write one request now; the future gives its answer, or `OutcomeUnknown`.
 
-        `decode` reads the answer's frame where the schema cannot. Raises `Retriable` if nothing was written.
+        While we log in again it is written right after that. `decode` reads the answer's frame where the schema cannot.
+        Raises `Retriable` if nothing was written.
         """
         check_not_forked(self._pid, f"the connection to Kafka at {self.address}")
+        if self._held is None:
+            return self._write(api_key, version, decode, values)
+        waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def write() -> None:
+            if waiting.done():
+                return  # Whoever sent it gave up.
+            try:
+                self._write(api_key, version, decode, values, waiting)
+            except SemelError as error:
+                waiting.set_exception(error)
+                waiting.exception()  # Marked as seen, as in `_lose`.
+
+        self._held.append(write)
+        return waiting
+
+    def _write(
+        self,
+        api_key: int,
+        version: int,
+        decode: Callable[[bytes], Any] | None,
+        values: Mapping[str, Any],
+        waiting: asyncio.Future[Any] | None = None,
+    ) -> asyncio.Future[Any]:
         transport = self._transport
         if self._lost is not None or transport is None:
             raise Retriable(f"the connection to Kafka at {self.address} is closed: {self._lost}")
         self._correlation_id = (self._correlation_id + 1) & 0x7FFFFFFF
         frame = encode_request(api_key, version, self._correlation_id, self._client_id, **values)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = loop.create_future() if waiting is None else waiting
         deadline = self._env.monotonic() + self._timeout
         self._pending.append(_Pending(self._correlation_id, api_key, version, deadline, future, decode))
         if self._timer is None:
@@ -200,6 +284,8 @@ class Connection(asyncio.Protocol):
             pending.answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if isinstance(exc, ssl.SSLError):
+            self._refused = tls_failure(self.address, exc)
         self._lose(f"the broker closed it ({exc})" if exc else "the broker closed it")
         if not self._closed.done():
             self._closed.set_result(None)
@@ -210,6 +296,8 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._login_timer is not None:
+            self._login_timer.cancel()
         if self._transport is not None:
             self._transport.abort()
         while self._pending:

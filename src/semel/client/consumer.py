@@ -35,6 +35,8 @@ T = TypeVar("T")
 _EOF = confluent_kafka.KafkaError._PARTITION_EOF
 _STATE = confluent_kafka.KafkaError._STATE
 _ALL_BROKERS_DOWN = confluent_kafka.KafkaError._ALL_BROKERS_DOWN
+_AUTHENTICATION = confluent_kafka.KafkaError._AUTHENTICATION
+_SSL = confluent_kafka.KafkaError._SSL
 _NO_RESET = (confluent_kafka.KafkaError._AUTO_OFFSET_RESET, confluent_kafka.KafkaError.OFFSET_OUT_OF_RANGE)
 _CLOSE_SECONDS = 10.0
 """How long `close` waits for librdkafka, which may be waiting for a broker that is gone."""
@@ -319,6 +321,11 @@ class _Source:
             self._fenced()
         elif error.fatal():
             self._failure = Fatal(f"the consumer {self._name} cannot go on: {text}")
+        elif _is_refusal(error.code(), error.str()):
+            self._failure = Fatal(
+                f"the consumer {self._name} is refused by Kafka: {text}. Check sasl.username, sasl.password, "
+                "sasl.mechanism and the ssl.* settings."
+            )
         elif error.code() == _ALL_BROKERS_DOWN:
             self._outage.lost(f"no broker of {self._config['bootstrap.servers']} answers")
         else:
@@ -371,6 +378,11 @@ class _Source:
         self._paused &= offsets.keys()
         self._kafka.pause([confluent_kafka.TopicPartition(*item) for item in self._paused])
         self._kafka.resume([confluent_kafka.TopicPartition(*item) for item in offsets.keys() - self._paused])
+
+
+def _is_refusal(code: int, text: str) -> bool:
+    """Whether the other side does not let us in, or is not to be trusted; not that it went away meanwhile."""
+    return (code == _AUTHENTICATION and "Local:" not in text) or (code == _SSL and "certificate" in text)
 
 
 class Consumer(_Source):
