@@ -14,10 +14,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from semel.processing.ports import free_ports
 
-__all__ = ["KafkaNode", "kafka_jars", "missing_tools"]
+__all__ = ["KafkaNode", "Secured", "kafka_jars", "missing_tools"]
 
 ROOT = Path(__file__).resolve().parents[2]
 JARS = ROOT / ".cache" / "kafka-4.3.1"
@@ -47,6 +48,54 @@ def free_port() -> int:
     return free_ports(1)[0]
 
 
+class Secured(NamedTuple):
+    """A node that asks who you are: SASL on its port, SASL over TLS on a second one, StandardAuthorizer.
+
+    The user may do everything; both PEM files hold what their names say.
+    """
+
+    user: str
+    password: str
+    keystore: Path
+    truststore: Path
+
+    def settings(self, port: int, tls_port: int, controller_port: int) -> dict[str, str]:
+        listeners = f"CLIENT://127.0.0.1:{port},TLS://127.0.0.1:{tls_port}"
+        found = {
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{controller_port}",
+            "advertised.listeners": listeners,
+            "listener.security.protocol.map": "CLIENT:SASL_PLAINTEXT,TLS:SASL_SSL,CONTROLLER:PLAINTEXT",
+            "sasl.enabled.mechanisms": "SCRAM-SHA-256,SCRAM-SHA-512,PLAIN",
+            "sasl.mechanism.inter.broker.protocol": "SCRAM-SHA-256",
+            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+            # The controller's listener is plaintext here; on the others nobody is anonymous.
+            "super.users": f"User:{self.user};User:ANONYMOUS",
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": str(self.keystore),
+            "ssl.truststore.type": "PEM",
+            "ssl.truststore.location": str(self.truststore),
+            "transaction.two.phase.commit.enable": "true",
+            "unstable.api.versions.enable": "true",
+        }
+        module = "org.apache.kafka.common.security"
+        for listener in ("client", "tls"):
+            for mechanism in ("scram-sha-256", "scram-sha-512"):
+                found[f"listener.name.{listener}.{mechanism}.sasl.jaas.config"] = (
+                    f'{module}.scram.ScramLoginModule required username="{self.user}" password="{self.password}";'
+                )
+            found[f"listener.name.{listener}.plain.sasl.jaas.config"] = (
+                f'{module}.plain.PlainLoginModule required user_{self.user}="{self.password}";'
+            )
+        return found
+
+    def format_arguments(self) -> list[str]:
+        return [
+            part
+            for size in (256, 512)
+            for part in ("--add-scram", f"SCRAM-SHA-{size}=[name={self.user},password={self.password}]")
+        ]
+
+
 class KafkaNode:
     """A node on 127.0.0.1 with its own folder. `transaction_version` 2 is KIP-890 part 2; 1 is the older protocol.
 
@@ -58,9 +107,11 @@ class KafkaNode:
         transaction_version: int = 2,
         extra: dict[str, str] | None = None,
         java: Sequence[str] = ("-Xmx512m", "-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
+        secured: Secured | None = None,
     ) -> None:
         self.transaction_version = transaction_version
-        self.port, self.controller_port = free_port(), free_port()
+        self.port, self.controller_port, self.tls_port = free_ports(3)
+        self._secured = secured
         self.folder = Path(tempfile.mkdtemp(prefix="semel-kafka-"))
         self._extra = extra or {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,7 +134,7 @@ class KafkaNode:
         return self._process.pid
 
     def _settings(self) -> dict[str, str]:
-        return {
+        settings = {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self.controller_port}",
@@ -110,14 +161,18 @@ class KafkaNode:
             # A restart after kill -9 waits for the old registration to end: 9 s with Kafka's default.
             "broker.session.timeout.ms": "2000",
             "broker.heartbeat.interval.ms": "500",
-        } | self._extra
+        }
+        if self._secured is not None:
+            settings |= self._secured.settings(self.port, self.tls_port, self.controller_port)
+        return settings | self._extra
 
     def _format(self) -> None:
         settings = self.folder / "server.properties"
         settings.write_text("".join(f"{key}={value}\n" for key, value in self._settings().items()))
         feature = f"transaction.version={self.transaction_version}"
         command = [*self._java, "kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", str(settings)]
-        done = subprocess.run([*command, "--feature", feature], capture_output=True, text=True, check=False)
+        command += ["--feature", feature, *(self._secured.format_arguments() if self._secured else ())]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"Apache Kafka could not be formatted:\n{done.stdout}\n{done.stderr}")
 

@@ -49,6 +49,11 @@ class EmbeddedBroker:
         """`host:port`, as in bootstrap.servers."""
         return self._broker.address
 
+    @property
+    def addresses(self) -> list[str]:
+        """`host:port` of every listener, in the order of the configuration."""
+        return self._broker.addresses
+
     def start(self) -> Self:
         """Start and wait until it serves. Raises `ConfigurationError` as `Broker.start` does."""
         assert self._thread is None, "the broker runs already"

@@ -100,7 +100,7 @@ class Producer:
             client.settings.delivery_timeout if delivery_timeout_ms is None else delivery_timeout_ms / 1000
         )
         self._codec = codec
-        self._sender = Sender(client, self._round)
+        self._sender = Sender(client, self._round, self._refused)
         self._identity: Identity | None = None
         self._asking = False
         self._lanes: dict[TopicPartition, Lane] = {}
@@ -273,6 +273,17 @@ class Producer:
 
     def _lost(self, batch: Batch, reason: str, unanswered: bool) -> None:
         self._lanes[batch.partition].undone(batch, reason, unanswered=unanswered)
+
+    def _refused(self, key: object, error: SemelError) -> None:
+        """The topic, or our login at a broker, is refused: what waits for it is not written, and will not be."""
+        refusal = Fatal(str(error))
+        refusal.code = error.code
+        for lane in self._lanes.values():
+            for batch in [item for item in lane.batches if not item.in_flight]:
+                if not isinstance(key, str) or batch.partition.topic == key:
+                    self._give_up(
+                        batch, str(error), unanswered=batch.unanswered, error=None if batch.unanswered else refusal
+                    )
 
     def _expire(self, now: float) -> None:
         for lane in self._lanes.values():

@@ -77,7 +77,7 @@ class TransactionalProducer:
         )
         self.two_phase_mode: TwoPhaseMode | None = None
         """What the broker offers of two-phase commit; known after `init_transactions`, None without it."""
-        self._sender = Sender(client, self._round)
+        self._sender = Sender(client, self._round, lambda _, error: self._protocol.refused(error))
         self._describe_tries = 0
         self._pid = os.getpid()
 

@@ -38,8 +38,12 @@ class Answer(NamedTuple):
 class Sender:
     """Rounds of sending for one producer: `round` is called whenever something may have become possible."""
 
-    def __init__(self, client: KafkaClient, round_: Callable[[], None]) -> None:
+    def __init__(
+        self, client: KafkaClient, round_: Callable[[], None], on_refused: Callable[[object, SemelError], None]
+    ) -> None:
+        """`on_refused(topic or node id, error)`: its leader, or a connection to it, will not be had by trying again."""
         self.client = client
+        self._on_refused = on_refused
         self.last_reason = "nothing was answered yet"
         self._round = round_
         self._in_flight: Counter[int] = Counter()
@@ -143,8 +147,11 @@ class Sender:
     async def _prepared(self, key: object, work: Coroutine[Any, Any, Any]) -> None:
         try:
             await work
-        except SemelError as error:
+        except (Retriable, OutcomeUnknown) as error:
             self.pause(str(error))
+        except SemelError as error:
+            self.last_reason = str(error)
+            self._on_refused(key, error)
         finally:
             self._preparing.discard(key)
 

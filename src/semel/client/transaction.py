@@ -360,6 +360,14 @@ class TransactionProtocol:
             self.failure = error
             self._move(State.Failed)
 
+    def refused(self, error: SemelError) -> None:
+        """Our records have nowhere to go: a topic or our login is refused, which trying again does not change."""
+        if isinstance(error, AbortTransaction):
+            self._fail(str(error), error.code or 0)
+        elif State.Failed in MOVES[self.state]:
+            self.failure = error
+            self._move(State.Failed)
+
     def unanswered(self, request: Request) -> None:
         """The request was written and its answer is lost. It will be sent again."""
         self._free(request)

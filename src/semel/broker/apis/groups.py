@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from semel.broker.apis.transactions import OFFSETS_PARTITION
 from semel.broker.exchange import Answer, Api, Fields, Later, Request
 from semel.broker.security.acls import Operation, Resource
+from semel.broker.security.guard import authorized_operations
 from semel.coordinator.group import (
     FetchedOffset,
     GroupDescription,
@@ -387,7 +388,11 @@ def describe_groups(node: Node, request: Request) -> Answer:
     Version notes: v6 an unknown group is 69; before, it is Dead without an error.
     """
     coordinator = node.groups.coordinator
-    return {"groups": [_described(coordinator.describe(group_id), request.version) for group_id in request.body.groups]}
+    groups = [_described(coordinator.describe(group_id), request.version) for group_id in request.body.groups]
+    if getattr(request.body, "include_authorized_operations", False):
+        for group in groups:
+            group["authorized_operations"] = authorized_operations(node, request, Resource.GROUP, group["group_id"])
+    return {"groups": groups}
 
 
 def delete_groups(node: Node, request: Request) -> Answer:

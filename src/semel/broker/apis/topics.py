@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from semel.broker.apis.cluster import partition_fields
 from semel.broker.config import NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Request
+from semel.broker.security.acls import Resource
+from semel.broker.security.guard import authorized_operations
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
 
@@ -208,6 +210,7 @@ def describe_topic_partitions(node: Node, request: Request) -> Answer:
             continue
         first = after[1] if name == after[0] else 0
         shown = range(first, min(len(topic.partitions), first + room))
+        found["topic_authorized_operations"] = authorized_operations(node, request, Resource.TOPIC, name)
         found |= {"error_code": 0, "topic_id": topic.info.topic_id, "is_internal": topic.info.internal}
         topics.append(found | {"partitions": [_described(index) for index in shown]})
         room -= len(shown)

@@ -306,6 +306,8 @@ def guarded(node: Node, request: Request, handle: Callable[[Request], Answer | L
 
 def _refuse_whole(client: _Client, code: ErrorCode) -> Fields:
     answer = refusal(client.request.header.api_key, client.version, client.body, code)
+    if "error_code" in answer:  # Said once, for everything.
+        return {name: [] if isinstance(value, list) else value for name, value in answer.items()}
     if "markers" in answer:
         for asked, item in zip(client.body.markers, answer["markers"], strict=True):
             item["producer_id"] = asked.producer_id
