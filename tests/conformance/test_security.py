@@ -378,6 +378,7 @@ def questions(topic: str, other: str) -> list[tuple[str, int, int, Fields]]:
     ]
     return [
         ("FindCoordinator of a group", 10, 4, {"key_type": 0, "coordinator_keys": [group]}),
+        ("FindCoordinator of an id", 10, 4, {"key_type": 1, "coordinator_keys": [tid]}),
         (
             "ListOffsets",
             2,
