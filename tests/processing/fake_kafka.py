@@ -89,6 +89,9 @@ class FakeKafka:
             raise Fatal(f"topic {topic!r}: UNKNOWN_TOPIC_OR_PARTITION")
         return self.counts[topic]
 
+    async def topic_identity(self, topic: str) -> str:
+        return f"fake/{topic}"
+
     def producer(self, transactional_id: str) -> FakeProducer:
         return FakeProducer(self)
 

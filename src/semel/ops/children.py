@@ -30,6 +30,7 @@ from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
 from semel.processing.topology import prepare_topics
+from semel.processing.watermarks import Watermarks
 from semel.processing.worker import Runnable, Worker
 from semel.settings import Settings
 from semel.sinks.engine import SinkEngine
@@ -51,10 +52,11 @@ async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
     heartbeat = Heartbeat.from_environment()
     heartbeat.start()
     await _prepare(app, settings, env)
-    worker = Worker(
-        _runnables(app, settings, env, metrics, slot), drain_seconds=settings.drain_seconds, heartbeat=heartbeat
-    )
-    async with publishing(metrics, settings.data, f"worker-{slot}"), _purging(app, settings, env):
+    process = f"worker-{slot}"
+    watermarks = Watermarks(settings.data, process)
+    runnables = _runnables(app, settings, env, metrics, watermarks, slot)
+    worker = Worker(runnables, drain_seconds=settings.drain_seconds, heartbeat=heartbeat)
+    async with publishing(metrics, settings.data, process), watermarks.written(), _purging(app, settings, env):
         await worker.run()
 
 
@@ -75,9 +77,11 @@ async def _purging(app: App, settings: Settings, env: Env) -> AsyncIterator[None
         await client.close()
 
 
-def _runnables(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int) -> Mapping[str, Runnable]:
+def _runnables(
+    app: App, settings: Settings, env: Env, metrics: Metrics, watermarks: Watermarks, slot: int
+) -> Mapping[str, Runnable]:
     runnables: dict[str, Runnable] = {
-        component.name: Engine(component, settings.kafka, settings, env, metrics, slot=slot)
+        component.name: Engine(component, settings.kafka, settings, env, metrics, slot=slot, watermarks=watermarks)
         for component in _components(app, env, metrics)
     }
     for sink in app.sinks.values():

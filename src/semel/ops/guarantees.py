@@ -19,7 +19,8 @@ __all__ = ["Edge", "check_required", "edges_of", "report"]
 
 _OFFSETS_EXPIRE = (
     "a group without members for longer than the broker keeps its offsets (offsets.retention.minutes: 7 days on Apache "
-    "Kafka, 400 days on the embedded broker) would start over; raise it above the longest stop"
+    "Kafka, 400 days on the embedded broker) would start over on a host without this data folder; raise it above the "
+    "longest stop"
 )
 _KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
 

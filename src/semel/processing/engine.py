@@ -39,6 +39,7 @@ from semel.processing.seams import BatchSeam, Kafka, RealKafka
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
 from semel.processing.unit import RecordScope, UnitOfWork, check_parked
+from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
 
@@ -102,6 +103,7 @@ class Engine:
         *,
         slot: int = 0,
         kafka: Kafka | None = None,
+        watermarks: Watermarks | None = None,
     ) -> None:
         self.component = component
         self.identity = transactional_id(component.app, component.name, instance_id(settings, env), slot)
@@ -117,6 +119,8 @@ class Engine:
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._stores = Stores()
         self._scope = RecordScope(self._stores, frozenset(component.stores))
+        self._watermarks = watermarks or Watermarks()
+        self._topics: dict[str, str] = {}
         self._partition_counts: dict[str, int] = {}
         self._unit = UnitOfWork(self._partition_counts, env.wall_ms())
         self._inputs: dict[tuple[str, int], _Input] = {}
@@ -399,6 +403,7 @@ class Engine:
             self._inputs[at].parked.add(parked)
         for at, offset in offsets.items():
             self._inputs[at].committed = offset
+            self._watermarks.note(self.component.group, self._topics[at.topic], at.partition, offset)
         self._careful = max(0, self._careful - unit.records)
         for key in [key for key in self._refused if key[2] < self._inputs[key[:2]].position]:
             del self._refused[key]
@@ -440,7 +445,7 @@ class Engine:
             recovery = self._recovery = _Recovery(False, recovery.rebuild)
             before = dict(self._inputs)
             partitions = sorted(TopicPartition(*at) for at in before)
-            taken = await take_over(self._kafka, self.component, partitions, restore=recovery.rebuild)
+            taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=recovery.rebuild)
             # The group may have moved partitions meanwhile: those were set right when they were assigned.
             offsets = {at: offset for at, offset in taken.starts.items() if self._inputs.get(at) is before[at]}
             if offsets:
@@ -453,6 +458,7 @@ class Engine:
         async with self._turn:
             self._pending.clear()
             self._ends.clear()
+            self._topics.update(taken.topics)
             self._unit = UnitOfWork(self._partition_counts, self._env.wall_ms())
             mine = {at: before[at] for at in offsets if self._inputs.get(at) is before[at]}
             for at, held in mine.items():
@@ -472,7 +478,7 @@ class Engine:
         """Take over partitions; returns where to start reading. Nothing of them is delivered before this is done."""
         while True:
             try:
-                taken = await take_over(self._kafka, self.component, partitions, restore=True)
+                taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=True)
                 break
             except _WAIT as error:
                 if self._draining.is_set():
@@ -480,6 +486,7 @@ class Engine:
                 await self._wait(f"taking over {len(partitions)} partitions: {error}")
         async with self._turn:
             self._is_gap_possible |= not self._gone_in_poll.isdisjoint(partitions)
+            self._topics.update(taken.topics)
             for at in partitions:
                 offset = taken.offsets[at]
                 held = self._inputs[at] = _Input(offset, offset, taken.parked.get(at, ParkedKeys()))

@@ -15,6 +15,7 @@ from typing import Any
 from semel.processing.component import Component
 from semel.processing.parking import ParkedKeys
 from semel.processing.seams import Kafka
+from semel.processing.watermarks import Watermarks
 from semel.types import Record, TopicPartition
 
 __all__ = ["Taken", "take_over"]
@@ -37,19 +38,32 @@ class Taken:
     tables: dict[tuple[str, int], dict[bytes, bytes]] = field(default_factory=dict)
     """Values by key, by store and partition."""
     parked: dict[TopicPartition, ParkedKeys] = field(default_factory=dict)
+    topics: dict[str, str] = field(default_factory=dict)
+    """The identity of each topic: another one of the same name has another."""
 
 
 async def take_over(
-    kafka: Kafka, component: Component, partitions: Sequence[TopicPartition], *, restore: bool
+    kafka: Kafka,
+    component: Component,
+    partitions: Sequence[TopicPartition],
+    watermarks: Watermarks,
+    *,
+    restore: bool,
 ) -> Taken:
     """Find out where to go on in `partitions`, and with `restore` also read their state and parked keys.
 
-    Raises `Retriable` or `OutcomeUnknown` when Kafka does not answer: nothing was done, call again.
+    Raises `Retriable` or `OutcomeUnknown` when Kafka does not answer, or answers an offset below one that is known to
+    be committed: nothing was done, call again.
     """
     taken = Taken()
     if not partitions:
         return taken
+    for topic in {partition.topic for partition in partitions}:
+        taken.topics[topic] = await kafka.topic_identity(topic)
     committed = await kafka.admin.committed_offsets(component.group, partitions, require_stable=True)
+    for topic, identity in taken.topics.items():
+        said = {at: committed.get(at, -1) for at in partitions if at.topic == topic}
+        watermarks.check(component.group, identity, said)
     starts = await kafka.admin.list_offsets(partitions, at="earliest")
     ends = await kafka.admin.list_offsets(partitions, at="high_watermark")
     for partition in partitions:

@@ -13,6 +13,7 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Consumer, ConsumerEvents, Reader
 from semel.client.producer import TransactionalProducer
 from semel.env import Env
+from semel.errors import Fatal, Retriable
 from semel.settings import Settings
 from semel.types import GroupMetadata, Record, TopicPartition
 from semel.wire.records import BatchBuilder
@@ -81,6 +82,7 @@ class Kafka(Protocol):
     async def start(self) -> None: ...
     async def close(self) -> None: ...
     async def partitions(self, topic: str) -> int: ...
+    async def topic_identity(self, topic: str) -> str: ...
     def producer(self, transactional_id: str) -> ProducerSeam: ...
     def consumer(self, group: str, topics: Sequence[str], instance_id: str, events: ConsumerEvents) -> ConsumerSeam: ...
     def reader(self) -> ReaderSeam: ...
@@ -109,6 +111,15 @@ class RealKafka:
     async def partitions(self, topic: str) -> int:
         """How many partitions a topic has. Raises `Fatal` when there is no such topic."""
         return (await self.client.topic(topic)).partitions
+
+    async def topic_identity(self, topic: str) -> str:
+        """Cluster, name and id of a topic, as they are now. Raises `Retriable`, also when there is none yet."""
+        await self.client.refresh_metadata(topic)
+        try:
+            found = await self.client.topic(topic)
+        except Fatal as error:
+            raise Retriable(str(error)) from error
+        return f"{self.client.cluster_id}/{found.name}/{found.topic_id}"
 
     def producer(self, transactional_id: str) -> ProducerSeam:
         """The producer of one transactional id; nothing is sent yet."""
