@@ -25,13 +25,15 @@ def test_api_versions(core: Core, version: int) -> None:
     assert set(ranges) == set(APIS)
     if version >= 3:
         assert [(item.name, item.max_version_level) for item in answer.finalized_features] == [
-            ("transaction.version", 2)
+            ("group.version", 1),
+            ("transaction.version", 2),
         ]
 
 
 def test_transactions_v1_is_finalized_where_it_was_chosen(core_v1: Core) -> None:
     answer = core_v1.ask(18, 4, client_software_name="t", client_software_version="1")
-    assert [item.max_version_level for item in answer.finalized_features] == [1]
+    levels = {item.name: item.max_version_level for item in answer.finalized_features}
+    assert levels == {"group.version": 1, "transaction.version": 1}
 
 
 def test_an_unknown_version_of_api_versions_is_answered(core: Core) -> None:

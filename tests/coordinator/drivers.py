@@ -134,6 +134,7 @@ class Groups:
         self.answers.clear()
         for key, value in self.log:
             self.coordinator.replay(key, value, self.now)
+        self.coordinator.resume(self.now)
 
     def settle(self) -> None:
         self.log += self.coordinator.take_records()

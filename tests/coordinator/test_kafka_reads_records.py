@@ -14,6 +14,7 @@ from semel.wire.records import BatchBuilder
 from tests.conftest import unavailable
 from tests.services.kafka import kafka_jars, missing_tools
 
+from .consumers import Consumers
 from .drivers import ID, P0, P1, Groups, Transactions
 
 
@@ -105,3 +106,30 @@ def test_the_offsets_log(tmp_path: Path):
     assert (values[0]["generation"], values[0]["members"][0]["memberId"]) == (1, member)
     assert [values[number]["offset"] for number in (1, 3)] == [5, 6]  # type: ignore[index]
     assert values[6:] == ["<DELETE>", "<DELETE>"]
+
+
+@pytest.mark.kafka
+def test_the_records_of_consumer_groups(tmp_path: Path):
+    groups = Consumers(t=2)
+    groups.join("m1", pattern="t")
+    groups.join("m2", instance="i", assignor="range")
+    groups.heartbeat("m1", 2)
+    groups.heartbeat("m2", -1, instance="i")
+    records = dumped(groups.log, "__consumer_offsets", "--offsets-decoder", tmp_path)
+    found: dict[str, list[object]] = {}
+    for key, value in records:
+        assert isinstance(key, dict), f"Apache Kafka cannot read {key}"
+        found.setdefault(key["type"], []).append(value["data"] if isinstance(value, dict) else value)
+    assert [item["epoch"] for item in found["3"]] == [1, 2, 3, 4]  # type: ignore[index]
+    member = found["5"][0]
+    assert isinstance(member, dict)
+    assert (member["clientId"], member["subscribedTopicNames"], member["subscribedTopicRegex"]) == ("c", ["t"], "t")
+    assert [item["assignmentEpoch"] for item in found["6"]] == [2, 3]  # type: ignore[index]
+    assert [item["topicPartitions"][0]["partitions"] for item in found["7"][:3]] == [[0, 1], [1], [0]]  # type: ignore[index]
+    last = found["8"][-2]
+    assert isinstance(last, dict)
+    assert (last["memberEpoch"], last["previousMemberEpoch"], last["state"]) == (2, 0, 1)
+    assert [last[name][0]["partitions"] for name in ("assignedPartitions", "partitionsPendingRevocation")] == [[1], [0]]
+    assert last["assignedPartitions"][0]["assignmentEpochs"] == [2]
+    assert found["16"][0]["topics"] == ["t"]  # type: ignore[index]
+    assert found["5"][-1] == found["7"][-1] == found["8"][-1] == "<DELETE>"

@@ -7,15 +7,19 @@ them count or drops them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from semel.broker.config import OFFSETS_RETENTION_MS, BrokerConfig
+from semel.broker.dynamic_config import DynamicConfig
 from semel.broker.exchange import Fields, Later, Outbox, Request
 from semel.broker.internal import Change, InternalLog
 from semel.broker.topics import Topics
+from semel.coordinator.consumer_group import TopicShape
 from semel.coordinator.group import GroupConfig, GroupCoordinator, JoinAnswer, JoinRequest, OffsetWrite, SyncAnswer
+from semel.coordinator.heartbeat import GroupTimes, HeartbeatAnswer, HeartbeatRequest
 from semel.env import Env
+from semel.errors import ErrorCode
 from semel.log.log import LogError
 from semel.types import GroupMetadata
 
@@ -30,6 +34,24 @@ OFFSETS_TOPIC = "__consumer_offsets"
 _Render = Callable[[JoinAnswer | SyncAnswer], Fields]
 
 
+class _Catalog:
+    """The topics as groups see them."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+
+    @property
+    def version(self) -> int:
+        return self._topics.version
+
+    def shape(self, name: str, /) -> TopicShape | None:
+        topic = self._topics.get(name)
+        return None if topic is None else TopicShape(topic.info.topic_id.bytes, len(topic.partitions))
+
+    def names(self) -> Iterable[str]:
+        return (topic.info.name for topic in self._topics if not topic.info.internal)
+
+
 class Groups:
     """Requests about groups; a join or sync that has to wait becomes a `Later`."""
 
@@ -37,6 +59,7 @@ class Groups:
         self,
         topics: Topics,
         config: BrokerConfig,
+        settings: DynamicConfig,
         env: Env,
         call_later: Callable[[float, Callable[[], None]], Timer],
         outbox: Outbox,
@@ -55,6 +78,11 @@ class Groups:
                 initial_rebalance_delay_ms=config.group_initial_rebalance_delay_ms,
                 offsets_retention_ms=OFFSETS_RETENTION_MS,
             ),
+            catalog=_Catalog(topics),
+            times=lambda group_id: GroupTimes(
+                settings.group_value(group_id, "consumer.session.timeout.ms"),
+                settings.group_value(group_id, "consumer.heartbeat.interval.ms"),
+            ),
         )
         topics.after_delete = lambda info: self._topic_deleted(info.name)
 
@@ -69,6 +97,7 @@ class Groups:
         for name in sorted(self.coordinator.topics_with_offsets()):
             if self._topics.get(name) is None:
                 self.coordinator.drop_topic(name)  # A crash came between the topic's deletion and this.
+        self.coordinator.resume(now_ms)
         self.settle(now_ms)
 
     def close(self) -> None:
@@ -97,6 +126,15 @@ class Groups:
             identity, assignments, request.now_ms, protocol_type=protocol_type, protocol_name=protocol_name
         )
         return self._wait(request, token, render)
+
+    def heartbeat_consumer(self, request: HeartbeatRequest, now_ms: int) -> HeartbeatAnswer:
+        """ConsumerGroupHeartbeat; nobody hears of an epoch or an assignment that is not in the log."""
+        answer = self.coordinator.heartbeat_consumer(request, now_ms)
+        self.settle(now_ms)
+        if self._unwritten:
+            text = f"{OFFSETS_TOPIC} cannot be written at the moment: ask again."
+            return HeartbeatAnswer(ErrorCode.COORDINATOR_NOT_AVAILABLE, text)
+        return answer
 
     def settle(self, now_ms: int) -> None:
         """After a call that changed a group: write, then answer those who may hear of it."""

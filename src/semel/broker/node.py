@@ -86,7 +86,7 @@ class Node:
         self.settings = DynamicConfig(self.metadata, config)
         self.topics = Topics(data / "topics", self.metadata, config, self.settings, env)
         self.transactions = Transactions(self.topics, self.metadata, config, env)
-        self.groups = Groups(self.topics, config, env, call_later, self.outbox)
+        self.groups = Groups(self.topics, config, self.settings, env, call_later, self.outbox)
 
     def __repr__(self) -> str:
         return f"<Node {self.metadata.cluster_id}, {self.topics!r}>"

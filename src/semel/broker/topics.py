@@ -99,6 +99,8 @@ class Topics:
         self._by_name: dict[str, Topic] = {}
         self._by_id: dict[UUID, Topic] = {}
         self._partition_count = 0
+        self.version = 0
+        """Rises when a topic is made, extended or deleted."""
         self.after_delete: Callable[[TopicInfo], None] = lambda _: None
         """Called when a topic is gone; the groups forget its offsets."""
 
@@ -196,6 +198,7 @@ class Topics:
         topic.info = self._metadata.set_partitions(topic.info.name, count)
         topic.partitions += added
         self._partition_count += len(added)
+        self.version += 1
 
     def set_configs(self, topic: Topic, configs: Mapping[str, str]) -> None:
         """Replace a topic's own settings, checked before; they are durable and hold when it returns."""
@@ -228,6 +231,7 @@ class Topics:
             partition.deleted = True
             partition.advanced()
         self._partition_count -= len(topic.partitions)
+        self.version += 1
         self.after_delete(topic.info)  # Before the files: a new topic of this name must not begin with its offsets.
         for partition in topic.partitions:
             partition.log.delete()
@@ -258,6 +262,7 @@ class Topics:
     def _add(self, info: TopicInfo) -> Topic:
         topic = Topic(info, [self._open_partition(info, index) for index in range(info.partitions)])
         self._partition_count += info.partitions
+        self.version += 1
         self._by_name[info.name] = topic
         self._by_id[info.topic_id] = topic
         return topic

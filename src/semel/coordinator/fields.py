@@ -11,7 +11,10 @@ from collections.abc import Mapping
 
 from semel.errors import CorruptBatch
 
-__all__ = ["FieldReader", "FieldWriter"]
+__all__ = ["FieldReader", "FieldWriter", "LogRecord"]
+
+LogRecord = tuple[bytes, bytes | None]
+"""Key and value of one record of an internal topic; a value of None says that the key is gone."""
 
 _INT8, _INT16, _INT32, _INT64 = (struct.Struct(code) for code in (">b", ">h", ">i", ">q"))
 
@@ -66,11 +69,22 @@ class FieldWriter:
         self._parts.append(bytes(out))
         return self
 
-    def compact_string(self, value: str) -> FieldWriter:
-        data = value.encode()
-        self.uvarint(len(data) + 1)
-        self._parts.append(data)
+    def compact_string(self, value: str | None) -> FieldWriter:
+        return self.compact_bytes(None if value is None else value.encode())
+
+    def compact_bytes(self, value: bytes | None) -> FieldWriter:
+        if value is None:
+            return self.uvarint(0)
+        return self.uvarint(len(value) + 1).raw(value)
+
+    def raw(self, value: bytes) -> FieldWriter:
+        """Bytes of a size that the layout fixes: a UUID, or what was encoded before."""
+        self._parts.append(value)
         return self
+
+    def count(self, value: int) -> FieldWriter:
+        """The number of items of a compact array."""
+        return self.uvarint(value + 1)
 
     def tags(self, fields: Mapping[int, bytes]) -> FieldWriter:
         """Tagged fields (KIP-482): a count, then number, size and bytes of each in ascending order."""
@@ -137,6 +151,17 @@ class FieldReader:
 
     def compact_string(self) -> str:
         return self._text(self.uvarint() - 1)
+
+    def compact_nullable_string(self) -> str | None:
+        size = self.uvarint() - 1
+        return None if size < 0 else self._text(size)
+
+    def compact_bytes(self) -> bytes:
+        return self.take(self.uvarint() - 1)
+
+    def count(self) -> int:
+        """The number of items of a compact array; a null one has none."""
+        return max(self.uvarint() - 1, 0)
 
     def tags(self) -> dict[int, bytes]:
         found = {}

@@ -1,4 +1,4 @@
-"""The group coordinator: classic consumer groups (`rebalance.py`) and their offsets (`offsets.py`).
+"""The group coordinator: classic groups (`rebalance.py`), consumer groups (`heartbeat.py`), offsets (`offsets.py`).
 
 How a shell drives it. Every call takes the time and returns at once. `join` and `sync` return a *token*: their answer
 comes from `drain`, at once or when the other members have done their part. After every call, and after every `tick`:
@@ -19,26 +19,36 @@ The answers follow Apache Kafka 4.3.1. Differences:
 - A waiting request whose connection is gone can be reported by `abandon`, so that a killed member does not hold up
   the others until the rebalance deadline.
 - Numbers are bounded, see `GroupConfig`.
-- Only classic groups: the protocol of KIP-848 is not advertised.
+- A group's members use one protocol. An empty group takes the protocol of whoever joins.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from semel.coordinator.fields import FieldReader
+from semel.coordinator.consumer_group_log import ConsumerKey
+from semel.coordinator.fields import FieldReader, LogRecord
 from semel.coordinator.group_log import (
     CommittedOffset,
     GroupKey,
-    LogRecord,
+    OffsetKey,
+    PendingKey,
     decode_group,
     decode_key,
     encode_group_key,
     encode_offset,
     encode_offset_key,
     encode_pending,
+)
+from semel.coordinator.heartbeat import (
+    ConsumerGroups,
+    GroupTimes,
+    HeartbeatAnswer,
+    HeartbeatRequest,
+    NoTopics,
+    TopicCatalog,
 )
 from semel.coordinator.membership import COMPLETING, DEAD, EMPTY, STABLE, Group, Member
 from semel.coordinator.offsets import OffsetStore
@@ -111,17 +121,85 @@ class GroupDescription(NamedTuple):
     protocol: str = ""
     generation_id: int = -1
     members: tuple[Member, ...] = ()
+    message: str = ""
 
 
 class GroupCoordinator(Rebalancer):
     """All groups of one broker. `new_member_id` makes a unique id that begins with the given client or instance id."""
 
-    def __init__(self, *, new_member_id: Callable[[str], str], config: GroupConfig | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        new_member_id: Callable[[str], str],
+        config: GroupConfig | None = None,
+        catalog: TopicCatalog | None = None,
+        times: Callable[[str], GroupTimes] = lambda _: GroupTimes(),
+    ) -> None:
         super().__init__(new_member_id=new_member_id, config=config)
         self._offsets = OffsetStore()
+        self.consumers = ConsumerGroups(
+            new_member_id=new_member_id, catalog=catalog or NoTopics(), times=times, config=self._config
+        )
 
     def __repr__(self) -> str:
-        return f"<GroupCoordinator {len(self._groups)} groups, {self._offsets!r}>"
+        return f"<GroupCoordinator {len(self._groups)} groups, {self.consumers!r}, {self._offsets!r}>"
+
+    def take_records(self) -> list[LogRecord]:
+        """Records to make durable before the answers of the next `drain` are sent."""
+        return super().take_records() + self.consumers.take_records()
+
+    # -- Members of both protocols --------------------------------------------------------------------------------
+
+    def heartbeat_consumer(self, request: HeartbeatRequest, now_ms: int) -> HeartbeatAnswer:
+        """ConsumerGroupHeartbeat. An empty classic group becomes a consumer group; its offsets stay."""
+        classic = self._groups.get(request.group_id)
+        if classic is not None and (classic.members or classic.pending or request.member_epoch != 0):
+            text = f"Group {request.group_id} is not a consumer group."
+            return HeartbeatAnswer(ErrorCode.GROUP_ID_NOT_FOUND, text)
+        if self._is_full(request.group_id):
+            text = f"There are {self._config.max_groups} groups already: delete some."
+            return HeartbeatAnswer(ErrorCode.POLICY_VIOLATION, text)
+        answer = self.consumers.heartbeat(request, now_ms)
+        if classic is not None and request.group_id in self.consumers.groups:
+            self._forget(classic)
+        return answer
+
+    def _is_full(self, group_id: str) -> bool:
+        """Whether this would be a group too many."""
+        known = group_id in self._groups or group_id in self.consumers.groups
+        return not known and len(self._groups) + len(self.consumers.groups) >= self._config.max_groups
+
+    def join(self, request: JoinRequest, now_ms: int) -> int:
+        """JoinGroup. An empty consumer group becomes a classic one; its offsets stay."""
+        consumers = self.consumers.groups.get(request.group_id)
+        if (consumers is not None and consumers.members) or self._is_full(request.group_id):
+            token = next(self._tokens)
+            full = consumers is None
+            error = ErrorCode.POLICY_VIOLATION if full else ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+            self._answer(token, JoinAnswer(error, request.member_id))
+            return token
+        token = super().join(request, now_ms)
+        if consumers is not None and request.group_id in self._groups:
+            self.consumers.forget(request.group_id)
+        return token
+
+    def leave(self, group_id: str, members: Sequence[LeavingMember], now_ms: int) -> list[ErrorCode]:
+        """LeaveGroup, which also removes members of consumer groups."""
+        consumers = self.consumers.groups.get(group_id)
+        if consumers is None:
+            return super().leave(group_id, members, now_ms)
+        return [self.consumers.remove(consumers, *leaving, now_ms) for leaving in members]
+
+    def tick(self, now_ms: int) -> None:
+        """Let everything happen whose time has come."""
+        super().tick(now_ms)
+        self.consumers.tick(now_ms)
+
+    def next_deadline(self) -> int | None:
+        """When `tick` has something to do, at the latest; None while there are no members."""
+        classic = super().next_deadline()
+        times = [*self.consumers.deadlines()] + ([] if classic is None else [classic])
+        return min(times, default=None)
 
     # -- Offsets ------------------------------------------------------------------------------------------------
 
@@ -133,7 +211,7 @@ class GroupCoordinator(Rebalancer):
         api_version: int,
     ) -> OffsetWrite:
         """OffsetCommit for existing partitions."""
-        error = self._check_commit(identity, transactional=False, api_version=api_version)
+        error = self._check_commit(identity, offsets, transactional=False, api_version=api_version)
         return self._write(identity, offsets, now_ms, error, encode_offset)
 
     def commit_transactional_offsets(
@@ -148,18 +226,29 @@ class GroupCoordinator(Rebalancer):
         The caller keeps check and append together: what was checked here must still hold when the records stand in
         the log. Applied, they are pending; `end_transaction` lets them count or drops them.
         """
-        error = self._check_commit(identity, transactional=True, api_version=-1)
+        error = self._check_commit(identity, offsets, transactional=True, api_version=-1)
         return self._write(identity, offsets, now_ms, error, partial(encode_pending, producer_id))
 
-    def _check_commit(self, identity: GroupMetadata, *, transactional: bool, api_version: int) -> ErrorCode:
+    def _check_commit(
+        self,
+        identity: GroupMetadata,
+        partitions: Iterable[TopicPartition],
+        *,
+        transactional: bool,
+        api_version: int,
+    ) -> ErrorCode:
         """May this member commit now? Members are compared first, then the generation, as in Kafka."""
         if not identity.group_id:
             return ErrorCode.INVALID_GROUP_ID
+        consumers = self.consumers.groups.get(identity.group_id)
+        if consumers is not None:
+            return self.consumers.check_commit(
+                consumers, identity, partitions, transactional=transactional, api_version=api_version
+            )
         group = self._groups.get(identity.group_id)
         if group is None:
             if identity.generation_id < 0:
-                full = len(self._groups) >= self._config.max_groups
-                return ErrorCode.POLICY_VIOLATION if full else ErrorCode.NONE
+                return ErrorCode.POLICY_VIOLATION if self._is_full(identity.group_id) else ErrorCode.NONE
             return ErrorCode.GROUP_ID_NOT_FOUND if api_version >= 9 else ErrorCode.ILLEGAL_GENERATION
         if identity.generation_id < 0 and group.state is EMPTY:
             # The admin client, or a consumer that assigns its partitions itself.
@@ -186,10 +275,11 @@ class GroupCoordinator(Rebalancer):
     ) -> OffsetWrite:
         if error:
             return OffsetWrite(error, dict.fromkeys(offsets, error), [])
-        group = self._groups.setdefault(identity.group_id, Group(identity.group_id, state_ms=now_ms))
-        member = group.members.get(identity.member_id)
-        if member is not None:
-            member.renew(now_ms)
+        if identity.group_id not in self.consumers.groups:
+            group = self._groups.setdefault(identity.group_id, Group(identity.group_id, state_ms=now_ms))
+            member = group.members.get(identity.member_id)
+            if member is not None:
+                member.renew(now_ms)
         errors: dict[TopicPartition, ErrorCode] = {}
         records: list[LogRecord] = []
         for partition, commit in offsets.items():
@@ -212,7 +302,7 @@ class GroupCoordinator(Rebalancer):
         """These offset records stand in the log now. Apply every batch in the order of the log."""
         for key, value in records:
             parsed = decode_key(key)
-            assert not isinstance(parsed, GroupKey), "a group changes before its record is written"
+            assert isinstance(parsed, OffsetKey | PendingKey), "a group changes before its record is written"
             self._offsets.apply(parsed, value)
 
     def pending_producers(self) -> set[int]:
@@ -241,14 +331,17 @@ class GroupCoordinator(Rebalancer):
         """DeleteGroups; pending offsets go too. The tombstones are among `take_records`."""
         if not group_id:
             return ErrorCode.INVALID_GROUP_ID
-        group = self._groups.get(group_id)
-        if group is None:
+        group, consumers = self._groups.get(group_id), self.consumers.groups.get(group_id)
+        if group is None and consumers is None:
             return ErrorCode.GROUP_ID_NOT_FOUND
-        if group.state is not EMPTY:
+        if (group is not None and group.state is not EMPTY) or (consumers is not None and consumers.members):
             return ErrorCode.NON_EMPTY_GROUP
         for partition in self._offsets.partitions(group_id):
             self._remove_offset(group_id, partition)
-        self._forget(group)
+        if group is not None:
+            self._forget(group)
+        if consumers is not None:
+            self.consumers.forget(group_id)
         return ErrorCode.NONE
 
     def delete_offsets(
@@ -257,12 +350,15 @@ class GroupCoordinator(Rebalancer):
         """OffsetDelete: the answer's error, and one a partition."""
         if not group_id:
             return ErrorCode.INVALID_GROUP_ID, {}
-        group = self._groups.get(group_id)
-        if group is None:
+        group, consumers = self._groups.get(group_id), self.consumers.groups.get(group_id)
+        if consumers is not None:
+            subscribed = consumers.subscribed_topics()
+        elif group is None:
             return ErrorCode.GROUP_ID_NOT_FOUND, {}
-        if group.members and group.protocol_type != "consumer":
+        elif group.members and group.protocol_type != "consumer":
             return ErrorCode.NON_EMPTY_GROUP, {}
-        subscribed = _subscribed_topics(group)
+        else:
+            subscribed = _subscribed_topics(group)
         errors: dict[TopicPartition, ErrorCode] = {}
         for partition in partitions:
             if partition.topic in subscribed:
@@ -291,14 +387,22 @@ class GroupCoordinator(Rebalancer):
         if retention_ms < 0:
             return
         for group in [group for group in self._groups.values() if group.state is EMPTY and not group.pending]:
-            group_id = group.group_id
-            for partition, value in list(self._offsets.committed(group_id)):
-                # A group without members since ever (a simple consumer's) counts from each commit.
-                since_ms = value.commit_ms if group.protocol_type is None else max(group.state_ms, value.commit_ms)
-                if since_ms + retention_ms <= now_ms and not self._offsets.is_pending(group_id, partition):
-                    self._remove_offset(group_id, partition)
-            if group.state_ms + retention_ms <= now_ms and not self._offsets.partitions(group_id):
+            # A group without members since ever (a simple consumer's) counts from each commit.
+            since_ms = -1 if group.protocol_type is None else group.state_ms
+            self._expire(group.group_id, since_ms, now_ms)
+            if group.state_ms + retention_ms <= now_ms and not self._offsets.partitions(group.group_id):
                 self._forget(group)
+        for consumers in [consumers for consumers in self.consumers.groups.values() if not consumers.members]:
+            self._expire(consumers.group_id, consumers.state_ms, now_ms)
+            if consumers.state_ms + retention_ms <= now_ms and not self._offsets.partitions(consumers.group_id):
+                self.consumers.forget(consumers.group_id)
+
+    def _expire(self, group_id: str, empty_since_ms: int, now_ms: int) -> None:
+        for partition, value in list(self._offsets.committed(group_id)):
+            since_ms = max(empty_since_ms, value.commit_ms)
+            over = since_ms + self._config.offsets_retention_ms <= now_ms
+            if over and not self._offsets.is_pending(group_id, partition):
+                self._remove_offset(group_id, partition)
 
     def _remove_offset(self, group_id: str, partition: TopicPartition) -> None:
         tombstone = encode_offset_key(group_id, partition), None
@@ -316,18 +420,22 @@ class GroupCoordinator(Rebalancer):
         """ListGroups; an empty filter matches everything, case does not matter (KIP-518, KIP-848)."""
         wanted = {state.lower() for state in states}
         kinds = {kind.lower() for kind in types}
-        if kinds and "classic" not in kinds:
-            return []
+        found = [GroupListing(item.group_id, item.protocol_type or "", item.state) for item in self._groups.values()]
+        found += [
+            GroupListing(item.group_id, "consumer", item.state, "consumer") for item in self.consumers.groups.values()
+        ]
         return [
-            GroupListing(group.group_id, group.protocol_type or "", group.state)
-            for group in self._groups.values()
-            if not wanted or group.state.lower() in wanted
+            item
+            for item in found
+            if (not wanted or item.state.lower() in wanted) and (not kinds or item.group_type in kinds)
         ]
 
     def describe(self, group_id: str) -> GroupDescription:
         group = self._groups.get(group_id)
         if group is None:
-            return GroupDescription(ErrorCode.GROUP_ID_NOT_FOUND, group_id, DEAD)
+            other = group_id in self.consumers.groups
+            text = f"Group {group_id} is not a classic group." if other else f"Group {group_id} not found."
+            return GroupDescription(ErrorCode.GROUP_ID_NOT_FOUND, group_id, DEAD, message=text)
         return GroupDescription(
             ErrorCode.NONE,
             group_id,
@@ -347,14 +455,22 @@ class GroupCoordinator(Rebalancer):
             else:
                 self._groups[parsed.group_id] = Group.from_stored(decode_group(parsed.group_id, value), now_ms)
             return
+        if isinstance(parsed, ConsumerKey):
+            self.consumers.replay(parsed, key, value, now_ms)
+            return
         self._offsets.apply(parsed, value)
-        if value is not None and parsed.group_id not in self._groups:
-            self._groups[parsed.group_id] = Group(parsed.group_id, state_ms=now_ms)
+
+    def resume(self, now_ms: int) -> None:
+        """The log is read: every group with offsets is there, and clocks begin to run."""
+        for group_id in sorted(self._offsets.group_ids()):
+            if group_id not in self._groups and group_id not in self.consumers.groups:
+                self._groups[group_id] = Group(group_id, state_ms=now_ms)
+        self.consumers.resume(now_ms)
 
     def snapshot(self) -> list[LogRecord]:
         """Records that rebuild what the log says now; a rebalance under way is in neither. For checkpoints."""
         groups: list[LogRecord] = [group.durable for group in self._groups.values() if group.durable is not None]
-        return groups + self._offsets.snapshot()
+        return groups + self.consumers.snapshot() + self._offsets.snapshot()
 
 
 def _subscribed_topics(group: Group) -> set[str]:

@@ -7,7 +7,9 @@
 | version 1000: producer id, group, topic, | offset commit, version 3   | the transaction ended          |
 | partition                                |                            |                                |
 
-The last one is ours. In Kafka the offsets of an open transaction are version 1 records in a transactional batch, and
+Versions 3 to 16 are of consumer groups (KIP-848) and stand in `consumer_group_log.py`.
+
+Version 1000 is ours. In Kafka the offsets of an open transaction are version 1 records in a transactional batch, and
 the marker behind them makes them count; here a commit writes them again as plain records. So one log of plain records
 rebuilds everything, in whatever way it is cut and checkpointed, and Kafka's tools skip what is not decided.
 """
@@ -17,7 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from semel.coordinator.fields import FieldReader, FieldWriter
+from semel.coordinator.consumer_group_log import ConsumerKey, ConsumerRecord
+from semel.coordinator.consumer_group_log import decode_key as decode_consumer_key
+from semel.coordinator.fields import FieldReader, FieldWriter, LogRecord
 from semel.errors import CorruptBatch
 from semel.types import TopicPartition
 
@@ -42,10 +46,6 @@ __all__ = [
 
 OFFSET_KEY_VERSION, GROUP_KEY_VERSION, PENDING_KEY_VERSION = 1, 2, 1000
 OFFSET_VALUE_VERSION, GROUP_VALUE_VERSION = 3, 3
-
-
-LogRecord = tuple[bytes, bytes | None]
-"""Key and value of one record of `__consumer_offsets`."""
 
 
 class OffsetKey(NamedTuple):
@@ -135,7 +135,7 @@ def encode_group(group: StoredGroup) -> tuple[bytes, bytes]:
     return encode_group_key(group.group_id), out.done()
 
 
-def decode_key(key: bytes) -> OffsetKey | GroupKey | PendingKey:
+def decode_key(key: bytes) -> OffsetKey | GroupKey | PendingKey | ConsumerKey:
     """Raises `CorruptBatch` for a key of another kind."""
     reader = FieldReader(key)
     version = reader.int16()
@@ -145,7 +145,9 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | PendingKey:
         return GroupKey(reader.string())
     if version == PENDING_KEY_VERSION:
         return PendingKey(reader.int64(), reader.string(), TopicPartition(reader.string(), reader.int32()))
-    raise CorruptBatch(f"an offsets log key of version {version}; known are 0, 1, 2 and {PENDING_KEY_VERSION}")
+    if version in set(ConsumerRecord):
+        return decode_consumer_key(version, reader)
+    raise CorruptBatch(f"an offsets log key of version {version} is unknown")
 
 
 def decode_offset(value: bytes) -> CommittedOffset:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from semel.broker.apis import (
     cluster,
     configs,
+    consumer_groups,
     fetch,
     groups,
     markers,
@@ -27,6 +28,19 @@ __all__ = ["APIS"]
 
 APIS: Mapping[int, Api] = {
     api.key: api
-    for module in (cluster, configs, produce, fetch, offsets, replicas, topics, transactions, markers, groups, security)
+    for module in (
+        cluster,
+        configs,
+        consumer_groups,
+        produce,
+        fetch,
+        offsets,
+        replicas,
+        topics,
+        transactions,
+        markers,
+        groups,
+        security,
+    )
     for api in module.APIS
 }

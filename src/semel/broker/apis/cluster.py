@@ -22,7 +22,8 @@ def api_versions(node: Node, request: Request) -> Answer:
     """ApiVersions.
 
     Behaviour: never closes the connection. Finalized features come from the configuration: a client chooses
-    transactions V2 by transaction.version >= 2, never by version ranges.
+    transactions V2 by transaction.version >= 2, never by version ranges. group.version 1 says that there are
+    consumer groups of the new protocol (KIP-848).
     Version notes: a version we do not know is answered with a v0 body and error 35 that lists only ApiVersions itself.
     Below v4 a feature's minimum of 0 is sent as 1 (KAFKA-17011).
     """
@@ -42,14 +43,19 @@ def api_versions(node: Node, request: Request) -> Answer:
         }
         for api in sorted(ALL.values())
     ]
-    level = node.config.transaction_version
     lowest = 0 if request.version >= 4 else 1
+    levels = {"group.version": (1, 1), "transaction.version": (2, node.config.transaction_version)}
     return {
         "error_code": 0,
         "api_keys": keys,
-        "supported_features": [{"name": "transaction.version", "min_version": lowest, "max_version": 2}],
+        "supported_features": [
+            {"name": name, "min_version": lowest, "max_version": newest} for name, (newest, _) in levels.items()
+        ],
         "finalized_features_epoch": 1,
-        "finalized_features": [{"name": "transaction.version", "max_version_level": level, "min_version_level": level}],
+        "finalized_features": [
+            {"name": name, "max_version_level": level, "min_version_level": level}
+            for name, (_, level) in levels.items()
+        ],
     }
 
 

@@ -212,8 +212,8 @@ def offset_commit(node: Node, request: Request) -> Answer:
     """OffsetCommit.
 
     Behaviour: durable when answered. Unknown partitions fail by themselves with 3.
-    Version notes: v6 leader epoch; v7 static members; v9 unknown group with a generation: 69 instead of 22; v10 topics
-    by id (unknown: 100).
+    Version notes: v6 leader epoch; v7 static members; v9 unknown group with a generation: 69 instead of 22, and members
+    of consumer groups (before: 35; another epoch: 113); v10 topics by id (unknown: 100).
     """
     commit = _Commit(node, request.body)
     write = node.groups.coordinator.commit_offsets(
@@ -270,7 +270,8 @@ def _fetched(index: int, found: FetchedOffset) -> Fields:
     }
 
 
-def _fetch_group(node: Node, request: Request, group_id: str, topics: Any, *, require_stable: bool) -> Fields:
+def _fetch_group(node: Node, request: Request, item: Any, *, require_stable: bool) -> Fields:
+    group_id, topics = item.group_id, item.topics
     if node.denies(request, Operation.DESCRIBE, Resource.GROUP, group_id):
         code = ErrorCode.GROUP_AUTHORIZATION_FAILED
         refused = FetchedOffset(code)  # Version 1 has no other place for it.
@@ -280,6 +281,10 @@ def _fetch_group(node: Node, request: Request, group_id: str, topics: Any, *, re
             for item in named
         ]
         return {"topics": answers, "error_code": code}
+    if hasattr(item, "member_epoch"):
+        code = node.groups.coordinator.consumers.check_fetch(group_id, item.member_id, item.member_epoch)
+        if code is not ErrorCode.NONE:
+            return {"topics": [], "error_code": code}
     fetch = node.groups.coordinator.fetch_offsets
     answers = []
     if topics is None:
@@ -319,16 +324,15 @@ def offset_fetch(node: Node, request: Request) -> Answer:
 
     Behaviour: a partition without an offset, and an unknown group, give -1 without an error.
     Version notes: v2 null topics means all; v5 leader epoch; v7 RequireStable (offset in an open transaction: 88); v8
-    several groups; v10 topics by id (unknown: 100).
+    several groups; v9 the member epoch is compared (25, 113); v10 topics by id (unknown: 100).
     """
     body = request.body
     require_stable = getattr(body, "require_stable", False)
     if request.version < 8:
-        return _fetch_group(node, request, body.group_id, body.topics, require_stable=require_stable)
+        return _fetch_group(node, request, body, require_stable=require_stable)
     return {
         "groups": [
-            {"group_id": item.group_id}
-            | _fetch_group(node, request, item.group_id, item.topics, require_stable=require_stable)
+            {"group_id": item.group_id} | _fetch_group(node, request, item, require_stable=require_stable)
             for item in body.groups
         ]
     }
@@ -340,7 +344,7 @@ def offset_fetch(node: Node, request: Request) -> Answer:
 def list_groups(node: Node, request: Request) -> Answer:
     """ListGroups.
 
-    Version notes: v4 filter by state; v5 filter by type (all are classic).
+    Version notes: v4 filter by state; v5 filter by type (classic, consumer).
     """
     body = request.body
     found = node.groups.coordinator.list_groups(getattr(body, "states_filter", ()), getattr(body, "types_filter", ()))
@@ -362,7 +366,7 @@ def _described(found: GroupDescription, version: int) -> Fields:
     unknown = found.error is ErrorCode.GROUP_ID_NOT_FOUND
     return {
         "error_code": ErrorCode.NONE if unknown and version < 6 else found.error,
-        "error_message": f"Group {found.group_id} not found." if unknown else None,
+        "error_message": found.message or None,
         "group_id": found.group_id,
         "group_state": found.state,
         "protocol_type": found.protocol_type,
