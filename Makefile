@@ -34,6 +34,7 @@ soak: $(READY)  ## the long runs: hundreds of kills, gigabytes of log
 
 peers: $(READY)  ## other clients and their suites against our broker, ours against Apache Kafka
 	$(BIN)/python -m pytest -m peers --timeout 3600 $(TEST)
+	$(BIN)/python -m tests.peers.test_table
 
 format: $(READY)
 	$(BIN)/ruff format .

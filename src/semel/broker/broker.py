@@ -101,6 +101,8 @@ class Broker:
             self._release()
             raise
         self._server = server
+        bound = zip(self._listeners(), self.addresses, strict=True)
+        node.settings.listens([(item.protocol, address, item.advertised or address) for item, address in bound])
         self._timers = [
             loop.create_task(self._every(self._config.transaction_sweep_seconds, node.sweep)),
             loop.create_task(self._every(IDLE_CHECK_SECONDS, server.close_idle)),

@@ -306,6 +306,8 @@ INERT_KEYS = _table(
 """Settings that tools change on any Kafka broker and that mean nothing here: kept and shown."""
 
 READ_ONLY_KEYS = _table(
+    _list("advertised.listeners", "", "Where clients are told to connect."),
+    _list("listeners", "PLAINTEXT://:9092", "Where the broker listens."),
     _flag("auto.create.topics.enable", True, "Whether a topic that somebody asks for is made."),
     _int("broker.id", -1, None, "This node."),
     _long("connections.max.idle.ms", 600_000, None, "A connection that is silent for this long is closed."),

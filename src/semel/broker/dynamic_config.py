@@ -7,7 +7,7 @@ Kafka's default. Changes are in the metadata log before anybody hears of them. A
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -105,6 +105,11 @@ class DynamicConfig:
 
     def __repr__(self) -> str:
         return f"<DynamicConfig of {len(self._metadata.configs)} resources>"
+
+    def listens(self, listeners: Sequence[tuple[str, str, str]]) -> None:
+        """Say where the broker listens: protocol, `host:port`, and the `host:port` that clients are told."""
+        self._static["listeners"] = ",".join(f"{protocol}://{address}" for protocol, address, _ in listeners)
+        self._static["advertised.listeners"] = ",".join(f"{protocol}://{told}" for protocol, _, told in listeners)
 
     # --- What holds ---
 
