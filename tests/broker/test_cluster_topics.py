@@ -101,8 +101,10 @@ def test_find_coordinator(core: Core, version: int) -> None:
 def test_describe_cluster(core: Core) -> None:
     answer = core.ask(60, 2, include_cluster_authorized_operations=False, endpoint_type=1, include_fenced_brokers=False)
     assert (answer.cluster_id, len(answer.brokers)) == (core.node.metadata.cluster_id, 1)
-    answer = core.ask(60, 2, include_cluster_authorized_operations=False, endpoint_type=2, include_fenced_brokers=False)
-    assert answer.error_code == ErrorCode.INVALID_REQUEST
+    for kind, code in ((2, ErrorCode.MISMATCHED_ENDPOINT_TYPE), (7, ErrorCode.UNSUPPORTED_ENDPOINT_TYPE)):
+        fields = {"include_cluster_authorized_operations": False, "include_fenced_brokers": False}
+        answer = core.ask(60, 2, endpoint_type=kind, **fields)
+        assert (answer.error_code, answer.endpoint_type, answer.controller_id) == (code, 1, -1)
 
 
 def _create(core: Core, *names: str, version: int = 7, validate_only: bool = False, **changed: Any) -> list[int]:

@@ -72,8 +72,10 @@ def test_acks_zero_has_no_answer_and_an_error_closes_the_connection(core: Core) 
     topic["partition_data"] = [{"index": 5, "records": batch(b"a")}]
     with pytest.raises(ProtocolError):
         core.send(0, 9, acks=0, topic_data=[topic], **fields)
-    answer = core.ask(0, 9, acks=2, topic_data=[topic], **fields)
-    assert answer.responses[0].partition_responses[0].error_code == ErrorCode.INVALID_REQUIRED_ACKS
+    for partition, code in ((0, ErrorCode.INVALID_REQUIRED_ACKS), (5, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)):
+        topic["partition_data"] = [{"index": partition, "records": batch(b"a")}]
+        answer = core.ask(0, 9, acks=2, topic_data=[topic], **fields)
+        assert answer.responses[0].partition_responses[0].error_code == code
 
 
 def test_a_resend_is_not_written_twice(core: Core) -> None:

@@ -9,7 +9,16 @@ from collections.abc import Callable, Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["BROKER_KEYS", "GROUP_KEYS", "INERT_KEYS", "READ_ONLY_KEYS", "TOPIC_KEYS", "ConfigKey", "ConfigType"]
+__all__ = [
+    "BROKER_KEYS",
+    "GROUP_KEYS",
+    "INERT_KEYS",
+    "NO_SYNONYM_KEYS",
+    "READ_ONLY_KEYS",
+    "TOPIC_KEYS",
+    "ConfigKey",
+    "ConfigType",
+]
 
 
 class ConfigType(IntEnum):
@@ -379,3 +388,16 @@ GROUP_KEYS = _table(
     ),
 )
 """Settings of one group (KIP-848)."""
+
+NO_SYNONYM_KEYS = frozenset(
+    {
+        # These have no value in Apache Kafka until they are set: a coarser setting (hours, the checkpoint) holds.
+        "log.flush.interval.ms",
+        "log.retention.ms",
+        "log.roll.jitter.ms",
+        "log.roll.ms",
+        # And nothing of the broker's stands behind these.
+        *(key.name for key in TOPIC_KEYS.values() if not key.broker_name),
+    }
+)
+"""Defaults that DescribeConfigs does not list among a setting's synonyms."""

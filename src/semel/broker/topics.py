@@ -148,20 +148,24 @@ class Topics:
         topic = self._by_name.get(name)
         return None if topic is None else topic.partition(index)
 
-    def check_new(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> None:
-        """Raise `TopicError` when this topic cannot be created."""
+    def check_settings(self, name: str, configs: Mapping[str, str | None]) -> None:
+        """Raise `TopicError` when no topic can have this name and these settings, however many partitions it has."""
         check_name(name)
         if name in self._by_name:
             raise TopicError(ErrorCode.TOPIC_ALREADY_EXISTS, f"Topic '{name}' already exists.")
+        try:
+            self._settings.check_topic(configs)
+        except ConfigError as error:
+            raise TopicError(error.code, str(error)) from error
+
+    def check_new(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> None:
+        """Raise `TopicError` when this topic cannot be created."""
+        self.check_settings(name, configs)
         if partitions < 1:
             raise TopicError(
                 ErrorCode.INVALID_PARTITIONS, "Number of partitions must be larger than 0, or -1 for the default."
             )
         self._check_room(partitions)
-        try:
-            self._settings.check_topic(configs)
-        except ConfigError as error:
-            raise TopicError(error.code, str(error)) from error
 
     def create(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> Topic:
         """Create a topic. Raises `TopicError`."""

@@ -96,6 +96,8 @@ class Group:
     """PreparingRebalance: when joining ends; with `unsynced` members: when they are dropped."""
     durable: tuple[bytes, bytes] | None = None
     """The group's last record in the log; a rebalance under way is not in it."""
+    begins: bool = False
+    """The rebalance under way is the first of an empty group."""
     hold_until_ms: int = -1
     """The first rebalance of an empty group waits until then for more members."""
 
@@ -141,7 +143,10 @@ class Group:
 
     @property
     def all_joined(self) -> bool:
-        return not self.pending and all(member.join_token is not None for member in self.members.values())
+        """Nobody has to be waited for. The first rebalance of an empty group waits for no id that was only given."""
+        return (self.begins or not self.pending) and all(
+            member.join_token is not None for member in self.members.values()
+        )
 
     @property
     def rebalance_timeout_ms(self) -> int:

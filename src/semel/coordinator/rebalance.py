@@ -136,9 +136,6 @@ class Rebalancer:
             return token
         group = self._groups.get(request.group_id)
         if group is None:
-            if request.member_id:
-                self._answer(token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, request.member_id))
-                return token
             if len(self._groups) >= self._config.max_groups:
                 self._answer(token, JoinAnswer(ErrorCode.POLICY_VIOLATION))
                 return token
@@ -159,6 +156,8 @@ class Rebalancer:
             return ErrorCode.INVALID_GROUP_ID
         if not config.min_session_timeout_ms <= request.session_timeout_ms <= config.max_session_timeout_ms:
             return ErrorCode.INVALID_SESSION_TIMEOUT
+        if request.member_id and request.group_id not in self._groups:
+            return ErrorCode.UNKNOWN_MEMBER_ID
         if not request.protocol_type or not request.protocols:
             return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
         if sum(len(data) for _, data in request.protocols) > config.max_subscription_bytes:
@@ -243,12 +242,15 @@ class Rebalancer:
         if group.state is PREPARING:
             self._try_complete_join(group, now_ms)
             return
-        delay_ms = self._config.initial_rebalance_delay_ms if group.state is EMPTY else 0
+        group.begins = group.state is EMPTY
+        delay_ms = self._config.initial_rebalance_delay_ms if group.begins else 0
         for member in group.members.values():
             self._answer(member.sync_token, SyncAnswer(ErrorCode.REBALANCE_IN_PROGRESS))
             if member.sync_token is not None:
                 member.sync_token = None
                 member.renew(now_ms)
+            if group.state is COMPLETING:
+                member.assignment = b""  # It was for a generation that nobody will see.
         group.move(PREPARING)
         group.unsynced.clear()
         group.hold_until_ms = now_ms + delay_ms
@@ -285,12 +287,11 @@ class Rebalancer:
         for member in joined:
             self._answer(member.join_token, _joined(group, member))
             member.join_token = None
-            member.assignment = b""
             member.renew(now_ms)
 
     def _drop(self, group: Group, member: Member, now_ms: int) -> None:
         """The member left or was lost."""
-        self._answer(member.join_token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID, member.member_id))
+        self._answer(member.join_token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
         self._answer(member.sync_token, SyncAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
         group.remove(member)
         self._rebalance_or_wait(group, now_ms)

@@ -162,6 +162,10 @@ class PartitionLog:
         """Whether this producer, with this epoch, has a transaction open here."""
         return self._state.is_transaction_open(producer_id, producer_epoch)
 
+    def is_fenced(self, producer_id: int, producer_epoch: int) -> bool:
+        """Whether a later epoch of this producer wrote here."""
+        return self._state.is_fenced(producer_id, producer_epoch)
+
     def open_transactions(self) -> list[tuple[int, int, int]]:
         """(producer id, epoch, first offset) of each open transaction, oldest first."""
         return self._state.open_transactions()
@@ -269,6 +273,8 @@ class PartitionLog:
             )
         )
         patch_base_offset(marker, 0, offset, LEADER_EPOCH)
+        if self.config.is_log_append_time:
+            set_log_append_time(marker, 0, now_ms)
         self._write(marker)
         aborted = state.apply_marker(producer_id, producer_epoch, commit, coordinator_epoch, now_ms, now_ms)
         if aborted is not None:

@@ -173,6 +173,11 @@ class PartitionState:
         """Whether this producer has a transaction open here, with this epoch."""
         return producer_id in self._open and self.producers.entries[producer_id].epoch == epoch
 
+    def is_fenced(self, producer_id: int, epoch: int) -> bool:
+        """Whether a later epoch of this producer is known here."""
+        entry = self.producers.entries.get(producer_id)
+        return entry is not None and entry.epoch > epoch
+
     def open_transactions(self) -> list[tuple[int, int, int]]:
         """(producer id, epoch, first offset) of each open transaction, oldest first."""
         entries = self.producers.entries

@@ -13,7 +13,7 @@ from semel.errors import ConfigurationError, CorruptBatch, ErrorCode
 from semel.log.errors import LogError
 from semel.wire.records import BATCH_OVERHEAD, BatchHeader, check_crc, decode_records, read_header
 
-__all__ = ["LogConfig", "validate"]
+__all__ = ["LogConfig", "check_only_batch", "read_first_batch", "validate"]
 
 _CONTROL = 0x20
 _TRANSACTIONAL = 0x10
@@ -47,11 +47,8 @@ class LogConfig:
         return self.timestamp_type == "LogAppendTime"
 
 
-def validate(batch: bytearray | memoryview, config: LogConfig, now_ms: int) -> BatchHeader:
-    """The header of the one batch in `batch`. Raises `LogError` with Kafka's code for what is wrong with it.
-
-    Bytes after the batch that are not a batch are ignored, as Kafka does.
-    """
+def read_first_batch(batch: bytearray | memoryview) -> BatchHeader:
+    """The header of the whole batch that `batch` begins with; nothing else is asked first. Raises `LogError`."""
     try:
         header = read_header(batch)
     except CorruptBatch as problem:
@@ -61,8 +58,20 @@ def validate(batch: bytearray | memoryview, config: LogConfig, now_ms: int) -> B
         raise _invalid(f"a batch of {size} bytes was announced, {len(batch)} were sent")
     if header.magic != 2:
         raise _invalid(f"the batch has format version {header.magic}; version 2 is supported")
-    if len(batch) > size and _holds_batch(batch, size):
+    return header
+
+
+def check_only_batch(batch: bytearray | memoryview, header: BatchHeader) -> None:
+    """Raise `LogError` when another batch follows; other bytes after the batch are ignored, as Kafka does."""
+    if len(batch) > header.size and _holds_batch(batch, header.size):
         raise _invalid("more than one batch was sent for one partition")
+
+
+def validate(batch: bytearray | memoryview, config: LogConfig, now_ms: int) -> BatchHeader:
+    """The header of the one batch in `batch`. Raises `LogError` with Kafka's code for what is wrong with it."""
+    header = read_first_batch(batch)
+    check_only_batch(batch, header)
+    size = header.size
     if header.base_offset != 0:
         raise _invalid(f"the batch has base offset {header.base_offset}; clients send 0")
     if size > config.max_message_bytes:
@@ -73,13 +82,16 @@ def validate(batch: bytearray | memoryview, config: LogConfig, now_ms: int) -> B
     if not check_crc(batch, 0, header):
         raise LogError(ErrorCode.CORRUPT_MESSAGE, "the batch's checksum is wrong")
     _validate_fields(header)
-    if not config.is_log_append_time and header.max_timestamp > now_ms + config.timestamp_after_max_ms:
+    if header.log_append_time and (config.is_log_append_time or header.max_timestamp == -1):
         raise LogError(
             ErrorCode.INVALID_TIMESTAMP,
-            f"timestamp {header.max_timestamp} is more than {config.timestamp_after_max_ms} ms in the future",
+            "the time of append is the broker's to set",
+            tuple(range(header.record_count)),
         )
-    if config.is_compacted:
-        _require_keys(batch, header)
+    latest_ms = now_ms + config.timestamp_after_max_ms
+    late = not config.is_log_append_time and header.max_timestamp > latest_ms
+    if late or config.is_compacted:
+        _check_records(batch, header, config, latest_ms if late else None)
     return header
 
 
@@ -110,16 +122,28 @@ def _holds_batch(batch: bytearray | memoryview, at: int) -> bool:
         return False
 
 
-def _require_keys(batch: bytearray | memoryview, header: BatchHeader) -> None:
+def _check_records(
+    batch: bytearray | memoryview, header: BatchHeader, config: LogConfig, latest_ms: int | None
+) -> None:
+    """What only the records themselves tell: whether each has its key, and which are later than `latest_ms`."""
     try:
         records = decode_records(batch, 0, header, "", 0)
     except CorruptBatch as problem:
         raise _invalid(str(problem)) from problem
     except ConfigurationError as problem:
         raise LogError(ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, str(problem)) from problem
-    without = tuple(index for index, record in enumerate(records) if record.key is None)
-    if without:
-        raise LogError(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key", without)
+    keyless = [index for index, record in enumerate(records) if config.is_compacted and record.key is None]
+    late = [
+        index
+        for index, record in enumerate(records)
+        if latest_ms is not None and record.timestamp_ms > latest_ms and index not in keyless
+    ]
+    faulty = tuple(sorted(keyless + late))
+    if late or (latest_ms is not None and not keyless):
+        what = f"timestamp {header.max_timestamp} is later than {latest_ms}, the latest that this topic takes now"
+        raise LogError(ErrorCode.INVALID_TIMESTAMP, what, faulty)
+    if keyless:
+        raise LogError(ErrorCode.INVALID_RECORD, "a compacted topic takes no record without a key", faulty)
 
 
 def _invalid(what: str) -> LogError:

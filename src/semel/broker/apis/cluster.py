@@ -175,8 +175,10 @@ def describe_cluster(node: Node, request: Request) -> Answer:
     answer: Fields = {"endpoint_type": kind, "cluster_id": node.metadata.cluster_id, "controller_id": NODE_ID}
     if kind != 1:
         return answer | {
-            "error_code": ErrorCode.INVALID_REQUEST,
+            "error_code": ErrorCode.MISMATCHED_ENDPOINT_TYPE if kind == 2 else ErrorCode.UNSUPPORTED_ENDPOINT_TYPE,
             "error_message": "This is a broker's listener: ask for endpoint type 1.",
+            "endpoint_type": 1,
+            "controller_id": -1,
             "brokers": [],
         }
     return answer | {

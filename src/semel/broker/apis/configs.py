@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.config import NODE_ID
-from semel.broker.config_keys import BROKER_KEYS, GROUP_KEYS, INERT_KEYS, TOPIC_KEYS
-from semel.broker.dynamic_config import BROKER, GROUP, TOPIC, Change, ConfigError, Entry, changed
+from semel.broker.config_keys import BROKER_KEYS, GROUP_KEYS, INERT_KEYS, NO_SYNONYM_KEYS, TOPIC_KEYS
+from semel.broker.dynamic_config import BROKER, GROUP, TOPIC, Change, ConfigError, Entry, Source, changed
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.topics import Topic, TopicError, check_name
 from semel.errors import ErrorCode
@@ -65,7 +65,11 @@ def _described(entry: Entry, *, synonyms: bool, documentation: bool) -> Fields:
         "read_only": entry.read_only,
         "config_source": entry.source,
         "is_sensitive": entry.key.is_sensitive,
-        "synonyms": [{"name": item.name, "value": item.value, "source": item.source} for item in shown],
+        "synonyms": [
+            {"name": item.name, "value": item.value, "source": item.source}
+            for item in shown
+            if not (item.source is Source.DEFAULT and item.name in NO_SYNONYM_KEYS)
+        ],
         "config_type": entry.key.type,
         "documentation": entry.key.doc if documentation else None,
     }

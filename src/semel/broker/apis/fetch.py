@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = ["APIS", "leader_epoch_error"]
 
+_NOT_READ = (
+    ErrorCode.TOPIC_AUTHORIZATION_FAILED,
+    ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+    ErrorCode.UNKNOWN_TOPIC_ID,
+)
 _MAX_WAIT_MS = 300_000
 """A parked fetch holds a connection; no client asks for more than half a minute."""
 
@@ -174,7 +179,9 @@ class _Fetch:
 
 
 def _failed(entry: Entry, code: ErrorCode) -> tuple[FetchedPartition, bool]:
-    return FetchedPartition(entry.index, code), True
+    # As in Apache Kafka: a read that failed has no list of aborted transactions, what was not read has an empty one.
+    aborted: list[tuple[int, int]] | None = [] if code in _NOT_READ else None
+    return FetchedPartition(entry.index, code, aborted=aborted), True
 
 
 def fetch(node: Node, request: Request) -> Answer | Later:

@@ -81,9 +81,11 @@ def sync_group(node: Node, request: Request) -> Answer | Later:
     """SyncGroup.
 
     Behaviour: the leader's request brings everybody's assignment; the others wait for it.
-    Version notes: v3 static members; v5 protocol type and name are compared.
+    Version notes: v3 static members; v5 protocol type and name must be there, and are compared.
     """
     body = request.body
+    if request.version >= 5 and not (body.protocol_type and body.protocol_name):
+        return {"error_code": ErrorCode.INCONSISTENT_GROUP_PROTOCOL, "assignment": b""}
 
     def render(answer: JoinAnswer | SyncAnswer) -> Fields:
         assert isinstance(answer, SyncAnswer)
@@ -216,6 +218,8 @@ def offset_commit(node: Node, request: Request) -> Answer:
     of consumer groups (before: 35; another epoch: 113); v10 topics by id (unknown: 100).
     """
     commit = _Commit(node, request.body)
+    if not commit.offsets:
+        return commit.answer()  # Else a group would come into being for nothing.
     write = node.groups.coordinator.commit_offsets(
         _identity(request.body), commit.offsets, request.now_ms, request.version
     )
@@ -232,10 +236,12 @@ def txn_offset_commit(node: Node, request: Request) -> Answer:
 
     Behaviour: staged until the transaction ends. Who may commit is checked here, in the same step as the write.
     Version notes: v3 member, generation and instance are compared; v4 may answer 120; v5 adds the offsets partition to
-    the transaction itself, also when every partition then fails.
+    the transaction itself, also when every partition that exists then fails.
     """
     body = request.body
     commit = _Commit(node, body)
+    if not commit.offsets:
+        return commit.answer()  # Nothing that could be in a transaction: it is not even begun.
     produce_version = {4: 11, 5: 12}.get(request.version, 10)
     identity = (body.transactional_id, body.producer_id, body.producer_epoch)
     code = ErrorCode.NONE
@@ -270,7 +276,7 @@ def _fetched(index: int, found: FetchedOffset) -> Fields:
     }
 
 
-def _fetch_group(node: Node, request: Request, item: Any, *, require_stable: bool) -> Fields:
+def _fetch_group(node: Node, request: Request, item: Any) -> Fields:
     group_id, topics = item.group_id, item.topics
     if node.denies(request, Operation.DESCRIBE, Resource.GROUP, group_id):
         code = ErrorCode.GROUP_AUTHORIZATION_FAILED
@@ -285,17 +291,20 @@ def _fetch_group(node: Node, request: Request, item: Any, *, require_stable: boo
         code = node.groups.coordinator.consumers.check_fetch(group_id, item.member_id, item.member_epoch)
         if code is not ErrorCode.NONE:
             return {"topics": [], "error_code": code}
+    require_stable = getattr(request.body, "require_stable", False)
     fetch = node.groups.coordinator.fetch_offsets
     answers = []
     if topics is None:
         found = fetch(group_id, None, require_stable=require_stable)
+        last = None
         for partition, value in found.items():
             if node.denies(request, Operation.DESCRIBE, Resource.TOPIC, partition.topic):
                 continue
             topic = node.topics.get(partition.topic)
-            if not answers or answers[-1]["name"] != partition.topic:
-                topic_id = None if topic is None else topic.info.topic_id
-                answers.append({"name": partition.topic, "topic_id": topic_id, "partitions": []})
+            if partition.topic != last:
+                last = partition.topic
+                by_id = {"topic_id": None if topic is None else topic.info.topic_id}
+                answers.append((by_id if request.version >= 10 else {"name": last}) | {"partitions": []})
             answers[-1]["partitions"].append(_fetched(partition.partition, value))
         return {"topics": answers, "error_code": ErrorCode.NONE}
     for asked in topics:
@@ -327,15 +336,9 @@ def offset_fetch(node: Node, request: Request) -> Answer:
     several groups; v9 the member epoch is compared (25, 113); v10 topics by id (unknown: 100).
     """
     body = request.body
-    require_stable = getattr(body, "require_stable", False)
     if request.version < 8:
-        return _fetch_group(node, request, body, require_stable=require_stable)
-    return {
-        "groups": [
-            {"group_id": item.group_id} | _fetch_group(node, request, item, require_stable=require_stable)
-            for item in body.groups
-        ]
-    }
+        return _fetch_group(node, request, body)
+    return {"groups": [{"group_id": item.group_id} | _fetch_group(node, request, item) for item in body.groups]}
 
 
 # --- Looking at groups ---

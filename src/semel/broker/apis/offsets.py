@@ -40,14 +40,14 @@ def _listed(index: int, code: ErrorCode, offset: int = -1, timestamp: int = -1, 
 
 def _list_offset(partition: Partition | None, item: Any, version: int, committed_only: bool) -> Fields:
     index, wanted = item.partition_index, item.timestamp
+    if wanted < 0 and version < _SINCE_VERSION.get(wanted, version + 1):
+        return _listed(index, ErrorCode.UNSUPPORTED_VERSION)
     if partition is None:
         return _listed(index, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
     code = leader_epoch_error(getattr(item, "current_leader_epoch", -1))
     if code is not ErrorCode.NONE:
         return _listed(index, code)
     source = partition.log
-    if wanted < 0 and version < _SINCE_VERSION.get(wanted, version + 1):
-        return _listed(index, ErrorCode.UNSUPPORTED_VERSION)
     if wanted == _LATEST:
         end = source.last_stable_offset if committed_only else source.high_watermark
         return _listed(index, ErrorCode.NONE, end, epoch=LEADER_EPOCH)
@@ -129,6 +129,8 @@ def _delete_records(node: Node, name: str, item: Any) -> Fields:
         return answer | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
     if name.startswith("__"):
         return answer | {"error_code": ErrorCode.INVALID_TOPIC_EXCEPTION}
+    if "delete" not in partition.log.config.cleanup_policy:
+        return answer | {"error_code": ErrorCode.POLICY_VIOLATION}
     try:
         start = partition.log.delete_before(item.offset)
     except LogError as error:
@@ -141,7 +143,7 @@ def delete_records(node: Node, request: Request) -> Answer:
     """DeleteRecords.
 
     Behaviour: moves the log's start; -1 means the high watermark. An open transaction does not stop it: the last
-    stable offset then is the log's start.
+    stable offset then is the log's start. A topic that is only compacted keeps its records (44).
     """
     return {
         "topics": [

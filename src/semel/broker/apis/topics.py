@@ -36,6 +36,10 @@ def _requested_partitions(node: Node, item: Any) -> int:
         if sorted(replica.partition_index for replica in item.assignments) != list(range(len(item.assignments))):
             raise TopicError(ErrorCode.INVALID_REPLICA_ASSIGNMENT, "Partition indexes must be 0, 1, 2 and so on.")
         return len(item.assignments)
+    if item.num_partitions < 1 and item.num_partitions != -1:
+        raise TopicError(
+            ErrorCode.INVALID_PARTITIONS, "Number of partitions must be larger than 0, or -1 for the default."
+        )
     if item.replication_factor not in (-1, 1):
         raise TopicError(
             ErrorCode.INVALID_REPLICATION_FACTOR,
@@ -48,6 +52,7 @@ def _create(node: Node, item: Any, *, validate_only: bool) -> Fields:
     answer: Fields = {"name": item.name, "topic_id": None, "num_partitions": -1, "replication_factor": -1}
     configs: dict[str, str | None] = {entry.name: entry.value for entry in item.configs}
     try:
+        node.topics.check_settings(item.name, configs)
         partitions = _requested_partitions(node, item)
         if validate_only:
             node.topics.check_new(item.name, partitions, configs)
@@ -192,27 +197,44 @@ def describe_topic_partitions(node: Node, request: Request) -> Answer:
     """DescribeTopicPartitions (KIP-966).
 
     Behaviour: topics in order of their names, at most ResponsePartitionLimit partitions, then a cursor to go on with.
+    A cursor at a topic that is not asked for is refused (42).
     """
     body = request.body
     room = max(1, min(body.response_partition_limit, 2000))
     after = ("", 0) if body.cursor is None else (body.cursor.topic_name, body.cursor.partition_index)
     names = sorted({item.name for item in body.topics} or {topic.info.name for topic in node.topics})
+    unknown: Fields = {
+        "topic_id": None,
+        "is_internal": False,
+        "partitions": [],
+        "topic_authorized_operations": _UNKNOWN_OPERATIONS,
+    }
+    if body.cursor is not None and body.topics and (after[0] not in names or after[1] < 0):
+        code = ErrorCode.INVALID_REQUEST
+        return {"topics": [unknown | {"name": name, "error_code": code} for name in names], "next_cursor": None}
     topics: list[Fields] = []
     cursor: Fields | None = None
     for name in names:
         if name < after[0]:
             continue
         topic = node.topics.get(name)
-        found: Fields = {"name": name, "topic_authorized_operations": _UNKNOWN_OPERATIONS}
+        operations = authorized_operations(node, request, Resource.TOPIC, name)
         if topic is None:
-            code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-            topics.append(found | {"error_code": code, "topic_id": None, "is_internal": False, "partitions": []})
+            found = {"name": name, "error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
+            topics.append(unknown | found | {"topic_authorized_operations": operations})
             continue
         first = after[1] if name == after[0] else 0
         shown = range(first, min(len(topic.partitions), first + room))
-        found["topic_authorized_operations"] = authorized_operations(node, request, Resource.TOPIC, name)
-        found |= {"error_code": 0, "topic_id": topic.info.topic_id, "is_internal": topic.info.internal}
-        topics.append(found | {"partitions": [_described(index) for index in shown]})
+        topics.append(
+            {
+                "name": name,
+                "error_code": 0,
+                "topic_id": topic.info.topic_id,
+                "is_internal": topic.info.internal,
+                "partitions": [_described(index) for index in shown],
+                "topic_authorized_operations": operations,
+            }
+        )
         room -= len(shown)
         if shown.stop < len(topic.partitions):
             cursor = {"topic_name": name, "partition_index": shown.stop}

@@ -99,15 +99,21 @@ def _add(node: Node, request: Request, item: Any) -> dict[TopicPartition, ErrorC
     return dict.fromkeys(partitions, code)
 
 
-def _verify(node: Node, item: Any) -> dict[TopicPartition, ErrorCode]:
+def _verify(node: Node, request: Request, item: Any) -> dict[TopicPartition, ErrorCode]:
     """Is each partition in the open transaction? (KIP-890; the form that brokers use among themselves.)"""
-    result = {}
+    result = _addable(
+        node, request, [TopicPartition(topic.name, index) for topic in item.topics for index in topic.partitions]
+    )
+    if result:
+        return result
     for topic in item.topics:
         for index in topic.partitions:
             partition = TopicPartition(topic.name, index)
-            result[partition] = node.transactions.coordinator.check_produce(
+            code = node.transactions.coordinator.check_produce(
                 item.transactional_id, item.producer_id, item.producer_epoch, partition, 11
             )
+            fenced = code is ErrorCode.INVALID_PRODUCER_EPOCH  # The word for it on Produce alone.
+            result[partition] = ErrorCode.PRODUCER_FENCED if fenced else code
     return result
 
 
@@ -135,7 +141,9 @@ def add_partitions_to_txn(node: Node, request: Request) -> Answer:
     results = [
         {
             "transactional_id": item.transactional_id,
-            "topic_results": _topic_results(_verify(node, item) if item.verify_only else _add(node, request, item)),
+            "topic_results": _topic_results(
+                _verify(node, request, item) if item.verify_only else _add(node, request, item)
+            ),
         }
         for item in body.transactions
     ]
@@ -159,12 +167,10 @@ class _SingleTransaction:
 def add_offsets_to_txn(node: Node, request: Request) -> Answer:
     """AddOffsetsToTxn.
 
-    Behaviour: adds the offsets partition to the transaction; the group need not exist.
+    Behaviour: adds the offsets partition to the transaction; the group need not exist, and may have any name.
     Version notes: v0-1 47 instead of 90.
     """
     body = request.body
-    if not body.group_id:
-        return {"error_code": ErrorCode.INVALID_GROUP_ID}
     code = node.transactions.add_partitions(
         body.transactional_id,
         body.producer_id,

@@ -1,0 +1,365 @@
+"""The differences to Apache Kafka 4.3.1 that are meant: each as narrow as its reason, named in docs/broker.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.differential.program import Program
+from tests.differential.world import CLOSED
+
+__all__ = ["DELIBERATE", "Deliberate", "explain"]
+
+
+@dataclass(frozen=True)
+class Deliberate:
+    """`explains(program, at, ours, kafka)` is whether this reason accounts for all of a difference in step `at`.
+
+    `parts`: from here on the two brokers are in different states by design, and the program ends. `hidden`: they may
+    part although the answers of the step are the same.
+    """
+
+    name: str
+    sentence: str
+    """As it stands in docs/broker.md."""
+    explains: Callable[[Program, int, Any, Any], bool]
+    parts: bool
+    hidden: bool = False
+
+
+def _unserved_apis(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Only keys that ours does not have are missing, and only features that belong to them."""
+    if program[at][0] != "api_versions" or not isinstance(ours, dict):
+        return False
+    served = {item["api_key"] for item in ours["api_keys"]}
+    theirs = [item for item in kafka["api_keys"] if item["api_key"] in served]
+    same = [item for item in ours["api_keys"] if item["api_key"] != 22]
+    return same == [item for item in theirs if item["api_key"] != 22] and ours["error_code"] == kafka["error_code"]
+
+
+def _zombie(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """InitProducerId over an open transaction of the same producer id with an epoch that is not its own."""
+    if program[at][0] != "init" or ours["before"] is None or ours["before"] != kafka["before"]:
+        return False
+    before, asked = ours["before"], ours["asked"]
+    return bool(
+        before["transaction_state"] == "Ongoing"
+        and asked["producer_id"] == before["producer_id"]
+        and asked["epoch"] != before["producer_epoch"]
+        and ours["answer"]["error_code"] in (47, 90)
+    )
+
+
+def _fenced_commit(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """EndTxn v5 with the epoch before the one at which the coordinator aborted: a commit."""
+    name, parameters = program[at]
+    return bool(
+        name == "end"
+        and parameters["version"] == 5
+        and parameters["commit"]
+        and ours == kafka | {"error_code": 90}
+        and kafka["error_code"] == 48
+    )
+
+
+def _partition_codes(answer: Any) -> list[int]:
+    """The codes of a Produce answer, in the order in which both sides have their partitions."""
+    return [item["error_code"] for topic in answer["responses"] for item in topic["partition_responses"]]
+
+
+def _produced(program: Program, at: int, ours: Any, kafka: Any, *pairs: tuple[int, int]) -> bool:
+    """Every partition has the same code on both sides, or one of these pairs of codes, and at least one has."""
+    if program[at][0] != "produce" or CLOSED in (ours, kafka) or not isinstance(ours, dict):
+        return False
+    codes = list(zip(_partition_codes(ours), _partition_codes(kafka), strict=False))
+    different = [pair for pair in codes if pair[0] != pair[1]]
+    return bool(different) and all(pair in pairs for pair in different)
+
+
+def _checked_by_coordinator(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Kafka asks nobody while the log has the producer's transaction open."""
+    parameters = program[at][1]
+    refusals = [(code, taken) for code in (47, 48, 49, 120) for taken in (0, 45)]
+    return bool(
+        _produced(program, at, ours, kafka, *refusals)
+        and parameters["transactional"]
+        and any(name == "produce" and earlier["transactional"] for name, earlier in program[:at])
+    )
+
+
+def _no_producer(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    parameters = program[at][1]
+    return bool(
+        _produced(program, at, ours, kafka, (87, 0), (49, 0), (48, 0), (120, 0))
+        and parameters["transactional"]
+        and (not parameters["slot"] or parameters["variant"] == "none")
+    )
+
+
+def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Earlier in the program a transactional batch went to the same partition."""
+    if not _produced(program, at, ours, kafka, (0, 45)):
+        return False
+    here = {(topic, partition) for topic, partition, _ in program[at][1]["parts"]}
+    return any(
+        name == "produce"
+        and earlier["transactional"]
+        and here & {(topic, partition) for topic, partition, _ in earlier["parts"]}
+        for name, earlier in program[:at]
+    )
+
+
+def _same_fetch(ours: Any, kafka: Any, same: Callable[[dict[str, Any], dict[str, Any]], bool]) -> bool:
+    """Two Fetch answers that are the same but for partitions that are `same`."""
+    if not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    if ours | {"responses": []} != kafka | {"responses": []} or len(ours["responses"]) != len(kafka["responses"]):
+        return False
+    for mine, theirs in zip(ours["responses"], kafka["responses"], strict=True):
+        rest = {"partitions": []}
+        if mine | rest != theirs | rest or len(mine["partitions"]) != len(theirs["partitions"]):
+            return False
+        for one, other in zip(mine["partitions"], theirs["partitions"], strict=True):
+            if one != other and not same(one, other):
+                return False
+    return True
+
+
+def _aborted_later(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Kafka's list of aborted transactions has more, but only such as begin behind the last batch that is sent."""
+    rest = {"aborted_transactions": None}
+    if one | rest != other | rest or one["aborted_transactions"] is None or other["aborted_transactions"] is None:
+        return False
+    extra = [item for item in other["aborted_transactions"] if item not in one["aborted_transactions"]]
+    end = max((item["base_offset"] + item["last_offset_delta"] for item in one["records"]), default=-1)
+    return all(item["first_offset"] > end for item in extra)
+
+
+def _segment_ends(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Kafka's batches are the first of ours, with old timestamps before new ones: there a segment ended."""
+    rest = {"aborted_transactions": None, "records": None}
+    mine, theirs = one["records"] or (), other["records"] or ()
+    return bool(one | rest == other | rest and theirs and theirs == mine[: len(theirs)])
+
+
+def _aborted_of_what_is_sent(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    return program[at][0] == "fetch" and _same_fetch(ours, kafka, _aborted_later)
+
+
+def _over_segments(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    return program[at][0] == "fetch" and _same_fetch(ours, kafka, _segment_ends)
+
+
+def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A batch with a right header and checksum around a record that is none."""
+    if program[at][0] != "produce" or not any(spec["defect"] == "unfit-body" for *_, spec in program[at][1]["parts"]):
+        return False
+    if program[at][1]["acks"] == 0:
+        return bool(ours == "no answer" and kafka == CLOSED)
+    return _produced(program, at, ours, kafka, (0, 87), (0, 2), (0, -1))
+
+
+def _unknown_codec(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    if program[at][0] != "produce" or not any(spec["defect"] == "codec" for *_, spec in program[at][1]["parts"]):
+        return False
+    return _produced(program, at, ours, kafka, *((code, -1) for code in (0, 3, 21, 47, 48, 49, 53, 76, 87, 120)))
+
+
+def _duplicates_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Where a batch of a CreateTime topic was there already, Kafka has its timestamp."""
+    if program[at][0] != "produce" or CLOSED in (ours, kafka) or not isinstance(ours, dict):
+        return False
+    for mine, theirs in zip(ours["responses"], kafka["responses"], strict=True):
+        for one, other in zip(mine["partition_responses"], theirs["partition_responses"], strict=True):
+            if one != other and (one["log_append_time"] is not None or other | {"log_append_time": None} != one):
+                return False
+    return True
+
+
+_MIN_REPLICAS = "min.insync.replicas"
+
+
+def _one_node_config(entry: dict[str, Any]) -> dict[str, Any]:
+    """A described setting, as it would be if Kafka had not set min.insync.replicas for its cluster."""
+    if entry["name"] != _MIN_REPLICAS or entry["config_source"] != 3:
+        return entry
+    synonyms = [item for item in entry.get("synonyms", ()) if item["source"] != 3]
+    return entry | {"config_source": 5} | ({"synonyms": synonyms} if "synonyms" in entry else {})
+
+
+def _cluster_default(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """The value of min.insync.replicas is 1 on both sides; in Kafka it was set for the cluster."""
+    name, where = program[at][0], {"create": "topics", "describe_configs": "results"}
+    if name not in where or not isinstance(kafka, dict):
+        return False
+    found = [item | {"configs": [_one_node_config(one) for one in item["configs"]]} for item in _described(kafka, name)]
+    return bool(ours == kafka | {where[name]: found})
+
+
+def _described(answer: Any, name: str) -> list[dict[str, Any]]:
+    items = answer["topics" if name == "create" else "results"]
+    return [item for item in items if "configs" in item and item["configs"] is not None]
+
+
+def _validated_id(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    name, parameters = program[at]
+    if name != "create" or not parameters["validate_only"] or not isinstance(kafka, dict):
+        return False
+    without = [item | {"topic_id": None} for item in kafka["topics"]]
+    return bool(ours == kafka | {"topics": without} or _cluster_default(program, at, ours, kafka | {"topics": without}))
+
+
+def _late_instance(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A member id that was given without an instance id comes back with one."""
+    if program[at][0] != "join" or not program[at][1]["instance"] or program[at][1]["member"] != "mine":
+        return False
+    return any(answer["error_code"] == -1 for answer in kafka["answers"].values())
+
+
+def _idle_listed(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    if program[at][0] != "list_transactions" or program[at][1]["duration"] < 0:
+        return False
+    states = [item for item in kafka["transaction_states"] if item["transaction_state"] == "Ongoing"]
+    return bool(ours == kafka | {"transaction_states": states})
+
+
+def _left_before_joining(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    return bool(program[at][0] == "leave" and ours == kafka and ours["never joined"])
+
+
+def _group_of_nobody(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A JoinGroup without a protocol type: refused by both."""
+    return bool(
+        program[at][0] == "join"
+        and not program[at][1]["protocol_type"]
+        and ours == kafka
+        and any(answer["error_code"] == 23 for answer in ours["answers"].values())
+    )
+
+
+DELIBERATE: tuple[Deliberate, ...] = (
+    Deliberate(
+        "APIs that are not served",
+        "An API that is not in this table is not advertised, and a request for it closes the connection.",
+        _unserved_apis,
+        parts=False,
+    ),
+    Deliberate(
+        "zombie init",
+        "InitProducerId with a stale epoch is fenced without touching the live transaction; Apache Kafka "
+        "4.3.1 aborts it.",
+        _zombie,
+        parts=True,
+        hidden=True,
+    ),
+    Deliberate(
+        "48 -> 90",
+        "A commit of a transaction that the coordinator aborted is PRODUCER_FENCED, not INVALID_TXN_STATE "
+        "(KAFKA-20785).",
+        _fenced_commit,
+        parts=False,
+    ),
+    Deliberate(
+        "no producer id",
+        "A transactional batch without a producer id is refused; Apache Kafka 4.3.1 appends it.",
+        _no_producer,
+        parts=True,
+    ),
+    Deliberate(
+        "every transactional produce is checked",
+        "A transactional Produce is checked against the coordinator every time, and refused from the moment "
+        "EndTxn is decided.",
+        _checked_by_coordinator,
+        parts=True,
+    ),
+    Deliberate(
+        "a refused batch leaves nothing",
+        "A transactional batch that was refused leaves nothing behind; Apache Kafka 4.3.1 remembers its "
+        "sequence, and takes no higher first one.",
+        _refused_before,
+        parts=True,
+    ),
+    Deliberate(
+        "opaque batches",
+        "A batch with a right header and checksum is appended whatever its records are; Apache Kafka reads "
+        "each of them.",
+        _opaque,
+        parts=True,
+    ),
+    Deliberate(
+        "unknown codec",
+        "A compression codec that does not exist is UNSUPPORTED_COMPRESSION_TYPE; Apache Kafka 4.3.1 answers "
+        "UNKNOWN_SERVER_ERROR.",
+        _unknown_codec,
+        parts=True,
+    ),
+    Deliberate(
+        "the time of a duplicate",
+        "A batch that is there already is answered without LogAppendTimeMs on CreateTime topics; Apache "
+        "Kafka 4.3.1 sends its timestamp.",
+        _duplicates_time,
+        parts=False,
+    ),
+    Deliberate(
+        "min.insync.replicas",
+        "The default of min.insync.replicas is a default; Apache Kafka 4.3.1 sets it for the cluster when it "
+        "is formatted.",
+        _cluster_default,
+        parts=False,
+    ),
+    Deliberate(
+        "the id of a topic that is not made",
+        "CreateTopics with validateOnly has no topic id to show; Apache Kafka shows one that nothing has.",
+        _validated_id,
+        parts=False,
+    ),
+    Deliberate(
+        "late instance id",
+        "A member may name its group.instance.id when it comes back with the id it was given; Apache Kafka "
+        "4.3.1 answers UNKNOWN_SERVER_ERROR.",
+        _late_instance,
+        parts=True,
+    ),
+    Deliberate(
+        "fetch over segments",
+        "A Fetch reads on in the next segment; Apache Kafka's answer ends where a segment does.",
+        _over_segments,
+        parts=True,
+    ),
+    Deliberate(
+        "idle ids",
+        "ListTransactions with a duration lists open transactions alone; Apache Kafka 4.3.1 also ids that have none.",
+        _idle_listed,
+        parts=False,
+    ),
+    Deliberate(
+        "left before joining",
+        "Whoever leaves a group before it joined changes nothing; in Apache Kafka the others rebalance.",
+        _left_before_joining,
+        parts=True,
+        hidden=True,
+    ),
+    Deliberate(
+        "a group of nobody",
+        "A JoinGroup that is refused makes no group; in Apache Kafka an empty one stays behind.",
+        _group_of_nobody,
+        parts=True,
+        hidden=True,
+    ),
+    Deliberate(
+        "aborted transactions of what is sent",
+        "Fetch lists the aborted transactions of the batches that it sends; Apache Kafka also those of some "
+        "that come later.",
+        _aborted_of_what_is_sent,
+        parts=False,
+    ),
+)
+
+
+def explain(program: Program, at: int, ours: Any, kafka: Any) -> Deliberate | None:
+    """The reason why two answers differ, or two states do behind them, if it is a deliberate one."""
+    for reason in DELIBERATE:
+        if (ours != kafka or reason.hidden) and reason.explains(program, at, ours, kafka):
+            return reason
+    return None
