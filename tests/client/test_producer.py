@@ -159,6 +159,44 @@ def test_c6_fenced_comes_up_at_once_and_nothing_is_sent_afterwards() -> None:
     with_producer(test)
 
 
+def test_c7_the_epoch_rises_only_when_the_abort_is_finished() -> None:
+    """librdkafka #3971: raised while EndTxn was still being tried, the producer fenced itself."""
+
+    async def test(broker: ScriptedBroker, producer: TransactionalProducer) -> None:
+        broker.then(PRODUCE, ErrorCode.MESSAGE_TOO_LARGE)  # Its sequence numbers are used up: the epoch has to rise.
+        with pytest.raises(AbortTransaction):
+            await one(producer)
+        broker.then(END_TXN, *[ErrorCode.CONCURRENT_TRANSACTIONS] * 3, "close after", {})
+        await producer.abort()
+        await one(producer)
+        asked = [key for key, _ in broker.requests if key in (INIT, END_TXN)]
+        assert asked == [INIT, *[END_TXN] * 5, INIT, END_TXN], "InitProducerId came before the abort was answered"
+        assert producer.state is State.Ready
+
+    with_producer(test, version=1)
+
+
+@pytest.mark.parametrize("api", [PRODUCE, TXN_OFFSET_COMMIT, END_TXN])
+def test_kafka_18019_an_id_that_the_broker_forgot_ends_the_producer(api: int) -> None:
+    """A new InitProducerId in its place takes an expired id up again, and what was in doubt is done twice."""
+
+    async def test(broker: ScriptedBroker, producer: TransactionalProducer) -> None:
+        producer.begin()
+        await producer.produce("t", 0, records())
+        await producer.flush()
+        broker.then(api, ErrorCode.INVALID_PRODUCER_ID_MAPPING)
+        await producer.produce("t", 0, records())
+        await producer.send_offsets({TopicPartition("in", 0): 5}, GroupMetadata("g", 3, "member", None))
+        with pytest.raises(Fenced, match="orders-1"):
+            await producer.end_transaction(True)
+        for call in (producer.init_transactions, producer.abort):
+            with pytest.raises(Fenced):
+                await call()
+        assert len(broker.asked(INIT)) == 1
+
+    with_producer(test)
+
+
 def test_the_leader_moves_and_everything_arrives_in_order_with_the_same_sequences() -> None:
     async def main() -> None:
         async with (
