@@ -160,7 +160,7 @@ def test_pitfall_16_nothing_is_staged_by_who_may_not(core: Core) -> None:
     assert old.commit_offset("g", "in", 5) == E.INVALID_PRODUCER_EPOCH
     assert offset_of(core, "g", "in") == (0, -1), "the group has nothing pending"
     assert new.commit_offset("g", "nowhere", 5) == E.UNKNOWN_TOPIC_OR_PARTITION
-    assert new.end(True) == 0
+    assert new.end(False) == 0
     assert offset_of(core, "g", "nowhere")[1] == -1
 
 
