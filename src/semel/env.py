@@ -79,6 +79,10 @@ FAILPOINTS: dict[str, str] = {
     "broker.after_prepare": "the decision is durable, no marker was written",
     "broker.between_markers": "some of the transaction's markers were written",
     "broker.after_markers": "all markers were written, the transaction is not complete in the log",
+    "compaction.before_swap": "a compacted segment and its index are on the disk, the segments that it replaces count",
+    "compaction.after_swap": "the compacted segment counts, the others that it replaces are still there",
+    "compaction.between_deletions": "some of the segments that were replaced are deleted",
+    "compaction.after_snapshot": "the compacted segment is in place, and the next start knows it",
 }
 """Every failpoint: its name and what has and has not happened there."""
 

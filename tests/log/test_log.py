@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -350,14 +351,55 @@ def test_deleting_under_an_open_transaction_moves_the_stable_offset(tmp_path: Pa
     assert open_log(tmp_path).last_stable_offset == 3
 
 
-def test_retention_drops_old_closed_segments(tmp_path: Path) -> None:
+def test_retention_by_time_drops_old_segments_and_ends_with_the_growing_one(tmp_path: Path) -> None:
     config = {"segment_bytes": 1, "retention_ms": 1000}
     log = open_log(tmp_path, **config)
-    for time in (NOW - 5000, NOW - 4000, NOW, NOW - 9000):
+    for time in (NOW - 5000, NOW - 4000, NOW, NOW - 900):
         log.append(batch(ts=time), NOW)
-    assert log.apply_retention(NOW) == 2
-    assert log.apply_retention(NOW + 5000) == 3  # The segment that is appended to stays.
-    assert open_log(tmp_path / "other", retention_ms=-1).apply_retention(NOW) == 0
+    assert log.tend(NOW) == 2
+    assert log.tend(NOW + 500) == 2  # Segments go in their order: a newer one holds the older back.
+    assert log.tend(NOW + 5000) == 4
+    assert log.append(batch(), NOW).base_offset == 4
+    assert values(open_log(tmp_path, **config)) == [(4, b"value")]
+    forever = open_log(tmp_path / "other", segment_bytes=1, retention_ms=-1)
+    forever.append(batch(ts=0), NOW)
+    assert forever.tend(NOW) == 0
+
+
+def test_records_without_a_time_are_as_old_as_their_segment(tmp_path: Path) -> None:
+    log = open_log(tmp_path, retention_ms=1000)
+    log.append(batch(ts=-1), NOW)
+    assert [log.tend(NOW), log.tend(NOW + 900), log.tend(NOW + 1100)] == [0, 0, 1]
+
+
+def test_retention_by_size_keeps_at_least_that_much(tmp_path: Path) -> None:
+    size = len(batch())
+    log = open_log(tmp_path, segment_bytes=1, retention_bytes=3 * size)
+    for _ in range(5):
+        log.append(batch(), NOW)
+    assert log.tend(NOW) == 2
+    assert log.tend(NOW) == 2
+    log.config = replace(log.config, retention_bytes=2 * size - 1)
+    assert log.tend(NOW) == 3
+    log.config = replace(log.config, retention_bytes=0)
+    assert log.tend(NOW) == 4  # The segment that grows stays.
+    log.config = replace(log.config, retention_bytes=-1, cleanup_policy="compact", retention_ms=0)
+    assert log.tend(NOW + 10**10) == 4
+
+
+def test_a_segment_is_closed_by_its_age_also_over_a_restart(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_ms=1000)
+    log.tend(NOW)
+    log.append(batch(), NOW)
+    log.tend(NOW)
+    log.close()
+    log = open_log(tmp_path, segment_ms=1000)
+    log.tend(NOW + 999)
+    assert len(log.segments) == 1
+    log.tend(NOW + 1000)
+    assert len(log.segments) == 2
+    log.tend(NOW + 5000)
+    assert len(log.segments) == 2  # An empty segment has nothing to close.
 
 
 def test_delete_removes_the_directory_and_a_new_topic_starts_from_nothing(tmp_path: Path) -> None:

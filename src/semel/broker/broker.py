@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from semel.broker.cleaner import REST_SECONDS
 from semel.broker.config import BrokerConfig
 from semel.broker.disk import DiskThread
 from semel.broker.lock import DirectoryLock
@@ -107,6 +108,7 @@ class Broker:
             loop.create_task(self._every(self._config.transaction_sweep_seconds, node.sweep)),
             loop.create_task(self._every(IDLE_CHECK_SECONDS, server.close_idle)),
             loop.create_task(self._every(EXPIRE_SECONDS, node.expire)),
+            loop.create_task(self._clean(node)),
         ]
         log.info("broker listens on %s, data in %s", self.address, self._data)
 
@@ -152,6 +154,17 @@ class Broker:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+    async def _clean(self, node: Node) -> None:
+        """Compact, round by round, with a rest after every slice of work."""
+        while True:
+            await asyncio.sleep(self._config.cleaner_backoff_seconds)
+            try:
+                while node.cleaner.work():
+                    await asyncio.sleep(REST_SECONDS)
+            except Exception:
+                log.exception("compaction failed; it goes on in %g s", self._config.cleaner_backoff_seconds)
+                node.cleaner.stop()
 
     @staticmethod
     async def _every(seconds: float, action: Callable[[], None]) -> None:

@@ -60,6 +60,8 @@ class BrokerConfig:
     transaction_max_timeout_ms: int = 900_000
     transaction_sweep_seconds: float = 1.0
     """How often timed-out transactions are looked for; Kafka takes 10 s, and readers wait that much longer."""
+    cleaner_backoff_seconds: float = 15.0
+    """How often topics are looked at for compaction: Kafka's log.cleaner.backoff.ms."""
     group_initial_rebalance_delay_ms: int = 0
     """How long an empty group's first rebalance waits for more members; Kafka waits 3000."""
     max_topic_partitions: int = 10_000
@@ -82,17 +84,23 @@ class BrokerConfig:
 
 def log_config(config: BrokerConfig, overrides: Mapping[str, str]) -> LogConfig:
     """The log settings of a topic: `overrides` by the topic settings' names, else the broker's."""
-    retention = int(overrides.get("retention.ms", TOPIC_KEYS["retention.ms"].default))
-    after_max = int(
-        overrides.get("message.timestamp.after.max.ms", TOPIC_KEYS["message.timestamp.after.max.ms"].default)
-    )
+
+    def whole(name: str) -> int:
+        return int(overrides.get(name, TOPIC_KEYS[name].default))
+
     timestamp_type = cast(Literal["CreateTime", "LogAppendTime"], overrides.get("message.timestamp.type", "CreateTime"))
     return LogConfig(
         segment_bytes=int(overrides.get("segment.bytes", config.segment_bytes)),
         max_message_bytes=int(overrides.get("max.message.bytes", config.max_message_bytes)),
         timestamp_type=timestamp_type,
         cleanup_policy=overrides.get("cleanup.policy", "delete"),
-        retention_ms=retention,
+        retention_ms=whole("retention.ms"),
+        retention_bytes=whole("retention.bytes"),
+        segment_ms=whole("segment.ms"),
+        delete_retention_ms=whole("delete.retention.ms"),
+        min_cleanable_dirty_ratio=float(overrides.get("min.cleanable.dirty.ratio", "0.5")),
+        min_compaction_lag_ms=whole("min.compaction.lag.ms"),
+        max_compaction_lag_ms=whole("max.compaction.lag.ms"),
         fsync=config.fsync,
-        timestamp_after_max_ms=after_max,
+        timestamp_after_max_ms=whole("message.timestamp.after.max.ms"),
     )

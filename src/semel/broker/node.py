@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from semel.broker.apis import APIS
+from semel.broker.cleaner import Cleaner
 from semel.broker.commit import Background, GroupCommit, at_once
 from semel.broker.config import BrokerConfig
 from semel.broker.control import Control
@@ -85,6 +86,7 @@ class Node:
         """Does long arithmetic elsewhere; set by the shell."""
         self.settings = DynamicConfig(self.metadata, config)
         self.topics = Topics(data / "topics", self.metadata, config, self.settings, env)
+        self.cleaner = Cleaner(self.topics, env)
         self.transactions = Transactions(self.topics, self.metadata, config, env)
         self.groups = Groups(self.topics, config, self.settings, env, call_later, self.outbox)
 
@@ -100,6 +102,7 @@ class Node:
 
     def close(self) -> None:
         """Close every file."""
+        self.cleaner.stop()
         self.groups.close()
         self.topics.close()
         self.metadata.close()

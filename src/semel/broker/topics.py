@@ -244,12 +244,12 @@ class Topics:
         log.info("topic %s deleted, id %s", name, topic.info.topic_id)
 
     def expire(self, now_ms: int) -> None:
-        """Apply each topic's retention, and forget producers that have been silent for a day."""
+        """Close segments whose time has come, delete what retention says, forget producers silent for a day."""
         for topic in self:
             for partition in topic.partitions:
                 start = partition.log.log_start_offset
                 try:
-                    if partition.log.apply_retention(now_ms) != start:
+                    if partition.log.tend(now_ms) != start:
                         partition.advanced()
                 except LogError as error:
                     log.error("retention of %s-%d: %s", topic.info.name, partition.log.partition, error)

@@ -15,7 +15,9 @@ from crc32c import crc32c
 from semel.disk import Disk, disk
 
 __all__ = [
+    "CLEANED_SUFFIX",
     "OPEN_FILES",
+    "TEMPORARY_SUFFIX",
     "FileHandle",
     "OpenFiles",
     "read_checked",
@@ -30,6 +32,8 @@ _BYTE_ORDER = 1 if sys.byteorder == "little" else 2
 """Arrays are stored as they are in memory; a file from a machine of the other byte order does not count."""
 
 TEMPORARY_SUFFIX = ".tmp"
+CLEANED_SUFFIX = ".cleaned"
+"""A compacted segment that has not taken its place yet."""
 
 
 class FileHandle(int):

@@ -18,13 +18,15 @@ from uuid import UUID
 from crc32c import crc32c
 
 from semel.disk import disk
+from semel.env import failpoint
 from semel.errors import ConfigurationError, CorruptBatch, ErrorCode
+from semel.log.compaction import Compactor
 from semel.log.errors import LogError, storage_error
 from semel.log.files import FileHandle, write_atomically
 from semel.log.partition import PartitionState
 from semel.log.recovery import RecoveryReport, rebuild_indexes, recover, write_log_start
 from semel.log.segments import Segment
-from semel.log.snapshot import write_snapshot
+from semel.log.snapshot import remove_older_snapshots, write_snapshot
 from semel.log.sync import Sync
 from semel.log.validation import LogConfig, validate
 from semel.wire.records import (
@@ -110,6 +112,7 @@ class PartitionLog:
         self._new_bytes = recovery.read_bytes
         self._new_batches = recovery.batches
         self._snapshot_size = 0
+        self.compactor = Compactor(self)
 
     def __repr__(self) -> str:
         failure = f" FAILED: {self._failure}" if self._failure else ""
@@ -132,6 +135,16 @@ class PartitionLog:
         return cls(directory, topic, partition, topic_id, config, state, segments, report)
 
     # --- Offsets and transactions ---
+
+    @property
+    def state(self) -> PartitionState:
+        """Offsets and producers, to be looked at only."""
+        return self._state
+
+    @property
+    def segments(self) -> Sequence[Segment]:
+        """From the first to the one that grows, to be looked at only."""
+        return self._segments
 
     @property
     def log_start_offset(self) -> int:
@@ -449,13 +462,19 @@ class PartitionLog:
             _log.warning("no snapshot of %s-%d: %s", self.topic, self.partition, problem)
         self._new_bytes = self._new_batches = 0
 
+    @property
+    def _is_synced(self) -> bool:
+        """Whether every byte is known to be on the disk."""
+        return not self._segments[-1].size or (self._sync_always and self.high_watermark == self.log_end_offset)
+
     def _remember_loaded(self, segment: Segment) -> None:
         """A closed segment's index is in memory; drop the one that came first when there are too many."""
         self._loaded.append(segment)
         if len(self._loaded) > _INDEXES_LOADED:
             self._loaded.pop(0).index = None
 
-    def _with_index(self, segment: Segment) -> Segment:
+    def loaded(self, segment: Segment) -> Segment:
+        """The segment with its index in memory, made anew if need be. Raises OSError, `LogError` for damage."""
         if segment.index is None:
             if not segment.load_index():
                 rebuild_indexes(self._segments, 0)
@@ -502,7 +521,9 @@ class PartitionLog:
             offset = state.high_watermark
         if not 0 <= offset <= state.high_watermark:
             raise self._out_of_range(offset)
-        if offset > state.log_start_offset:
+        offset = max(offset, state.log_start_offset)
+        if offset > state.log_start_offset or self._has_segments_below(offset):
+            self._check_running()
             try:
                 write_log_start(self.directory, offset, durable=self._sync_always)
                 state.raise_log_start(offset)
@@ -511,26 +532,86 @@ class PartitionLog:
                 raise storage_error(f"records in {self.directory} cannot be deleted", problem) from problem
         return state.log_start_offset
 
+    def _has_segments_below(self, offset: int) -> bool:
+        return len(self._segments) > 1 and self._segments[1].base_offset <= offset
+
     def _drop_segments(self, offset: int) -> None:
-        if len(self._segments) > 1 and self._segments[1].base_offset <= offset:
+        if self._has_segments_below(offset):
             # What producers did in the segments that go is known from snapshots alone, and the newest may be damaged.
+            self._sync(self._segments[-1])
             self._snapshot(durable=True)
-        while len(self._segments) > 1 and self._segments[1].base_offset <= offset:
+        while self._has_segments_below(offset):
             segment = self._segments.pop(0)
             if segment in self._loaded:
                 self._loaded.remove(segment)
             segment.remove()
 
-    def apply_retention(self, now_ms: int) -> int:
-        """Delete closed segments whose newest record is older than `retention_ms`; returns the log's start."""
-        start = self._state.log_start_offset
-        if self.config.retention_ms < 0 or "delete" not in self.config.cleanup_policy:
-            return start
+    def tend(self, now_ms: int) -> int:
+        """Close the growing segment when its time has come, and delete what `retention_ms` and `retention_bytes` say.
+
+        Returns the log's start. Raises `LogError` KAFKA_STORAGE_ERROR; what could not be done is tried again at the
+        next call.
+        """
+        active = self._segments[-1]
+        if self._failure is None and active.size:
+            if not active.created_ms:
+                active.created_ms = now_ms
+            age_ms = now_ms - active.created_ms
+            limit_ms = self.config.segment_ms
+            if self.config.is_compacted:
+                limit_ms = min(limit_ms, self.config.max_compaction_lag_ms)
+            if age_ms >= limit_ms or self._is_expired(active, now_ms):
+                self._roll()
+        if self.config.is_deleting:
+            self.delete_before(max(self._retained_from(now_ms), self._state.log_start_offset))
+        return self._state.log_start_offset
+
+    def _is_expired(self, segment: Segment, now_ms: int) -> bool:
+        config = self.config
+        newest_ms = segment.max_timestamp if segment.max_timestamp >= 0 else segment.created_ms or now_ms
+        return config.is_deleting and config.retention_ms >= 0 and newest_ms < now_ms - config.retention_ms
+
+    def _retained_from(self, now_ms: int) -> int:
+        """The offset from which on the log is kept."""
+        start = self._segments[0].base_offset
+        surplus = sum(segment.size for segment in self._segments) - self.config.retention_bytes
         for segment in self._segments[:-1]:
-            if not 0 <= segment.max_timestamp < now_ms - self.config.retention_ms:
+            is_surplus = self.config.retention_bytes >= 0 and surplus >= segment.size
+            if not is_surplus and not self._is_expired(segment, now_ms):
                 break
+            surplus -= segment.size
             start = segment.end_offset
-        return self.delete_before(max(start, self._state.log_start_offset))
+        return min(start, self._state.high_watermark)
+
+    def replace(self, old: Sequence[Segment], new: Segment, cleaned: Path) -> bool:
+        """Compaction's one change: see `compaction.CompactedLog`."""
+        at = self._segments.index(old[0]) if old[0] in self._segments else -1
+        if self._failure is not None or at < 0 or self._segments[at : at + len(old)] != list(old):
+            return False
+        if not remove_older_snapshots(self.directory, self._segments[-1].base_offset):
+            self._snapshot(durable=self._is_synced)
+        new.seal(old[-1].stable_offset, durable=True)
+        failpoint("compaction.before_swap")
+        disk.rename(cleaned, new.path)
+        self._segments[at : at + len(old)] = [new]
+        for segment in old:
+            segment.close()
+            if segment in self._loaded:
+                self._loaded.remove(segment)
+        self._remember_loaded(new)
+        try:
+            disk.sync_directory(self.directory)
+            failpoint("compaction.after_swap")
+            for segment in old[1:]:
+                segment.remove()
+                failpoint("compaction.between_deletions")
+        except OSError as problem:
+            # A file that stays behind would be taken for the log's start if the one that holds it were ever deleted.
+            self._failure = f"{self.directory} has segments left from compaction: {problem}. Restart the broker"
+            raise
+        self._snapshot(durable=self._is_synced)
+        failpoint("compaction.after_snapshot")
+        return True
 
     # --- Reading ---
 
@@ -547,7 +628,7 @@ class PartitionLog:
         slices: list[Slice] = []
         try:
             while offset < upper and (max_bytes > 0 or (min_one and not slices)):
-                segment = self._with_index(self._segments[self._segment_at(offset)])
+                segment = self.loaded(self._segments[self._segment_at(offset)])
                 position, length = segment.cut(offset, max(max_bytes, 0), upper, min_one and not slices)
                 if length == 0:
                     break
@@ -594,7 +675,7 @@ class PartitionLog:
         found: list[tuple[int, int]] = []
         try:
             for at in range(max(self._segment_at(fetch_offset), 0), len(self._segments)):
-                segment = self._with_index(self._segments[at])
+                segment = self.loaded(self._segments[at])
                 assert segment.index is not None
                 if segment.index.aborted.collect(fetch_offset, upper_offset, found):
                     break
@@ -613,7 +694,7 @@ class PartitionLog:
         try:
             for segment in self._segments:
                 if segment.max_timestamp >= timestamp_ms and segment.end_offset > self._state.log_start_offset:
-                    found = self._search(self._with_index(segment), timestamp_ms)
+                    found = self._search(self.loaded(segment), timestamp_ms)
                     if found is not None:
                         return found
         except (OSError, CorruptBatch) as problem:

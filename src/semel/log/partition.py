@@ -53,6 +53,13 @@ class AbortedIndex:
         for column, value in zip(self.columns(), aborted, strict=True):
             column.append(value)
 
+    def ended_by(self, marker_offset: int) -> AbortedTransaction | None:
+        """The transaction that the marker at this offset aborted."""
+        at = bisect_left(self.last_offsets, marker_offset)
+        if at == len(self) or self.last_offsets[at] != marker_offset:
+            return None
+        return AbortedTransaction(*(column[at] for column in self.columns()))
+
     def collect(self, fetch_offset: int, upper_offset: int, found: list[tuple[int, int]]) -> bool:
         """Add (producer id, first offset) of each that overlaps [fetch_offset, upper_offset) to `found`.
 
@@ -117,15 +124,17 @@ class PartitionState:
         )
 
     def apply_batch(self, header: BatchHeader, timestamp_ms: int, now_ms: int) -> None:
-        """A data batch is at the log's end; `timestamp_ms` is its largest timestamp."""
+        """A data batch is at the log's end; `timestamp_ms` is its largest timestamp.
+
+        Compaction may have taken some of its records, or all: the offsets and sequences are those that it came with.
+        """
         base_offset = self.log_end_offset
         last_offset = base_offset + header.last_offset_delta
         producer_id = header.producer_id
         if producer_id >= 0:
             first = header.base_sequence
-            batch = RememberedBatch(
-                first, last_sequence(first, header.record_count), base_offset, last_offset, timestamp_ms
-            )
+            newest = last_sequence(first, header.last_offset_delta + 1)
+            batch = RememberedBatch(first, newest, base_offset, last_offset, timestamp_ms)
             if self.producers.apply(
                 producer_id, header.producer_epoch, batch, transactional=header.is_transactional, now_ms=now_ms
             ):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from semel.disk import disk
 from semel.errors import ErrorCode
 from semel.log.errors import LogError
-from semel.log.files import TEMPORARY_SUFFIX, write_atomically
+from semel.log.files import CLEANED_SUFFIX, TEMPORARY_SUFFIX, write_atomically
 from semel.log.partition import PartitionState
 from semel.log.segments import Segment, scan
 from semel.log.snapshot import find_snapshot, remove_snapshots
@@ -63,19 +63,20 @@ def recover(directory: Path, now_ms: int) -> Recovered:
     Raises OSError, and `LogError` for damage before the last segment.
     """
     names = [Path(name) for name in disk.list(directory)]
-    for left_over in [name for name in names if name.suffix == TEMPORARY_SUFFIX]:
+    for left_over in [name for name in names if name.suffix in (TEMPORARY_SUFFIX, CLEANED_SUFFIX)]:
         disk.unlink(directory / left_over)
     start = _read_log_start(directory)
     bases = sorted(int(name.stem) for name in names if name.suffix == ".log" and name.stem.isdigit())
     bases = _drop_deleted(directory, bases, start)
-    snapshot = find_snapshot(directory)
-    if snapshot is not None:
-        state, segments = snapshot.restore(directory, start)
+    found = find_snapshot(directory, bases, start)
+    if found is not None:
+        state, segments = found
         known = state.log_end_offset
     else:
         first = bases[0] if bases else start
         state, segments = PartitionState(max(start, first), first), [Segment(directory, first)]
         known = -1
+    _drop_merged(directory, bases, segments)
     later = [base for base in bases if base > segments[-1].base_offset]
     read, batches, cut = _read_on(state, segments, later, now_ms)
     if state.log_end_offset < start:
@@ -91,6 +92,14 @@ def _drop_deleted(directory: Path, bases: list[int], start: int) -> list[int]:
     return bases
 
 
+def _drop_merged(directory: Path, bases: list[int], segments: list[Segment]) -> None:
+    """Finish an interrupted compaction: it merged these files into the segment before them, which is whole."""
+    used = {segment.base_offset for segment in segments}
+    for base in bases:
+        if base < segments[-1].base_offset and base not in used:
+            Segment(directory, base).remove()
+
+
 def _read_on(state: PartitionState, segments: list[Segment], later: list[int], now_ms: int) -> tuple[int, int, int]:
     """Scan the active segment from where it is known, then the `later` ones. Returns bytes read, batches, bytes cut."""
     read = batches = cut = 0
@@ -99,12 +108,15 @@ def _read_on(state: PartitionState, segments: list[Segment], later: list[int], n
         # An empty partition has no file, and looking must not make one.
         size = disk.size_at(segment.path) or 0
         if size > segment.size:
-            found = scan(segment, state, now_ms)
+            found = scan(segment, state, now_ms, closed=bool(later))
             read += found.read_bytes
             batches += found.batches
         cut = max(size - segment.size, 0)
         while later and later[0] != state.log_end_offset and _is_empty(segment.directory, later[0]):
             # Made when a segment was to be closed, which then failed.
+            Segment(segment.directory, later.pop(0)).remove()
+        while state.log_end_offset in later and later[0] != state.log_end_offset:
+            # This segment was compacted, and reaches up to a later one: those between are merged into it.
             Segment(segment.directory, later.pop(0)).remove()
         if not later:
             break
@@ -146,8 +158,10 @@ def rebuild_indexes(segments: list[Segment], now_ms: int) -> None:
     state = PartitionState(closed[0].base_offset, closed[0].base_offset)
     for segment in closed:
         fresh = Segment(segment.directory, segment.base_offset)
-        scan(fresh, state, now_ms)
+        scan(fresh, state, now_ms, closed=True)
         if fresh.size != segment.size:
             raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, f"{fresh.path} is damaged at byte {fresh.size}")
+        fresh.created_ms = segment.created_ms
+        fresh.max_timestamp = segment.max_timestamp
         fresh.seal(segment.stable_offset)
         segment.index = fresh.index

@@ -26,7 +26,7 @@ _WALK_BYTES = 8192
 
 
 class SegmentSummary(msgspec.Struct, array_like=True, frozen=True):
-    """What is known of a closed segment without opening its files."""
+    """What is known of a segment without opening its files."""
 
     base_offset: int
     end_offset: int
@@ -34,6 +34,8 @@ class SegmentSummary(msgspec.Struct, array_like=True, frozen=True):
     max_timestamp: int
     stable_offset: int
     """Transactions that end after this segment start at this offset or later."""
+    created_ms: int = 0
+    """The broker's clock soon after its first batch; 0 when that is not known."""
 
 
 class _ClosedIndex(msgspec.Struct, array_like=True, frozen=True):
@@ -53,6 +55,7 @@ class Segment:
         "__weakref__",
         "_file",
         "base_offset",
+        "created_ms",
         "directory",
         "end_offset",
         "index",
@@ -68,6 +71,7 @@ class Segment:
         self.size = 0
         self.max_timestamp = -1
         self.stable_offset = base_offset
+        self.created_ms = 0
         self.index: SegmentIndex | None = SegmentIndex()
         self._file: FileHandle | None = None
 
@@ -82,6 +86,7 @@ class Segment:
         segment.size = summary.size
         segment.max_timestamp = summary.max_timestamp
         segment.stable_offset = summary.stable_offset
+        segment.created_ms = summary.created_ms
         segment.index = None
         return segment
 
@@ -120,7 +125,10 @@ class Segment:
     # --- Index ---
 
     def added(self, size: int, end_offset: int, timestamp_ms: int) -> None:
-        """A batch of `size` bytes was written at the segment's end."""
+        """A batch of `size` bytes was written at the segment's end.
+
+        Its entry begins where the last batch ended: compaction leaves gaps, and a reader in one gets the next batch.
+        """
         assert self.index is not None
         if timestamp_ms > self.max_timestamp:
             self.max_timestamp = timestamp_ms
@@ -129,31 +137,48 @@ class Segment:
         self.end_offset = end_offset
 
     def summary(self) -> SegmentSummary:
-        return SegmentSummary(self.base_offset, self.end_offset, self.size, self.max_timestamp, self.stable_offset)
+        return SegmentSummary(
+            self.base_offset, self.end_offset, self.size, self.max_timestamp, self.stable_offset, self.created_ms
+        )
 
-    def seal(self, stable_offset: int) -> None:
-        """The segment grows no more: write its index. Raises OSError."""
+    def seal(self, stable_offset: int, *, durable: bool = False) -> None:
+        """The segment grows no more: write its index. Raises OSError.
+
+        An index that a loss of power damages is made anew, so it need not be `durable`.
+        """
         assert self.index is not None
         self.stable_offset = stable_offset
         self.index.thin()
         content = _ClosedIndex(self.summary(), self.index.image())
-        # Not synced: an index that a loss of power damages is made anew.
-        write_checked(self.index_path, msgspec.msgpack.encode(content), durable=False)
+        write_checked(self.index_path, msgspec.msgpack.encode(content), durable=durable)
 
     def load_index(self) -> bool:
         """Read a closed segment's index; False when it is missing or damaged."""
-        payload = read_checked(self.index_path)
-        if payload is None:
+        content = self._read_index()
+        if content is None or content.summary != self.summary():
             return False
         try:
-            content = msgspec.msgpack.decode(payload, type=_ClosedIndex)
-            index = SegmentIndex.of(content.index)
-        except (msgspec.DecodeError, ValueError):
+            self.index = SegmentIndex.of(content.index)
+        except ValueError:
             return False
-        if content.summary != self.summary():
-            return False
-        self.index = index
         return True
+
+    def _read_index(self) -> _ClosedIndex | None:
+        payload = read_checked(self.index_path)
+        if payload is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(payload, type=_ClosedIndex)
+        except msgspec.DecodeError:
+            return None
+
+    @classmethod
+    def from_index(cls, directory: Path, base_offset: int, size: int) -> Segment | None:
+        """The closed segment of `size` bytes as its index file describes it; None when that speaks of another."""
+        content = cls(directory, base_offset)._read_index()
+        if content is None or (content.summary.base_offset, content.summary.size) != (base_offset, size):
+            return None
+        return cls.closed(directory, content.summary)
 
     # --- Reading ---
 
@@ -215,10 +240,12 @@ class ScanResult(NamedTuple):
     batches: int
 
 
-def scan(segment: Segment, state: PartitionState, now_ms: int) -> ScanResult:
+def scan(segment: Segment, state: PartitionState, now_ms: int, *, closed: bool) -> ScanResult:
     """Check the segment's bytes from its `size` on, and add each good batch to it and to `state`.
 
-    Stops at the first that is cut short, out of order, or fails its checksum: `segment.size` is where. Raises OSError.
+    Stops at the first that is cut short, out of order, or fails its checksum: `segment.size` is where. A `closed`
+    segment may have been compacted, so offsets and records may be missing in it; in one that grows, a gap is the
+    rest of an older file. Raises OSError.
     """
     file = segment.file
     end = disk.size(file)
@@ -228,7 +255,7 @@ def scan(segment: Segment, state: PartitionState, now_ms: int) -> ScanResult:
         count = disk.preadv(file, [buffer], segment.size)
         read += count
         with memoryview(buffer)[:count] as view:
-            used, added, needed = _scan_buffer(view, segment, state, now_ms)
+            used, added, needed = _scan_buffer(view, segment, state, now_ms, closed)
         batches += added
         if needed <= 0 or needed > end - segment.size:
             break
@@ -239,7 +266,9 @@ def scan(segment: Segment, state: PartitionState, now_ms: int) -> ScanResult:
     return ScanResult(read, batches)
 
 
-def _scan_buffer(view: memoryview, segment: Segment, state: PartitionState, now_ms: int) -> tuple[int, int, int]:
+def _scan_buffer(
+    view: memoryview, segment: Segment, state: PartitionState, now_ms: int, closed: bool
+) -> tuple[int, int, int]:
     """Take the good batches at the start of `view`.
 
     Returns how many bytes they have, how many they are, and how many bytes the next one needs; 0: it is bad.
@@ -250,30 +279,30 @@ def _scan_buffer(view: memoryview, segment: Segment, state: PartitionState, now_
             return at, batches, BATCH_OVERHEAD
         try:
             header = read_header(view, at)
-            if not _fits(header, state.log_end_offset):
+            if not _fits(header, state.log_end_offset, closed):
                 return at, batches, 0
             if at + header.size > len(view):
                 return at, batches, header.size
             if not check_crc(view, at, header):
                 return at, batches, 0
+            state.log_end_offset = header.base_offset
             if header.is_control:
                 _apply_marker(view, at, header, segment, state, now_ms)
             else:
                 state.apply_batch(header, header.max_timestamp, now_ms)
         except CorruptBatch:
             return at, batches, 0
-        segment.added(header.size, state.log_end_offset, header.max_timestamp)
+        segment.added(header.size, state.log_end_offset, header.max_timestamp if header.record_count else -1)
         at += header.size
         batches += 1
 
 
-def _fits(header: BatchHeader, offset: int) -> bool:
-    return (
-        header.magic == 2
-        and header.base_offset == offset
-        and header.record_count > 0
-        and header.last_offset_delta + 1 == header.record_count
-    )
+def _fits(header: BatchHeader, offset: int, closed: bool) -> bool:
+    if header.magic != 2:
+        return False
+    if closed:
+        return header.base_offset >= offset and 0 <= header.record_count <= header.last_offset_delta + 1
+    return header.base_offset == offset and 0 < header.record_count == header.last_offset_delta + 1
 
 
 def _apply_marker(

@@ -19,7 +19,7 @@ from semel.log.partition import PartitionState
 from semel.log.producer_state import ProducerEntry
 from semel.log.segments import Segment, SegmentSummary
 
-__all__ = ["Snapshot", "find_snapshot", "remove_snapshots", "write_snapshot"]
+__all__ = ["Snapshot", "find_snapshot", "remove_older_snapshots", "remove_snapshots", "write_snapshot"]
 
 SUFFIX = ".snapshot"
 
@@ -40,33 +40,53 @@ class Snapshot(msgspec.Struct, array_like=True, frozen=True):
         """Whether the bytes that it speaks of are certain to have reached the file."""
         return self.durable or (self.boot_id != "" and self.boot_id == disk.boot_id())
 
-    def fits(self, directory: Path) -> bool:
-        """Whether the segment files are there; those at the start may have been deleted since."""
-        present = False
-        for summary in self.closed:
-            size = _size(directory, summary)
-            if size is None and not present:
-                continue
-            if size != summary.size:
-                return False
-            present = True
-        size = _size(directory, self.active)
-        return size is not None and size >= self.active.size
+    def restore(self, directory: Path, bases: list[int], log_start_offset: int) -> tuple[PartitionState, list[Segment]]:
+        """The state and the segments, the last of which is active up to where the snapshot was made.
 
-    def restore(self, directory: Path, log_start_offset: int) -> tuple[PartitionState, list[Segment]]:
-        """The state and the segments, the last of which is active up to where the snapshot was made."""
-        segments = [
-            Segment.closed(directory, summary) for summary in self.closed if _size(directory, summary) is not None
-        ]
+        `bases` are the base offsets of the files there are. Raises `_DoesNotFit` when they are not those it speaks of,
+        or what retention and compaction have made of those since.
+        """
         active = Segment.closed(directory, self.active)
+        if _size(directory, active.base_offset) < active.size:
+            raise _DoesNotFit
         active.index = SegmentIndex.of(self.index)
+        segments = self._closed_segments(directory, [base for base in bases if base < active.base_offset])
+        if segments and segments[-1].end_offset != active.base_offset:
+            raise _DoesNotFit
         segments.append(active)
         start = max(log_start_offset, segments[0].base_offset)
         return PartitionState(start, active.end_offset, self.producers), segments
 
+    def _closed_segments(self, directory: Path, bases: list[int]) -> list[Segment]:
+        """The closed segments; one that was compacted after the snapshot is described by its index file."""
+        known = {summary.base_offset: summary for summary in self.closed}
+        segments: list[Segment] = []
+        for base in bases:
+            if segments and base < segments[-1].end_offset:
+                continue  # Compaction merged it into the segment before; `recover` deletes it.
+            summary = known.get(base)
+            size = _size(directory, base)
+            if summary is not None and summary.size == size:
+                segment = Segment.closed(directory, summary)
+            else:
+                found = Segment.from_index(directory, base, size)
+                if found is None:
+                    raise _DoesNotFit
+                segment = found
+            if segments and segments[-1].end_offset != base:
+                raise _DoesNotFit
+            segments.append(segment)
+        return segments
 
-def _size(directory: Path, summary: SegmentSummary) -> int | None:
-    return disk.size_at(Segment.closed(directory, summary).path)
+
+class _DoesNotFit(Exception):
+    """A snapshot speaks of other files than those that are there."""
+
+
+def _size(directory: Path, base_offset: int) -> int:
+    """Bytes of a segment's file; -1 when there is none."""
+    size = disk.size_at(Segment(directory, base_offset).path)
+    return -1 if size is None else size
 
 
 def write_snapshot(directory: Path, state: PartitionState, segments: list[Segment], *, durable: bool) -> int:
@@ -95,17 +115,35 @@ def write_snapshot(directory: Path, state: PartitionState, segments: list[Segmen
     return len(payload)
 
 
-def find_snapshot(directory: Path) -> Snapshot | None:
-    """The newest snapshot that counts. Raises OSError.
+def find_snapshot(
+    directory: Path, bases: list[int], log_start_offset: int
+) -> tuple[PartitionState, list[Segment]] | None:
+    """What the newest snapshot that counts says of the log whose files have these base offsets. Raises OSError.
 
     Others are deleted: when the log is cut below one and grows again, it would fit by size and be wrong.
     """
     for path in reversed(_snapshots(directory)):
         snapshot = _read(path)
-        if snapshot is not None and snapshot.is_trusted and snapshot.fits(directory):
-            return snapshot
+        if snapshot is not None and snapshot.is_trusted:
+            with contextlib.suppress(_DoesNotFit):
+                return snapshot.restore(directory, bases, log_start_offset)
         disk.unlink(path)
     return None
+
+
+def remove_older_snapshots(directory: Path, active_base_offset: int) -> int:
+    """Delete the snapshots in which another segment was the one that grew; returns how many are left. Raises OSError.
+
+    Such a one says where batches lie in a segment that is closed by now, and that compaction is about to rewrite.
+    """
+    left = 0
+    for path in _snapshots(directory):
+        snapshot = _read(path)
+        if snapshot is not None and snapshot.active.base_offset == active_base_offset:
+            left += 1
+        else:
+            disk.unlink(path)
+    return left
 
 
 def remove_snapshots(directory: Path) -> None:

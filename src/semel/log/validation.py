@@ -32,7 +32,18 @@ class LogConfig:
     cleanup_policy: str = "delete"
     """`delete`, `compact` or `compact,delete`."""
     retention_ms: int = 604_800_000
-    """Age at which `PartitionLog.apply_retention` drops a segment; -1 for never."""
+    """Age at which `PartitionLog.tend` drops a segment; -1 for never."""
+    retention_bytes: int = -1
+    """Size above which it drops the oldest segments; -1 for none."""
+    segment_ms: int = 604_800_000
+    """Age at which the growing segment is closed, so that retention and compaction can have it."""
+    delete_retention_ms: int = 86_400_000
+    """How long compaction leaves tombstones, and markers of transactions without data, to those who read along."""
+    min_cleanable_dirty_ratio: float = 0.5
+    min_compaction_lag_ms: int = 0
+    """Records younger than this are not compacted."""
+    max_compaction_lag_ms: int = (1 << 63) - 1
+    """Records older than this are compacted, whatever the dirty ratio."""
     fsync: Literal["os", "always"] = "os"
     """`os`: an acknowledged append survives the end of the process. `always`: also a loss of power."""
     timestamp_after_max_ms: int = 3_600_000
@@ -41,6 +52,11 @@ class LogConfig:
     @property
     def is_compacted(self) -> bool:
         return "compact" in self.cleanup_policy
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether retention applies."""
+        return "delete" in self.cleanup_policy
 
     @property
     def is_log_append_time(self) -> bool:

@@ -27,10 +27,12 @@ __all__ = [
     "check_crc",
     "control_batch",
     "decode_records",
+    "empty_batch",
     "iter_batches",
     "patch_base_offset",
     "read_control",
     "read_header",
+    "rewrite_batch",
     "set_log_append_time",
 ]
 
@@ -45,6 +47,7 @@ _CODEC_MASK = 0x07
 _LOG_APPEND_TIME = 0x08
 _TRANSACTIONAL = 0x10
 _CONTROL = 0x20
+_DELETE_HORIZON = 0x40
 
 _HEADER = Struct(">qiibIhiqqqhii")
 _BEFORE_CRC = Struct(">qiibI")
@@ -99,6 +102,14 @@ class BatchHeader(NamedTuple):
     def log_append_time(self) -> bool:
         """Whether `max_timestamp` is the broker's clock and holds for every record."""
         return bool(self.attributes & _LOG_APPEND_TIME)
+
+    @property
+    def delete_horizon_ms(self) -> int | None:
+        """When compaction may drop this batch's tombstones, or the marker that it is; None until it says so (KIP-534).
+
+        It takes the place of the base timestamp, from which the records' timestamps count.
+        """
+        return self.base_timestamp if self.attributes & _DELETE_HORIZON else None
 
     @property
     def last_offset(self) -> int:
@@ -313,6 +324,58 @@ class BatchBuilder:
             self.count,
             base_offset,
         )
+
+
+# --- Compaction ---
+
+
+def rewrite_batch(header: BatchHeader, records: Sequence[Record], delete_horizon_ms: int | None = None) -> bytearray:
+    """The batch of `header` with only these of its records; its offsets, sequences, producer and codec stay.
+
+    `delete_horizon_ms` sets the delete horizon. Raises `ValueError` when there is no record, or when a timestamp is so
+    far from the horizon that 64 bits do not hold the difference; `ConfigurationError` as `BatchBuilder.build`.
+    """
+    if not records:
+        raise ValueError("a batch without records is an empty_batch")
+    attributes, base_timestamp = header.attributes, header.base_timestamp
+    if delete_horizon_ms is not None:
+        attributes, base_timestamp = attributes | _DELETE_HORIZON, delete_horizon_ms
+    parts: list[bytes] = []
+    for record in records:
+        tail = _encode_headers(record.headers)
+        encoded = _encode_record(
+            record.timestamp_ms - base_timestamp, record.offset - header.base_offset, record.key, record.value, tail
+        )
+        parts += (_number(len(encoded)), encoded)
+    newest = max(record.timestamp_ms for record in records)
+    return _in_place(header, compress(header.codec, b"".join(parts)), attributes, base_timestamp, newest, len(records))
+
+
+def empty_batch(header: BatchHeader) -> bytearray:
+    """The batch of `header` without its records: it still says which offsets and sequences its producer wrote.
+
+    It is in no transaction, so that no marker needs to stay for it.
+    """
+    return _in_place(header, b"", header.attributes & _LOG_APPEND_TIME, header.max_timestamp, header.max_timestamp, 0)
+
+
+def _in_place(
+    header: BatchHeader, body: bytes, attributes: int, base_timestamp: int, max_timestamp: int, count: int
+) -> bytearray:
+    batch = bytearray(
+        _seal(
+            body,
+            attributes,
+            base_timestamp,
+            max_timestamp,
+            (header.producer_id, header.producer_epoch, header.base_sequence),
+            header.last_offset_delta,
+            count,
+            header.base_offset,
+        )
+    )
+    patch_base_offset(batch, 0, header.base_offset, header.partition_leader_epoch)
+    return batch
 
 
 # --- Decoding ---
