@@ -120,6 +120,14 @@ def create_topic(bootstrap: str, name: str, partitions: int = 4, **configs: str)
     config = {key.replace("_", "."): value for key, value in configs.items()}
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
     admin.create_topics([NewTopic(name, partitions, 1, config=config)])[name].result(30)
+    # Kafka answers before the partitions have their leaders, and shows them shortly before they can be written.
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        topic = admin.list_topics(name, timeout=10).topics[name]
+        if len(topic.partitions) == partitions and all(found.leader >= 0 for found in topic.partitions.values()):
+            break
+        time.sleep(0.05)
+    time.sleep(0.3)
     return name
 
 
