@@ -39,6 +39,11 @@ class Disk:
         return os.preadv(file, buffers, position)
 
     @staticmethod
+    def sendfile(socket: int, file: int, position: int, count: int) -> int:
+        """Send bytes of a file to a socket without copying them here; returns how many went."""
+        return os.sendfile(socket, file, position, count)
+
+    @staticmethod
     def size(file: int) -> int:
         """Length of an open file."""
         return os.fstat(file).st_size

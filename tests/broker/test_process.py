@@ -186,6 +186,19 @@ def test_it_starts_fast_and_stops_by_sigterm(process: Process) -> None:
     process.start()
 
 
+def test_it_takes_the_open_files_that_its_connections_need(process: Process, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Systems give a process 1,024 unless it asks for more."""
+    limited = ["sh", "-c", 'ulimit -Sn 400 && exec "$@"', "sh", *process.command()]
+    monkeypatch.setattr(process, "command", lambda: limited)
+    process.start()
+    host, _, port = process.address.rpartition(":")
+    connections = [socket.create_connection((host, int(port)), 10) for _ in range(500)]
+    for connection in connections:
+        connection.sendall(bytes.fromhex("0000000a 0012 0000 00000001 ffff"))
+        assert connection.recv(4), "the broker refused a connection"
+        connection.close()
+
+
 def test_two_brokers_on_one_directory(process: Process) -> None:
     process.start()
     assert process.process is not None

@@ -16,7 +16,7 @@ from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node
 from semel.broker.security.settings import Listener
 from semel.broker.seed import SeedTopic
-from semel.broker.server import Server
+from semel.broker.server import Server, allow_open_files
 from semel.env import Env
 from semel.errors import ConfigurationError
 
@@ -193,6 +193,8 @@ async def serve(
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
         raise ConfigurationError(f"--listen {listen!r} is not host:port, for example 127.0.0.1:9092.")
+    config = config or BrokerConfig()
+    allow_open_files(config.max_connections)
     broker = Broker(data, host, int(port), config=config)
     await broker.start()
     try:

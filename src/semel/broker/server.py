@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -18,7 +19,7 @@ from semel.broker.security.tls import Handshake, Handshakes, TlsConnection, TlsS
 from semel.env import listen
 from semel.errors import ConfigurationError
 
-__all__ = ["Server"]
+__all__ = ["Server", "allow_open_files"]
 
 log = logging.getLogger("semel.broker")
 
@@ -28,6 +29,20 @@ ACCEPT_PAUSE_SECONDS = 1.0
 """How long accepting rests when the process has no file descriptors left."""
 KEPT_DESCRIPTORS = 320
 """File descriptors that connections must leave: 256 for segments (`semel.log.files.OPEN_FILES`), 64 for all else."""
+
+
+def allow_open_files(connections: int) -> None:
+    """Raise the soft limit on open files as far as so many connections need and the hard limit allows.
+
+    For a process that is a broker and nothing else; a limit that cannot be raised is met by accepting fewer.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + KEPT_DESCRIPTORS
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _room_for_connections() -> int:
