@@ -116,7 +116,7 @@ class _Fetch:
         news: list[tuple[Entry, FetchedPartition, bool]] = []
         for entry in list(reader.entries.values() if self._is_full else reader.changed):
             result, stays = self._read(entry, room, first=total == 0)
-            size = sum(part.length for part in result.slices)
+            size = sum(part.length for part in result.slices) if result.slices else 0
             total += size
             room -= size
             failed = failed or result.error != 0
@@ -128,12 +128,13 @@ class _Fetch:
             return None
         topics: dict[TopicKey, list[FetchedPartition]] = {}
         for entry, result, stays in news:
-            entry.told(result.error, result.high_watermark, result.log_start_offset)
-            if not stays or result.slices:
-                reader.changed.pop(entry, None)
-            if stays and result.slices:
-                reader.changed[entry] = None  # The others first, next time.
             topics.setdefault(entry.topic, []).append(result)
+            if self._session_id:
+                entry.told(result.error, result.high_watermark, result.log_start_offset)
+                if not stays or result.slices:
+                    reader.changed.pop(entry, None)
+                if stays and result.slices:
+                    reader.changed[entry] = None  # The others first, next time.
         return fetch_response(self._version, self._correlation_id, list(topics.items()), session_id=self._session_id)
 
     def _read(self, entry: Entry, room: int, *, first: bool) -> tuple[FetchedPartition, bool]:

@@ -8,6 +8,7 @@ ProduceResponse.json, FetchResponse.json of Apache Kafka 4.3.1.
 from __future__ import annotations
 
 import struct
+from functools import cache
 from struct import Struct
 from typing import NamedTuple
 from uuid import UUID
@@ -238,9 +239,20 @@ _ABORTED = Struct(">qq")
 _NO_REPLICA = _I32.pack(-1)
 
 
-def _fetched(item: FetchedPartition, version: int) -> bytes:
+@cache
+def _nothing(version: int, is_null: bool) -> bytes:
+    """No aborted transactions, null or an empty list, and no records: what most partitions have to say."""
     flexible = version >= 12
-    out = [_FETCHED_V5.pack(*item[:5]) if version >= 5 else _FETCHED_V4.pack(*item[:4])]
+    aborted = (b"\0" if flexible else b"\xff\xff\xff\xff") if is_null else _count(0, flexible)
+    return aborted + (_NO_REPLICA if version >= 11 else b"") + _count(0, flexible)
+
+
+def _fetched(item: FetchedPartition, version: int) -> bytes:
+    head = _FETCHED_V5.pack(*item[:5]) if version >= 5 else _FETCHED_V4.pack(*item[:4])
+    if not item.slices and not item.aborted:
+        return head + _nothing(version, item.aborted is None)
+    flexible = version >= 12
+    out = [head]
     if item.aborted is None:
         out.append(b"\0" if flexible else b"\xff\xff\xff\xff")
     else:
