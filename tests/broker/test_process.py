@@ -199,6 +199,14 @@ def test_it_takes_the_open_files_that_its_connections_need(process: Process, mon
         connection.close()
 
 
+def test_its_process_imports_what_a_broker_needs_and_no_more() -> None:
+    """Each of these costs a tenth of a second at the start, and megabytes for as long as it runs."""
+    heavy = ("uvicorn", "starlette", "fastapi", "confluent_kafka", "hypothesis", "sqlite3", "psycopg")
+    code = f"import semel.ops.broker_process, sys; print([name for name in {heavy!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_two_brokers_on_one_directory(process: Process) -> None:
     process.start()
     assert process.process is not None

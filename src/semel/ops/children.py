@@ -1,18 +1,13 @@
-"""The processes of a deployment: what runs in a worker, in an HTTP instance and in a broker."""
+"""The processes of a deployment: what runs in a worker and in an HTTP instance."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from semel.app import App
-from semel.broker.broker import serve as serve_broker
-from semel.broker.config import BrokerConfig
-from semel.broker.seed import SeedTopic
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.env import Env
@@ -35,7 +30,7 @@ from semel.processing.worker import Runnable, Worker
 from semel.settings import Settings
 from semel.sinks.engine import SinkEngine
 
-__all__ = ["run_broker", "run_http", "run_worker"]
+__all__ = ["run_http", "run_worker"]
 
 log = logging.getLogger("semel.worker")
 
@@ -132,18 +127,3 @@ async def run_http(spec: str, settings: Settings, *, host: str, port: int, slot:
     heartbeat.start()
     async with publishing(metrics, settings.data, process):
         await serve(ingress, bind(host, port, reuse_port=True), drain_seconds=settings.drain_seconds)
-
-
-async def run_broker(data: Path, listen: str, config: BrokerConfig, seed: Sequence[SeedTopic] = ()) -> None:
-    """The embedded broker, until SIGTERM or SIGINT."""
-    heartbeat = Heartbeat.from_environment()
-    heartbeat.start()
-    serving = asyncio.create_task(serve_broker(data, listen, config, seed=seed))
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
-    try:
-        await serving
-    except asyncio.CancelledError:
-        if not serving.cancelled():
-            raise

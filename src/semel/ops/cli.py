@@ -203,7 +203,7 @@ def broker(
     from semel.broker.config import BrokerConfig
     from semel.broker.properties import configured
     from semel.broker.seed import SeedTopic
-    from semel.ops.children import run_broker
+    from semel.ops.broker_process import run_broker
 
     _listen(listen)
     seed = SeedTopic.parse(seed_topics)
