@@ -13,7 +13,7 @@ from semel.broker.cleaner import REST_SECONDS
 from semel.broker.config import BrokerConfig
 from semel.broker.disk import DiskThread
 from semel.broker.lock import DirectoryLock
-from semel.broker.node import Node
+from semel.broker.node import Node, unusable
 from semel.broker.security.settings import Listener
 from semel.broker.security.tls import Certificates
 from semel.broker.seed import SeedTopic
@@ -89,7 +89,10 @@ class Broker:
         self._lock = DirectoryLock(self._data, "broker")
         try:
             self._disk = DiskThread(loop)
-            self._node = node = Node(self._data, self._config, self._env, loop.call_later, self._disk.submit)
+            try:
+                self._node = node = Node(self._data, self._config, self._env, loop.call_later, self._disk.submit)
+            except OSError as problem:
+                raise unusable(self._data, problem) from problem
             node.aside = self._aside
             node.open()
             server = Server(

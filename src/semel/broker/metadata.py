@@ -8,6 +8,8 @@ drops deleted topics and a torn last line.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import zlib
@@ -19,7 +21,8 @@ from uuid import UUID
 
 from semel.broker.security.acls import Acl, Operation, Pattern, Permission, Resource
 from semel.disk import disk
-from semel.errors import ConfigurationError
+from semel.errors import ConfigurationError, ErrorCode
+from semel.log.errors import LogError, storage_error
 from semel.wire.scram import ScramCredential
 
 __all__ = ["PRODUCER_ID_BLOCK", "MetadataStore", "TopicInfo"]
@@ -59,6 +62,7 @@ class MetadataStore:
         """What was set for brokers and groups, by resource type and name."""
         self._next_producer_id = 0
         self._reserved_until = 0
+        self._failure = ""
         for change in _read(path):
             self._apply(change)
         self._next_producer_id = self._reserved_until
@@ -147,16 +151,29 @@ class MetadataStore:
             )
 
     def _write(self, change: Mapping[str, Any]) -> None:
+        """Make a change durable, then let it count. Raises `LogError` KAFKA_STORAGE_ERROR: it was not made.
+
+        After a failed sync no change is taken any more: the kernel forgets what it could not write, so that the next
+        sync may succeed and mean nothing.
+        """
+        if self._failure:
+            raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure)
         data = _line(change)
-        size = disk.size(self._file)
         try:
+            size = disk.size(self._file)
             written = disk.pwrite(self._file, data, size)
             if written != len(data):
-                raise OSError(f"wrote {written} of {len(data)} bytes to {self._path}")
+                disk.truncate(self._file, size)  # A torn line would stand before the next change.
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as problem:
+            raise storage_error(f"{self._path} cannot be written", problem) from problem
+        try:
             disk.sync(self._file)
-        except OSError:
-            disk.truncate(self._file, size)  # A torn line would stand before the next change.
-            raise
+        except OSError as problem:
+            self._failure = f"{self._path} could not be synced: {problem}. Restart the broker"
+            with contextlib.suppress(OSError):
+                disk.truncate(self._file, size)
+            raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
         self._apply(change)
 
     def _rewrite(self) -> int:

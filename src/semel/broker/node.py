@@ -6,6 +6,7 @@ state needs a lock. What cannot be answered at once becomes a `Later`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,11 @@ from semel.broker.security.users import Users
 from semel.broker.topics import Topics
 from semel.broker.transactions import Transactions
 from semel.env import Env
-from semel.errors import ProtocolError
+from semel.errors import ConfigurationError, CorruptBatch, ProtocolError
+from semel.log.log import LogError
 from semel.wire.messages import RequestHeader, api_name, decode_request_header, encode_response
 
-__all__ = ["Node", "Timer"]
+__all__ = ["Node", "Timer", "unusable"]
 
 T = TypeVar("T")
 
@@ -94,11 +96,17 @@ class Node:
         return f"<Node {self.metadata.cluster_id}, {self.topics!r}>"
 
     def open(self) -> None:
-        """Recover logs and coordinators; finish transactions whose decision was durable, abort those of nobody."""
-        self.users.ensure(self.config.security.users)
-        self.topics.open()
-        self.groups.open()
-        self.transactions.open(self.groups)
+        """Recover logs and coordinators; finish transactions whose decision was durable, abort those of nobody.
+
+        Raises `ConfigurationError` when files cannot be read or written, or are damaged.
+        """
+        try:
+            self.users.ensure(self.config.security.users)
+            self.topics.open()
+            self.groups.open()
+            self.transactions.open(self.groups)
+        except (LogError, OSError, CorruptBatch) as problem:
+            raise unusable(self.topics.directory.parent, problem) from problem
 
     def close(self) -> None:
         """Close every file."""
@@ -159,6 +167,29 @@ class Node:
     def encode(self, later: Later, answer: Answer) -> Parts | None:
         """The bytes of an answer that came later."""
         return _encode(later.header, answer)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "Free some space on its disk.",
+    errno.EDQUOT: "Raise the quota of its disk, or free some space.",
+    errno.EACCES: "Make it readable and writable for the user that the broker runs as.",
+    errno.EPERM: "Make it readable and writable for the user that the broker runs as.",
+    errno.EROFS: "Mount its disk so that it can be written.",
+    errno.EMFILE: "Let the process open more files (ulimit -n).",
+    errno.ENFILE: "Let the system open more files.",
+    errno.EIO: "Its disk fails: copy what is readable, and restore the rest from a backup.",
+}
+
+
+def unusable(data: Path, problem: Exception) -> ConfigurationError:
+    """Why the broker cannot start on this directory, and what to do."""
+    cause = problem if isinstance(problem, OSError) else problem.__cause__
+    code = cause.errno if isinstance(cause, OSError) else None
+    what = f"The broker cannot start on {data}: {problem}".rstrip(".")
+    if isinstance(problem, LogError) and code is None:
+        return ConfigurationError(f"{what}.")  # Damage; the log has said what can be done.
+    remedy = _REMEDIES.get(code or 0, "Put right what it names, or restore the directory from a backup.")
+    return ConfigurationError(f"{what}. {remedy} Nothing that was acknowledged has been changed.")
 
 
 def _encode(header: RequestHeader, answer: Answer) -> Parts | None:

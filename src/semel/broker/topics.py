@@ -172,11 +172,12 @@ class Topics:
         self.check_new(name, partitions, configs)
         values = {key: value.strip() for key, value in configs.items() if value is not None}
         info = TopicInfo(name, self._env.new_id(), partitions, values)
-        self._metadata.put_topic(info)
         try:
+            self._metadata.put_topic(info)
             topic = self._add(info)
         except LogError as error:
-            self._metadata.delete_topic(name)
+            if name in self._metadata.topics:
+                self._metadata.delete_topic(name)
             raise TopicError(ErrorCode.KAFKA_STORAGE_ERROR, f"Topic '{name}' cannot be created: {error}") from error
         log.info("topic %s created with %d partitions, id %s", name, partitions, info.topic_id)
         return topic
@@ -197,9 +198,9 @@ class Topics:
         present = len(topic.partitions)
         try:
             added = [self._open_partition(topic.info, index) for index in range(present, count)]
+            topic.info = self._metadata.set_partitions(topic.info.name, count)
         except LogError as error:
             raise TopicError(ErrorCode.KAFKA_STORAGE_ERROR, f"No partition can be added: {error}") from error
-        topic.info = self._metadata.set_partitions(topic.info.name, count)
         topic.partitions += added
         self._partition_count += len(added)
         self.version += 1

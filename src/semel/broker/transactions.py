@@ -35,6 +35,7 @@ log = logging.getLogger("semel.broker")
 
 TRANSACTIONS_TOPIC = "__transaction_state"
 COORDINATOR_EPOCH = 0
+MAX_EPOCH = (1 << 15) - 1
 """One node, one log: no other coordinator ever existed."""
 ID_EXPIRATION_MS = 604_800_000
 """Kafka's transactional.id.expiration.ms: a week without use."""
@@ -63,6 +64,8 @@ class Transactions:
             max_timeout_ms=config.transaction_max_timeout_ms,
         )
         self._log = InternalLog(topics, TRANSACTIONS_TOPIC, self._snapshot)
+        self._held_up: set[str] = set()
+        """Ids whose decision waits for a log that refuses; one decided transaction each."""
         self._apply_offsets: Callable[[int, bool, int], None] = lambda *_: None
 
     def __repr__(self) -> str:
@@ -225,20 +228,39 @@ class Transactions:
         self.coordinator.complete(transition)
 
     def _carry_out(self, prepared: TransactionMetadata, now_ms: int, *, first_time: bool) -> None:
-        """Markers, offsets, CompleteX. A log that cannot be written leaves the decision to the next sweep."""
+        """Markers, offsets, CompleteX. What cannot be written is left to the next sweep.
+
+        One log that refuses holds up none of the others: their readers wait for the marker.
+        """
         commit = prepared.state is TransactionState.PREPARE_COMMIT
         epoch = self.coordinator.marker_epoch(prepared)
-        try:
-            for number, item in enumerate(sorted(prepared.partitions)):
-                if number:
-                    failpoint("broker.between_markers")
-                partition = self._topics.partition(*item)
-                if partition is not None:  # Deleted meanwhile: there is nothing to end.
+        refusals: list[LogError | OSError] = []
+        for number, item in enumerate(sorted(prepared.partitions)):
+            if number:
+                failpoint("broker.between_markers")
+            partition = self._topics.partition(*item)
+            if partition is not None:  # Deleted meanwhile: there is nothing to end.
+                try:
                     self._end_in(partition, prepared.producer_id, epoch, commit, now_ms, first_time)
-            failpoint("broker.after_markers")
-            self._persist(self.coordinator.finish(prepared.transactional_id, now_ms), now_ms)
-        except (LogError, OSError):
-            log.exception("%s of %s is decided but not complete", prepared.state, prepared.transactional_id)
+                except (LogError, OSError) as error:
+                    refusals.append(error)
+        failpoint("broker.after_markers")
+        if not refusals:
+            try:
+                self._persist(self.coordinator.finish(prepared.transactional_id, now_ms), now_ms)
+            except (LogError, OSError) as error:
+                refusals.append(error)
+        self._report(prepared, refusals)
+
+    def _report(self, prepared: TransactionMetadata, refusals: list[LogError | OSError]) -> None:
+        """Say once, not with every sweep, that a decision waits for its logs."""
+        name = prepared.transactional_id
+        if refusals and name not in self._held_up:
+            log.error("%s of %s is decided and not complete, it is tried again: %s", prepared.state, name, refusals[0])
+            self._held_up.add(name)
+        elif not refusals and name in self._held_up:
+            log.info("%s of %s is complete", prepared.state, name)
+            self._held_up.discard(name)
 
     def _end_in(
         self, partition: Partition, producer_id: int, epoch: int, commit: bool, now_ms: int, first_time: bool
@@ -260,7 +282,8 @@ class Transactions:
 
     def _finish_decided(self) -> None:
         for prepared in self.coordinator.unfinished():
-            log.info("finishing %s of %s", prepared.state, prepared.transactional_id)
+            if prepared.transactional_id not in self._held_up:
+                log.info("finishing %s of %s", prepared.state, prepared.transactional_id)
             self._carry_out(prepared, self._env.wall_ms(), first_time=False)
 
     def _abort_orphans(self, groups: Groups) -> None:
@@ -275,7 +298,9 @@ class Transactions:
                             "the coordinator does not know it",
                             *(producer_id, epoch, topic.info.name, partition.log.partition, first_offset),
                         )
-                        self._end_in(partition, producer_id, epoch, False, now_ms, False)
+                        # With the next epoch: its producer may be alive, and would go on where the marker stands in
+                        # the middle of what it takes for one transaction.
+                        self._end_in(partition, producer_id, min(epoch + 1, MAX_EPOCH), False, now_ms, False)
         for producer_id in groups.coordinator.pending_producers() - {producer_id for producer_id, _ in known}:
             log.warning("dropping offsets of producer %d: the coordinator knows no transaction of it", producer_id)
             groups.end_transaction(producer_id, False, now_ms)

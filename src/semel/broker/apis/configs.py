@@ -11,6 +11,7 @@ from semel.broker.dynamic_config import BROKER, GROUP, TOPIC, Change, ConfigErro
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.topics import Topic, TopicError, check_name
 from semel.errors import ErrorCode
+from semel.log.log import LogError
 
 if TYPE_CHECKING:
     from semel.broker.node import Node
@@ -152,7 +153,7 @@ def _altered(node: Node, request: Request, wanted: Callable[[Any], _Changes]) ->
                 _alter_other(node, kind, name, wanted(item), validate_only=body.validate_only)
         except (ConfigError, TopicError) as error:
             result |= {"error_code": error.code, "error_message": str(error)}
-        except OSError as error:
+        except LogError as error:
             text = f"The change cannot be written and was not made: {error}"
             result |= {"error_code": ErrorCode.KAFKA_STORAGE_ERROR, "error_message": text}
         results.append(result)

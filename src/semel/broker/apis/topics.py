@@ -11,6 +11,7 @@ from semel.broker.security.acls import Resource
 from semel.broker.security.guard import authorized_operations
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
+from semel.log.log import LogError
 
 if TYPE_CHECKING:
     from semel.broker.node import Node
@@ -119,7 +120,10 @@ def _delete(node: Node, name: str | None, topic: Topic | None, topic_id: Any) ->
             "error_code": ErrorCode.INVALID_TOPIC_EXCEPTION,
             "error_message": f"{topic.info.name} is the broker's own topic.",
         }
-    node.topics.delete(topic)
+    try:
+        node.topics.delete(topic)
+    except LogError as error:
+        return answer | {"error_code": error.code, "error_message": f"The topic was not deleted: {error}"}
     return answer | {"error_code": ErrorCode.NONE}
 
 
