@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench soak peers clean format
+SEEDS ?= 1000
+
+.PHONY: demo test check bench soak peers simulate clean format
 
 $(READY): requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Semel needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -31,6 +33,9 @@ bench: $(READY)  ## ratios, measured in one run on this machine
 
 soak: $(READY)  ## the long runs: hundreds of kills, gigabytes of log
 	$(BIN)/python -m pytest -m soak --timeout 3600 $(TEST)
+
+simulate: $(READY)  ## the broker and its clients on a simulated network and disk: SEEDS=n new seeds on all cores
+	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) $(SIMULATE)
 
 peers: $(READY)  ## other clients and their suites against our broker, ours against Apache Kafka
 	$(BIN)/python -m pytest -m peers --timeout 3600 $(TEST)

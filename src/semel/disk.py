@@ -72,7 +72,7 @@ class Disk:
 
     @staticmethod
     def make_directory(directory: PathLike[str]) -> None:
-        """Make a directory and those above it, as far as they are missing."""
+        """Make a directory and those above it, as far as they are missing. Their names are not synced."""
         os.makedirs(directory, exist_ok=True)
 
     @staticmethod

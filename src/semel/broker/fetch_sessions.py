@@ -101,7 +101,7 @@ class Reader:
         self.entries: dict[tuple[TopicKey, int], Entry] = {}
         self.changed: dict[Entry, None] = {}
         """Those that may have something for the reader, whose turn comes first in front."""
-        self.parked: set[Parked] = set()
+        self.parked: dict[Parked, None] = {}
         self._is_watching = False
 
     def update(self, asked: Asked) -> None:
@@ -128,12 +128,12 @@ class Reader:
         """`source` is what the entry reads now: a topic may come, go, and come again under its name."""
         if source is not entry.source:
             if entry.source is not None:
-                entry.source.waiters.discard(entry)
+                entry.source.waiters.pop(entry, None)
             entry.source = source
             if source is not None:
                 entry.was_there = True
                 if self._is_watching:
-                    source.waiters.add(entry)
+                    source.waiters[entry] = None
 
     def watch(self) -> None:
         """From now on partitions that move are noted in `changed`, and wake who is parked."""
@@ -141,7 +141,7 @@ class Reader:
             self._is_watching = True
             for entry in self.entries.values():
                 if entry.source is not None:
-                    entry.source.waiters.add(entry)
+                    entry.source.waiters[entry] = None
 
     def moved(self, entry: Entry) -> None:
         """Something happened to the entry's partition."""
@@ -155,7 +155,7 @@ class Reader:
             self._is_watching = False
             for entry in self.entries.values():
                 if entry.source is not None:
-                    entry.source.waiters.discard(entry)
+                    entry.source.waiters.pop(entry, None)
         for fetch in tuple(self.parked):
             fetch.end()
 

@@ -18,6 +18,7 @@ class DirectoryLock:
         """Raises `ConfigurationError` when the folder cannot be written or another process holds it."""
         try:
             disk.make_directory(data)
+            disk.sync_directory(data.parent)
             self._file = disk.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigurationError(

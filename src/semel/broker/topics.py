@@ -58,7 +58,7 @@ class Partition:
 
     def __init__(self, partition_log: PartitionLog) -> None:
         self.log = partition_log
-        self.waiters: set[Waiter] = set()
+        self.waiters: dict[Waiter, None] = {}
         self.deleted = False
 
     def __repr__(self) -> str:
@@ -113,6 +113,7 @@ class Topics:
     def open(self) -> None:
         """Open every topic's logs, recovering them, and remove what deleted topics left behind."""
         disk.make_directory(self.directory)
+        disk.sync_directory(self.directory.parent)
         for info in self._metadata.topics.values():
             self._add(info)
         known = {str(topic_id) for topic_id in self._by_id}

@@ -73,8 +73,7 @@ def create(
     Raises `ConfigurationError` when the settings name no Kafka.
     """
     env = env or Env()
-    partitions = app.request_partitions or settings.partitions
-    link = KafkaLink(app.name, settings.kafka, partitions, env, settings.kafka_client)
+    link = KafkaLink(app.name, settings.kafka, app.request_partitions or settings.partitions, env)
     endpoints = list(app.endpoints.values())
     return Ingress(
         app.name,

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from crc32c import crc32c
 
-from semel.disk import Disk, disk
+from semel.disk import disk
 
 __all__ = [
     "CLEANED_SUFFIX",
@@ -42,8 +42,11 @@ class FileHandle(int):
     Readers hold it through their slices, so a segment may be deleted, or its descriptor given up, while it is sent.
     """
 
-    def __del__(self, _disk: Disk = disk) -> None:
-        _disk.close(self)
+    def __init__(self, _descriptor: int) -> None:
+        self._close = disk.close  # Of the file system that opened it, which a simulation may have replaced since.
+
+    def __del__(self) -> None:
+        self._close(self)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool) -> None:

@@ -130,6 +130,8 @@ class PartitionLog:
             disk.make_directory(directory)
             _check_owner(directory, topic_id, durable=config.fsync == "always")
             state, segments, report = recover(directory, now_ms)
+            if config.fsync == "always":
+                _make_durable(directory, segments, report)
         except OSError as problem:
             raise storage_error(f"the log of {topic}-{partition} in {directory} cannot be opened", problem) from problem
         return cls(directory, topic, partition, topic_id, config, state, segments, report)
@@ -733,6 +735,17 @@ class PartitionLog:
             f"offset {offset} of {self.topic}-{self.partition} is not in "
             f"{state.log_start_offset}..{state.log_end_offset}",
         )
+
+
+def _make_durable(directory: Path, segments: Sequence[Segment], report: RecoveryReport) -> None:
+    """Bring to the disk what was found: a process that was killed may have written it without a sync. Raises OSError.
+
+    Readers get it now, and what a reader got may not go with the power. Nor may the names of the files and directories.
+    """
+    if report.read_bytes:
+        disk.sync(segments[-1].file)
+    for place in (directory, directory.parent, directory.parent.parent):
+        disk.sync_directory(place)
 
 
 def _check_owner(directory: Path, topic_id: UUID, *, durable: bool) -> None:

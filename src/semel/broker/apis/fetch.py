@@ -65,7 +65,7 @@ class _Fetch:
             return parts
         self._later = Later(self._node.outbox, request)
         self._later.abandon = self._abandon
-        self._reader.parked.add(self)
+        self._reader.parked[self] = None
         self._timer = self._node.call_later(self._wait_ms / 1000, self.end)
         return self._later
 
@@ -92,7 +92,7 @@ class _Fetch:
             self._node.fetch_sessions.close(self._session_id)  # Nobody was told its id.
 
     def _unpark(self) -> None:
-        self._reader.parked.discard(self)
+        self._reader.parked.pop(self, None)
         if not self._session_id:
             self._reader.close()
         if self._timer is not None:

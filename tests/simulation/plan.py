@@ -1,0 +1,117 @@
+"""What a seed stands for: who takes part, with which settings, and what goes wrong when."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+__all__ = ["FAULTS", "Fault", "Plan", "stream"]
+
+HORIZON = 1.5
+"""Seconds of virtual time in which faults begin; clients are busy for about as long."""
+
+FAULTS = (
+    "cut", "cut", "hold", "hold", "hold", "swallow", "refuse", "kill broker", "kill broker", "crash at operation",
+    "crash at operation", "lose power", "kill client", "pause client", "twin", "twin", "jump clock", "fill disk",
+    "fail sync",
+)  # fmt: skip
+
+
+def stream(seed: int, name: str) -> random.Random:
+    """Random numbers for one purpose: what one part draws does not move another's."""
+    return random.Random(f"{seed}/{name}")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong at a time; `draw` in [0, 1) picks its victim and its size."""
+
+    at: float
+    kind: str
+    draw: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.at:.4f} {self.kind} (draw {self.draw:.3f}, {self.seconds:.3f} s)"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run. Equal plans run equally, in every process and on every machine."""
+
+    seed: int
+    transaction_version: int
+    fsync: str
+    writers: int
+    idempotent: int
+    processors: int
+    readers: int
+    admin: bool
+    operations: int
+    faults: tuple[Fault, ...]
+    knobs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, seed: int) -> Plan:
+        rng = stream(seed, "plan")
+        fsync = rng.choice(("os", "always"))
+        allowed = [kind for kind in dict.fromkeys(FAULTS) if rng.random() < 0.55]
+        if fsync == "os":  # Promises nothing about a loss of power, nor about a sync.
+            allowed = [kind for kind in allowed if kind not in ("lose power", "fail sync")]
+        kinds = [kind for kind in FAULTS if kind in allowed]
+        faults = [
+            Fault(
+                rng.uniform(0.0, HORIZON), rng.choice(kinds), rng.random(), rng.choice((0.02, 0.2, 1.0)) * rng.random()
+            )
+            for _ in range(rng.choice((0, 2, 4, 8)) if kinds else 0)
+        ]
+        knobs = {
+            "latency": rng.choice((0.0001, 0.001, 0.01)),
+            "jitter": rng.choice((0.0001, 0.002, 0.03)),
+            "split": rng.choice((0.0, 0.1, 0.5)),
+            "window": rng.choice((700, 262_144, 262_144)),
+            "segment bytes": rng.choice((200, 1000, 1 << 30)),
+            "snapshot batches": rng.choice((1, 5, 4096)),
+            "checkpoint bytes": rng.choice((400, 4 << 20)),
+            "epoch max": rng.choice((4, 32_766, 32_766)),
+            "transaction timeout ms": rng.choice((300, 2000)),
+            "think": rng.choice((0.0, 0.01, 0.05)),
+        }
+        # A time-out below what a large answer takes on this network would be met for ever.
+        slow = knobs["jitter"] > 0.01 or knobs["window"] < 1000
+        knobs["socket timeout ms"] = 1000 if slow else rng.choice((150, 1000))
+        return cls(
+            seed=seed,
+            transaction_version=rng.choice((1, 2)),
+            fsync=fsync,
+            writers=rng.choice((0, 1, 1, 2)),
+            idempotent=rng.choice((0, 0, 1)),
+            processors=rng.choice((0, 1)),
+            readers=rng.choice((0, 1, 1)),
+            admin=rng.random() < 0.3,
+            operations=rng.choice((2, 5, 9)),
+            faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+            knobs=knobs,
+        )
+
+    def smaller(self) -> list[tuple[str, Plan]]:
+        """Plans with one thing less; the ones with the largest bite first."""
+        found: list[tuple[str, Plan]] = []
+        half = len(self.faults) // 2
+        if half > 1:
+            found.append(("second half of the faults", replace(self, faults=self.faults[:half])))
+            found.append(("first half of the faults", replace(self, faults=self.faults[half:])))
+        found += [
+            (f"fault {fault}", replace(self, faults=self.faults[:at] + self.faults[at + 1 :]))
+            for at, fault in enumerate(self.faults)
+        ]
+        if self.admin:
+            found.append(("the administrator", replace(self, admin=False)))
+        for name in ("writers", "idempotent", "processors", "readers"):
+            if getattr(self, name):
+                found.append((f"one of the {name}", replace(self, **{name: getattr(self, name) - 1})))
+        if self.operations > 1:
+            found.append(("half of the operations", replace(self, operations=self.operations // 2)))
+            found.append(("one operation", replace(self, operations=self.operations - 1)))
+        return found

@@ -1,0 +1,98 @@
+"""New seeds in every run of the tests, and the simulation itself put to the test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.plan import Plan
+from tests.simulation.run import campaign, command, explain, fresh_start, shrink
+from tests.simulation.world import Outcome, run
+
+ROOT = Path(__file__).parents[2]
+NEW_SEEDS = 200
+QUICK = ("a batch that is there already is appended again", "EndTxn of whoever names the transactional id")
+MUTANT_SEEDS = 600
+SOAK_SEEDS = 20_000
+
+
+def keeps_every_promise(count: int, jobs: int = 1) -> None:
+    start = fresh_start()
+    for report in campaign(start, count, jobs):
+        if report.failures:
+            seed = report.failures[0][0]
+            pytest.fail(f"seeds from {start} on: {report}\n{explain(shrink(run(Plan.of(seed))))}")
+    print(f"seeds from {start} on: {report}")
+
+
+def test_new_seeds_keep_every_promise() -> None:
+    keeps_every_promise(NEW_SEEDS)
+
+
+@pytest.mark.soak
+def test_many_new_seeds_keep_every_promise() -> None:
+    keeps_every_promise(SOAK_SEEDS, jobs=os.cpu_count() or 1)
+
+
+def test_a_seed_is_one_run_in_every_process() -> None:
+    """Every event at the same time and in the same order, whatever ran before and however strings are hashed."""
+    code = (
+        "import sys; from tests.simulation.plan import Plan; from tests.simulation.world import run;"
+        "print([run(Plan.of(seed)).digest for seed in map(int, sys.argv[1:])])"
+    )
+    seeds = [str(fresh_start()) for _ in range(6)]
+
+    def digests(order: list[str], hash_seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        done = subprocess.run(
+            [sys.executable, "-c", code, *order], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout
+
+    first, again = digests(seeds, "0"), digests(seeds[::-1], "7")
+    assert eval(first) == eval(again)[::-1], f"seeds {seeds}"
+    assert len(set(eval(first))) == len(seeds)
+
+
+def found(name: str, seeds: int) -> Outcome:
+    """The first broken promise with this protection taken away."""
+    for seed in range(seeds):
+        with MUTANTS[name]():
+            outcome = run(Plan.of(seed))
+        if outcome.problem is not None:
+            return outcome
+    pytest.fail(f"{seeds} seeds did not miss it")
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_missing_protection_is_missed(name: str) -> None:
+    found(name, MUTANT_SEEDS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in QUICK])
+def test_every_missing_protection_is_missed(name: str) -> None:
+    found(name, 10 * MUTANT_SEEDS)
+
+
+def test_a_failure_is_made_small_and_can_be_seen_again() -> None:
+    name = QUICK[0]
+    whole = found(name, MUTANT_SEEDS)
+    with MUTANTS[name]():
+        small = shrink(whole)
+        assert small.problem is not None
+        assert whole.problem is not None
+        assert small.problem.kind == whole.problem.kind
+        assert len(small.plan.faults) <= len(whole.plan.faults)
+        assert small.steps <= whole.steps
+        text = explain(small)
+        assert str(small.problem) in text
+        assert command(small.plan) in text
+        done = run(small.plan)
+    assert done.digest == small.digest
+    assert run(small.plan).problem is None, "with the protection the same run keeps every promise"
