@@ -37,7 +37,7 @@ ADMIN = "0081"
 of its parts is run by itself."""
 AUTHORIZED = ("0109", "0115", "0119")
 """Tests that want to be refused by access rules."""
-WITH_LOGIN = ("0135", "0142", "0081/do_test_DescribeConsumerGroups_with_authorized_ops")
+WITH_LOGIN = ("0081/do_test_DescribeConsumerGroups_with_authorized_ops",)
 """Tests that want a SASL listener."""
 _LOGIN = "security.protocol=sasl_plaintext\nsasl.mechanism=PLAIN\nsasl.username=semel\nsasl.password=semel-password\n"
 ONLY_QUICK = ("0113",)
@@ -162,7 +162,7 @@ def brokers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
             mechanisms=("PLAIN", "SCRAM-SHA-256"),
             users={"semel": "semel-password"},
             authorize=True,
-            super_users=("User:semel",),
+            allow_everyone_if_no_acl=True,
             reauth_seconds=10,
         ),
     )

@@ -320,6 +320,7 @@ READ_ONLY_KEYS = _table(
     _flag("auto.create.topics.enable", True, "Whether a topic that somebody asks for is made."),
     _int("broker.id", -1, None, "This node."),
     _long("connections.max.idle.ms", 600_000, None, "A connection that is silent for this long is closed."),
+    _long("connections.max.reauth.ms", 0, None, "How long a login is good for; 0: as long as the connection."),
     _int("default.replication.factor", 1, 1, "There is one node."),
     _flag("delete.topic.enable", True, "Topics can be deleted."),
     _list("group.consumer.assignors", "uniform,range", "Assignors of consumer groups, the default one first."),

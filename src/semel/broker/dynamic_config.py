@@ -291,6 +291,7 @@ def _static_values(config: BrokerConfig) -> dict[str, str]:
         "auto.create.topics.enable": str(config.auto_create_topics).lower(),
         "broker.id": str(NODE_ID),
         "connections.max.idle.ms": str(int(config.connection_idle_seconds * 1000)),
+        "connections.max.reauth.ms": str(int(config.security.reauth_seconds * 1000)),
         "group.consumer.max.heartbeat.interval.ms": str(most_heartbeat),
         "group.consumer.max.session.timeout.ms": str(most_session),
         "group.consumer.max.size": "1000",
