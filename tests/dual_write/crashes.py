@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.types import TopicPartition
 from tests.dual_write.writer import FENCED, TOPIC, Database, Plan, asdict
-from tests.services.broker import BrokerProcess
+from tests.services.kafka import free_port
 
 POINTS = ("after_init", "before_append", "after_append")
 POINTS += ("before_prepare", "after_prepare", "between_markers", "after_markers")
@@ -29,8 +30,8 @@ Report = dict[str, Any]
 PARTITIONS = [TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)]
 
 
-class Writers:
-    """The process that forks writers, and the writers by their pids."""
+class Processes:
+    """The process that forks, and what it forked by pid."""
 
     def __init__(self, log: Path) -> None:
         with log.open("ab") as file:
@@ -61,6 +62,12 @@ class Writers:
 
     def start(self, plan: Plan) -> int:
         pid = int(self._ask(do="start", plan=asdict(plan)))
+        self._ended.pop(pid, None)
+        self.running.add(pid)
+        return pid
+
+    def start_broker(self, data: Path, listen: str, failpoints: str) -> int:
+        pid = int(self._ask(do="broker", data=str(data), listen=listen, failpoints=failpoints))
         self._ended.pop(pid, None)
         self.running.add(pid)
         return pid
@@ -100,6 +107,37 @@ class Writers:
         return code
 
 
+class Broker:
+    """The embedded broker in a process of its own, always on the same port."""
+
+    def __init__(self, processes: Processes, data: Path) -> None:
+        self._processes = processes
+        self._data = data
+        self.bootstrap = f"127.0.0.1:{free_port()}"
+        self.pid = 0
+
+    def start(self, failpoints: str = "") -> None:
+        """Start it and wait until it answers, or has met a failpoint while it recovered."""
+        self.pid = self._processes.start_broker(self._data, self.bootstrap, failpoints)
+        deadline = time.monotonic() + 120
+        while not self.has_ended():
+            assert time.monotonic() < deadline, "the broker does not answer"
+            try:
+                with socket.create_connection(("127.0.0.1", int(self.bootstrap.split(":")[1])), 1) as connection:
+                    # ApiVersions v0: the smallest question there is.
+                    connection.sendall(bytes.fromhex("0000000a 0012 0000 00000001 ffff"))
+                    if connection.recv(4):
+                        return
+            except OSError:
+                time.sleep(0.002)
+
+    def has_ended(self) -> bool:
+        return self._processes.poll(self.pid) is not None
+
+    def kill(self) -> None:
+        self._processes.kill(self.pid)
+
+
 @dataclass
 class Outcome:
     """What both sides hold once the last writer has recovered."""
@@ -126,8 +164,8 @@ class Stage:
 
     folder: Path
     url: str
-    writers: Writers
-    broker: BrokerProcess
+    writers: Processes
+    broker: Broker
     crashes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -135,8 +173,8 @@ class Stage:
         return self.folder / "reports"
 
     @classmethod
-    def begin(cls, folder: Path, url: str, writers: Writers) -> Stage:
-        broker = BrokerProcess(folder / "data")
+    def begin(cls, folder: Path, url: str, writers: Processes) -> Stage:
+        broker = Broker(writers, folder / "data")
         broker.start()
         stage = cls(folder, url, writers, broker)
         database = Database(url)
@@ -167,11 +205,9 @@ class Stage:
     def restart_broker(self, failpoint: str = "") -> None:
         """kill -9, if it is not dead already, and start again; it may meet the failpoint while it recovers."""
         self.broker.kill()
-        try:
-            self.broker.start({"SEMEL_FAILPOINT": failpoint})
-        except AssertionError:
-            if not failpoint or not self.broker.has_ended():
-                raise
+        self.broker.start(failpoint)
+        if self.broker.has_ended():
+            assert failpoint, "the broker does not start"
             self.crashes["broker while it recovered"] += 1
             self.broker.start()
 
@@ -226,18 +262,15 @@ async def _visible(bootstrap: str) -> list[Counter[str]]:
 def random_crashes(folder: Path, url: str, crashes: int, seed: int) -> tuple[Outcome, Counter[str], list[Report]]:
     """So many crashes of writers and broker, at random moments and at the broker's failpoints; then one recovery."""
     rng = random.Random(seed)
-    with Writers(folder / "writers.log") as writers:
+    with Processes(folder / "writers.log") as writers:
         stage = Stage.begin(folder, url, writers)
-        try:
-            pid = stage.start()
-            while stage.crashes.total() < crashes:
-                pid = _one(stage, rng, pid)
-            writers.kill(pid)
-            stage.restart_broker()
-            stage.recover()
-            return stage.outcome(), stage.crashes, stage.reports()
-        finally:
-            stage.broker.stop()
+        pid = stage.start()
+        while stage.crashes.total() < crashes:
+            pid = _one(stage, rng, pid)
+        writers.kill(pid)
+        stage.restart_broker()
+        stage.recover()
+        return stage.outcome(), stage.crashes, stage.reports()
 
 
 def _one(stage: Stage, rng: random.Random, pid: int) -> int:
@@ -286,4 +319,4 @@ def _overlap(stage: Stage, rng: random.Random, zombie: int) -> int:
     return heir
 
 
-__all__ = ["FENCED", "Outcome", "Report", "Stage", "Writers", "random_crashes"]
+__all__ = ["FENCED", "Outcome", "Processes", "Report", "Stage", "random_crashes"]

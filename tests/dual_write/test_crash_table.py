@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.dual_write.crashes import FENCED, Report, Stage, Writers
+from tests.dual_write.crashes import FENCED, Processes, Report, Stage
 from tests.services.postgres import PostgresServer
 
 
@@ -21,12 +21,8 @@ from tests.services.postgres import PostgresServer
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """One stage for all rows: each begins where the one before has left broker and database."""
     folder = tmp_path_factory.mktemp("dual-write")
-    with Writers(folder / "writers.log") as writers:
-        stage = Stage.begin(folder, f"sqlite:///{folder}/business.db", writers)
-        try:
-            yield stage
-        finally:
-            stage.broker.stop()
+    with Processes(folder / "processes.log") as processes:
+        yield Stage.begin(folder, f"sqlite:///{folder}/business.db", processes)
 
 
 class Row:
@@ -83,10 +79,8 @@ def test_during_6_postgres_says_what_became_of_it(
 ) -> None:
     folder = tmp_path_factory.mktemp("dual-write-postgres")
     mine = Stage.begin(folder, postgres.new_database(), stage.writers)
-    try:
-        _commit_in_doubt(mine)
-    finally:
-        mine.broker.stop()
+    _commit_in_doubt(mine)
+    mine.broker.kill()
 
 
 def test_after_6_the_transaction_is_committed(stage: Stage) -> None:

@@ -1,7 +1,7 @@
 """The dual write of KIP-939 as a process that can die anywhere: a Kafka and a database transaction, both or neither.
 
-Started as `python -m tests.dual_write.writer` it forks writers on demand: starting Python takes longer than what a
-writer does before it is killed.
+Started as `python -m tests.dual_write.writer` it forks writers and brokers on demand, processes of their own: starting
+Python takes longer than what they do before they are killed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from semel.broker.broker import serve
 from semel.client.cluster import KafkaClient
 from semel.client.connection import Connection
 from semel.client.producer import TransactionalProducer
+from semel.env import arm_failpoints
 from semel.errors import Fenced, OutcomeUnknown, Retriable, SemelError
 from semel.wire.records import BatchBuilder
 
@@ -218,31 +223,44 @@ def run(plan: Plan) -> int:
         return 1
 
 
-# --- The process that forks writers ---
+def run_broker(data: str, listen: str, failpoints: str) -> int:
+    """The embedded broker, as `semel broker` runs it."""
+    arm_failpoints(failpoints)
+    asyncio.run(serve(Path(data), listen))
+    return 0
 
 
-def _start(plan: dict[str, Any]) -> int:
+# --- The process that forks ---
+
+
+def _fork(work: Callable[[], int]) -> int:
     pid = os.fork()
     if pid:
         return pid
     code = 1
     try:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        code = run(Plan(**plan))
+        nothing = os.open(os.devnull, os.O_RDWR)
+        os.dup2(nothing, 0)  # The pipes of the commands are the parent's.
+        os.dup2(nothing, 1)
+        code = work()
     except BaseException:
-        report(Plan(**plan), error=traceback.format_exc())
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 
 def main() -> None:
-    """One command a line: start a writer, signal one, wait for one (or look: null while it runs)."""
+    """One command a line: start a writer or broker, signal one, wait for one (or look: null while it runs)."""
     for line in sys.stdin:
         command = json.loads(line)
         answer: int | None = None
         match command["do"]:
             case "start":
-                answer = _start(command["plan"])
+                answer = _fork(partial(run, Plan(**command["plan"])))
+            case "broker":
+                answer = _fork(partial(run_broker, command["data"], command["listen"], command["failpoints"]))
             case "signal":
                 os.kill(command["pid"], command["signal"])
             case "wait":

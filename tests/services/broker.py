@@ -63,10 +63,6 @@ class BrokerProcess:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
 
-    def has_ended(self) -> bool:
-        """Whether the process is gone, by a failpoint for example."""
-        return self._process is None or self._process.poll() is not None
-
     def wait(self, timeout: float) -> int:
         assert self._process is not None
         return self._process.wait(timeout)
