@@ -54,6 +54,35 @@ def test_a_change_of_a_topic_holds_at_once_and_after_a_kill(core: Core) -> None:
     assert core.produce("t", batch(b"a" * 300, key=b"k")).log_append_time is not None
 
 
+def test_segments_and_retention_follow_the_settings_of_the_moment(tmp_path: Any) -> None:
+    core = Core(tmp_path, BrokerConfig(segment_bytes=400))
+    core.create("t")
+    topic = core.node.topics.get("t")
+    assert topic is not None
+    log = topic.partitions[0].log
+    for _ in range(5):
+        core.produce("t", batch(b"a" * 200))
+    before = log.size_bytes
+    core.node.expire()
+    assert log.size_bytes == before
+    assert alter(core, TOPIC, "t", ("retention.bytes", SET, "500")) == 0
+    core.node.expire()
+    assert log.log_start_offset > 0
+    assert alter(core, BROKER, "1", ("log.retention.ms", SET, "1000")) == 0
+    core.pass_time(10_000)
+    core.node.expire()
+    start = log.log_start_offset
+    assert start >= 4, "closed segments are older than a second"
+    assert alter(core, TOPIC, "t", ("retention.ms", SET, "-1"), ("retention.bytes", DELETE, None)) == 0
+    assert alter(core, BROKER, "", ("log.segment.bytes", SET, "2000000")) == 0
+    for _ in range(5):
+        core.produce("t", batch(b"a" * 200, timestamp_ms=core.now_ms))
+    core.pass_time(DAY_MS)
+    core.node.expire()
+    assert log.log_start_offset == start, "the topic's own setting wins over the broker's"
+    assert log.log_end_offset == 10
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -261,6 +261,8 @@ class ConsumerGroup:
         self._write(ConsumerRecord.TARGET_EPOCH, "", log.encode_target_epoch(self.target_epoch, now_ms))
 
     def set_target(self, member_id: str, parts: frozenset[Part]) -> None:
+        if self.target.get(member_id) == parts:
+            return  # Most targets stay as they are, and a big group has many.
         self.target[member_id] = parts
         self._write(ConsumerRecord.TARGET, member_id, log.encode_target(parts))
 
@@ -315,22 +317,28 @@ class ConsumerGroup:
         elif kind is ConsumerRecord.MEMBER:
             self._replay_member(name, value, expires_ms)
         elif kind is ConsumerRecord.CURRENT and name in self.members:
-            stored = Current() if value is None else _current(log.decode_current(value))
-            self._own(self.members[name], stored)
+            self.members[name].current = Current() if value is None else _current(log.decode_current(value))
 
     def _replay_member(self, name: str, value: bytes | None, expires_ms: int) -> None:
         present = self.members.pop(name, None)
         if present is not None and present.about.instance_id is not None:
             self.static_members.pop(present.about.instance_id, None)
         if value is None:
-            if present is not None:
-                self._own(present, Current())
             return
         about = log.decode_consumer(value)
         current = Current() if present is None else present.current
         self.members[name] = ConsumerMember(name, about, current, expires_ms)
         if about.instance_id is not None:
             self.static_members[about.instance_id] = name
+
+    def resume(self, now_ms: int) -> None:
+        """The log is read: who owns what, and whoever has to give up partitions has its time for that again."""
+        self.owners = {}
+        for member in self.members.values():
+            current, member.current = member.current, Current()
+            self._own(member, current)
+            if current.state is UNREVOKED:
+                member.revoke_by_ms = now_ms + member.about.rebalance_timeout_ms
 
 
 def _current(stored: StoredCurrent) -> Current:

@@ -465,11 +465,9 @@ class ConsumerGroups:
             group.replay(key, raw_key, value, now_ms + self._times(key.group_id).session_timeout_ms)
 
     def resume(self, now_ms: int) -> None:
-        """The log is read: whoever has to give up partitions has its time for that again."""
+        """The log is read: clocks begin to run."""
         for group in self.groups.values():
-            for member in group.members.values():
-                if member.current.state is UNREVOKED:
-                    member.revoke_by_ms = now_ms + member.about.rebalance_timeout_ms
+            group.resume(now_ms)
 
     def snapshot(self) -> list[LogRecord]:
         """Records that rebuild all groups."""
