@@ -129,7 +129,7 @@ def _delete_records(node: Node, name: str, item: Any) -> Fields:
         return answer | {"error_code": ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}
     if name.startswith("__"):
         return answer | {"error_code": ErrorCode.INVALID_TOPIC_EXCEPTION}
-    if "delete" not in partition.log.config.cleanup_policy:
+    if partition.log.config.is_compacted and not partition.log.config.is_deleting:
         return answer | {"error_code": ErrorCode.POLICY_VIOLATION}
     try:
         start = partition.log.delete_before(item.offset)
