@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from semel.log import compaction, index
+from semel.log import compaction, index, reading
 from semel.log import log as log_module
 from semel.log.log import PartitionLog
 from semel.types import Record
@@ -252,7 +252,7 @@ def test_compaction_keeps_what_readers_learn(monkeypatch: pytest.MonkeyPatch, ke
     monkeypatch.setattr(compaction, "SYNC_BYTES", 300)
     monkeypatch.setattr(compaction, "KEY_MAP_BYTES", key_map_bytes)
     monkeypatch.setattr(log_module, "SNAPSHOT_BATCHES", 5)
-    monkeypatch.setattr(log_module, "_INDEXES_LOADED", 2)
+    monkeypatch.setattr(reading, "_INDEXES_LOADED", 2)
     monkeypatch.setattr(index, "DENSE_BATCHES", 2)
     monkeypatch.setattr(index, "SPARSE_BYTES", 300)
     run_state_machine_as_test(

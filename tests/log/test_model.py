@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 from semel.errors import ErrorCode
-from semel.log import index
+from semel.log import index, reading
 from semel.log import log as log_module
 from semel.log.log import LogError, PartitionLog
 from semel.wire.records import iter_batches
@@ -237,7 +237,7 @@ def test_the_log_does_what_the_model_does(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(log_module, "SNAPSHOT_BYTES", 500)
     monkeypatch.setattr(index, "DENSE_BATCHES", 2)
     monkeypatch.setattr(index, "SPARSE_BYTES", 300)
-    monkeypatch.setattr(log_module, "_INDEXES_LOADED", 2)
+    monkeypatch.setattr(reading, "_INDEXES_LOADED", 2)
 
     run_state_machine_as_test(
         LogMachine,

@@ -198,7 +198,8 @@ class Topics:
         self.check_more_partitions(topic, count)
         present = len(topic.partitions)
         try:
-            added = [self._open_partition(topic.info, index) for index in range(present, count)]
+            config = self._log_config(topic.info)
+            added = [self._open_partition(topic.info, index, config) for index in range(present, count)]
             topic.info = self._metadata.set_partitions(topic.info.name, count)
         except LogError as error:
             raise TopicError(ErrorCode.KAFKA_STORAGE_ERROR, f"No partition can be added: {error}") from error
@@ -266,16 +267,16 @@ class Topics:
             )
 
     def _add(self, info: TopicInfo) -> Topic:
-        topic = Topic(info, [self._open_partition(info, index) for index in range(info.partitions)])
+        config = self._log_config(info)  # Once: a hundred settings are looked up for it.
+        topic = Topic(info, [self._open_partition(info, index, config) for index in range(info.partitions)])
         self._partition_count += info.partitions
         self.version += 1
         self._by_name[info.name] = topic
         self._by_id[info.topic_id] = topic
         return topic
 
-    def _open_partition(self, info: TopicInfo, index: int) -> Partition:
+    def _open_partition(self, info: TopicInfo, index: int, config: LogConfig) -> Partition:
         directory = self.directory / str(info.topic_id) / str(index)
-        config = self._log_config(info)
         return Partition(
             PartitionLog.open(directory, info.name, index, info.topic_id, config, now_ms=self._env.wall_ms())
         )
