@@ -130,7 +130,8 @@ class Groups:
     def heartbeat_consumer(self, request: HeartbeatRequest, now_ms: int) -> HeartbeatAnswer:
         """ConsumerGroupHeartbeat; nobody hears of an epoch or an assignment that is not in the log."""
         answer = self.coordinator.heartbeat_consumer(request, now_ms)
-        self.settle(now_ms)
+        if self.coordinator.consumers.has_records or self._unwritten:
+            self.settle(now_ms)
         if self._unwritten:
             text = f"{OFFSETS_TOPIC} cannot be written at the moment: ask again."
             return HeartbeatAnswer(ErrorCode.COORDINATOR_NOT_AVAILABLE, text)

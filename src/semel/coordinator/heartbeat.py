@@ -141,6 +141,11 @@ class ConsumerGroups:
     def __repr__(self) -> str:
         return f"<ConsumerGroups {len(self.groups)} groups>"
 
+    @property
+    def has_records(self) -> bool:
+        """Whether something changed since the last `take_records`; else every deadline is where it was, or later."""
+        return bool(self._records)
+
     def take_records(self) -> list[LogRecord]:
         """Records to make durable before anybody hears of what changed."""
         records, self._records = self._records, []
