@@ -214,7 +214,7 @@ class Stage:
     def until_recovered(self, pid: int) -> None:
         """Until this writer has begun to write, or is dead, or cannot."""
         deadline = time.monotonic() + 5
-        while time.monotonic() < deadline and self.writers.poll(pid) is None:
+        while time.monotonic() < deadline and self.writers.poll(pid) is None and not self.broker.has_ended():
             if f'"pid": {pid},' in self._newest_reports():
                 return
             time.sleep(0.002)
