@@ -135,6 +135,10 @@ def test_every_setting_and_failpoint_variable_is_documented() -> None:
 
     text = (ROOT / "docs" / "howto.md").read_text()
     for item in dataclasses.fields(Settings):
+        if item.name == "kafka_client":  # Has a name for each of librdkafka's settings, by the rule that is there.
+            assert "`SEMEL_KAFKA_CONFIG`" in text
+            assert "`SEMEL_KAFKA_<NAME>`" in text
+            continue
         assert f"`SEMEL_{item.name.upper()}`" in text
 
 

@@ -1,22 +1,29 @@
 """Settings: read once from the environment, checked, immutable.
 
-Kafka client settings keep librdkafka's names where users type them (`bootstrap.servers`, `transaction.timeout.ms`).
+Settings of Kafka clients keep librdkafka's names: `ssl.ca.location` is `ssl.ca.location=...` in the file that
+SEMEL_KAFKA_CONFIG names, or SEMEL_KAFKA_SSL_CA_LOCATION. Passwords are never shown.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["KAFKA_ADDRESS", "Settings"]
+__all__ = ["KAFKA_ADDRESS", "Settings", "read_properties"]
 
 KAFKA_ADDRESS = "kafka.address"
 """A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
+
+
+_CLIENT_PREFIX = "SEMEL_KAFKA_"
+_CLIENT_FILE = "SEMEL_KAFKA_CONFIG"
+_KUBERNETES = ("PORT", "SERVICE_")
+"""What Kubernetes puts into the environment for a service of the name semel-kafka; no setting begins so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +45,20 @@ class Settings:
     drain_seconds: float = 25.0
     partitions: int = 4
     """Partitions of topics that the app creates without saying how many."""
+    kafka_client: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Settings of every Kafka client of the app, under librdkafka's names."""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Settings:
         """Read `SEMEL_<NAME>`; `overrides` that are not None win. Raises `ConfigurationError`, naming the variable."""
         source = os.environ if environ is None else environ
         values: dict[str, object] = {}
+        client = _client_settings(source)
+        if "bootstrap.servers" in client:
+            values["kafka"] = client.pop("bootstrap.servers")
         for item in fields(cls):
+            if item.name == "kafka_client":
+                continue
             name = f"SEMEL_{item.name.upper()}"
             raw = source.get(name)
             if raw is None:
@@ -56,7 +70,7 @@ class Settings:
                 kind = "a whole number" if isinstance(default, int) else "a number"
                 raise ConfigurationError(f"{name}={raw!r} is not {kind}.") from None
         values.update({key: value for key, value in overrides.items() if value is not None})
-        settings = cls(**values)  # type: ignore[arg-type]
+        settings = cls(**values, kafka_client=client)  # type: ignore[arg-type]
         settings.check()
         return settings
 
@@ -71,3 +85,32 @@ class Settings:
             raise ConfigurationError(
                 "SEMEL_COMMIT_INTERVAL_MS must be below SEMEL_TRANSACTION_TIMEOUT_MS, or every transaction times out."
             )
+
+
+def _client_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """What the file says, and what the environment says over it."""
+    path = environ.get(_CLIENT_FILE)
+    found = {} if not path else read_properties(Path(path))
+    for variable, value in environ.items():
+        name = variable.removeprefix(_CLIENT_PREFIX)
+        if name not in (variable, "CONFIG") and not name.startswith(_KUBERNETES):
+            found[name.lower().replace("_", ".")] = value
+    return found
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """`name=value` lines, `#` comments, `\\` at the end goes on in the next line. Raises `ConfigurationError`."""
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8'}.") from None
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.replace("\\\n", "").splitlines(), 1):
+        stripped = line.strip()
+        if not stripped or stripped.startswith(("#", "!")):
+            continue
+        name, equals, value = stripped.partition("=")
+        if not equals or not name.strip():
+            raise ConfigurationError(f"{path}, line {number} is not name=value.")
+        found[name.strip()] = value.strip()
+    return found

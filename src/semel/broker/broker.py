@@ -15,6 +15,7 @@ from semel.broker.disk import DiskThread
 from semel.broker.lock import DirectoryLock
 from semel.broker.node import Node, unusable
 from semel.broker.security.settings import Listener
+from semel.broker.security.tls import Certificates
 from semel.broker.seed import SeedTopic
 from semel.broker.server import Server, allow_open_files
 from semel.env import Env
@@ -81,6 +82,9 @@ class Broker:
         """
         assert self._server is None, "the broker runs already"
         loop = asyncio.get_running_loop()
+        listeners, tls = self._listeners(), self._config.security.tls
+        self._config.security.check(listeners)
+        certificates = Certificates(tls) if tls is not None and any(item.tls for item in listeners) else None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="semel-broker-aside")
         self._lock = DirectoryLock(self._data, "broker")
         try:
@@ -97,10 +101,10 @@ class Broker:
                 max_connections=self._config.max_connections,
                 max_frame_bytes=self._config.max_frame_bytes,
                 idle_seconds=self._config.connection_idle_seconds,
-                tls=self._config.security.tls,
+                context=None if certificates is None else certificates.context,
                 listen=self._env.listen,
             )
-            server.start(self._listeners())
+            server.start(listeners)
         except BaseException:
             self._release()
             raise
@@ -113,6 +117,11 @@ class Broker:
             loop.create_task(self._every(EXPIRE_SECONDS, node.expire)),
             loop.create_task(self._clean(node)),
         ]
+        if certificates is not None:
+            self._timers.append(loop.create_task(self._every(IDLE_CHECK_SECONDS, certificates.refresh)))
+        for listener in listeners:
+            if not listener.is_local and not listener.sasl and not self._config.security.authorize:
+                log.warning("%s: whoever reaches this port can read and write everything; see docs/broker.md", listener)
         log.info("broker listens on %s, data in %s", self.address, self._data)
 
     async def stop(self) -> None:

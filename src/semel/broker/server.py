@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from semel.broker.connection import Buffers, Connection, Core
 from semel.broker.exchange import Outbox, Peer
 from semel.broker.security.login import LOGIN_FRAME_BYTES, LOGIN_SECONDS, Login
-from semel.broker.security.settings import Listener, TlsFiles
-from semel.broker.security.tls import Handshake, Handshakes, TlsConnection, TlsSocket, principal_of, server_context
+from semel.broker.security.settings import Listener
+from semel.broker.security.tls import Handshake, Handshakes, TlsConnection, TlsSocket, principal_of
 from semel.env import listen
 from semel.errors import ConfigurationError
 
@@ -62,7 +62,7 @@ class Server:
         max_connections: int,
         max_frame_bytes: int,
         idle_seconds: float,
-        tls: TlsFiles | None = None,
+        context: ssl.SSLContext | None = None,
         listen: Callable[[str, int], socket.socket] = listen,
     ) -> None:
         self._core = core
@@ -74,8 +74,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._buffers = Buffers()
         self._doors: dict[socket.socket, Listener] = {}
-        self._tls = tls
-        self._context: ssl.SSLContext | None = None
+        self._context = context
         self.ports: list[int] = []
         """The ports listened on, in the order of the listeners."""
 
@@ -83,11 +82,9 @@ class Server:
         return f"<Server ports {self.ports}, {len(self._connections)} connections>"
 
     def start(self, listeners: Sequence[Listener]) -> None:
-        """Listen and accept. Raises `ConfigurationError` when an address or a certificate cannot be had."""
+        """Listen and accept. Raises `ConfigurationError` when an address cannot be had."""
         self._loop = asyncio.get_running_loop()
         self._handshakes = Handshakes(self._loop)
-        if self._tls is not None and any(listener.tls for listener in listeners):
-            self._context = server_context(self._tls)
         try:
             for listener in listeners:
                 self._doors[self._listen(listener.host, listener.port)] = listener

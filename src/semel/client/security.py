@@ -27,6 +27,8 @@ _REFUSED = {
     "ssl.key.pem": "give the file: ssl.key.location",
     "ssl.crl.location": "revocation lists are not supported by Semel's own client",
     "ssl.engine.location": "engines are not supported by Semel's own client",
+    "sasl.jaas.config": "that is Java's; use sasl.username and sasl.password",
+    "ssl.truststore.location": "that is Java's; use ssl.ca.location, a file of PEM certificates",
     "sasl.oauthbearer.config": "OAUTHBEARER is not supported by Semel's own client",
     "sasl.kerberos.principal": "GSSAPI is not supported by Semel's own client",
 }

@@ -73,7 +73,8 @@ def create(
     Raises `ConfigurationError` when the settings name no Kafka.
     """
     env = env or Env()
-    link = KafkaLink(app.name, settings.kafka, app.request_partitions or settings.partitions, env)
+    partitions = app.request_partitions or settings.partitions
+    link = KafkaLink(app.name, settings.kafka, partitions, env, settings.kafka_client)
     endpoints = list(app.endpoints.values())
     return Ingress(
         app.name,

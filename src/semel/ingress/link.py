@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -98,13 +98,16 @@ async def ensure_topics(admin: Admin, app: str, partitions: int) -> None:
 class KafkaLink:
     """See `gateway.Link`."""
 
-    def __init__(self, app: str, bootstrap: str, partitions: int, env: Env) -> None:
+    def __init__(
+        self, app: str, bootstrap: str, partitions: int, env: Env, client_settings: Mapping[str, object] | None = None
+    ) -> None:
         if not bootstrap:
             raise ConfigurationError("the ingress needs a Kafka address: set SEMEL_KAFKA=host:port.")
         self._app = app
         self._bootstrap = bootstrap
         self._partitions = partitions
         self._env = env
+        self._client_settings = dict(client_settings or {})
         self._requests = requests_topic(app)
         self._client: KafkaClient | None = None
         self._producer: Producer | None = None
@@ -116,7 +119,8 @@ class KafkaLink:
 
     async def open(self, instance: bytes) -> FoundRoute:
         """Make and check the topics, get a producer id, and read to the end of the reply partition."""
-        settings = {"delivery.timeout.ms": DELIVERY_TIMEOUT_MS, "socket.timeout.ms": SOCKET_TIMEOUT_MS}
+        own = {"delivery.timeout.ms": DELIVERY_TIMEOUT_MS, "socket.timeout.ms": SOCKET_TIMEOUT_MS}
+        settings = self._client_settings | own
         client = self._client = KafkaClient(
             self._bootstrap, client_id=f"{self._app}.ingress", env=self._env, settings=settings
         )
@@ -129,7 +133,7 @@ class KafkaLink:
         await self._producer.start()
         at = TopicPartition(responses.name, partition_for(instance, responses.partitions))
         end = (await admin.list_offsets([at], at="stable"))[at]
-        reader = Reader(self._bootstrap)
+        reader = Reader(self._bootstrap, settings=self._client_settings)
         await reader.start({at: end})
         self._reader = reader
         while at not in (await reader.poll(REPLIES_MAX, POLL_SECONDS)).end_offsets:

@@ -61,7 +61,7 @@ async def _purging(app: App, settings: Settings, env: Env) -> AsyncIterator[None
     if not app.endpoints:
         yield
         return
-    client = KafkaClient(settings.kafka, client_id=f"{app.name}.purge", env=env)
+    client = KafkaClient(settings.kafka, client_id=f"{app.name}.purge", env=env, settings=settings.kafka_client)
     partitions = app.request_partitions or settings.partitions
     task = asyncio.create_task(purge_for_ever(Admin(client), app.name, partitions, asyncio.sleep), name="purge")
     try:
@@ -96,7 +96,7 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
     told_at = -_REPEAT_SECONDS
     while True:
         try:
-            patience = {"delivery.timeout.ms": int(_CONNECT_SECONDS * 1000)}
+            patience = {**settings.kafka_client, "delivery.timeout.ms": int(_CONNECT_SECONDS * 1000)}
             setup = KafkaClient(settings.kafka, client_id=f"{app.name}.setup", env=env, settings=patience)
             async with setup as client:
                 check_required(app, edges_of(app, client.transaction_version))

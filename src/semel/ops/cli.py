@@ -20,7 +20,7 @@ import msgspec
 
 from semel.env import arm_failpoints
 from semel.errors import ConfigurationError, Fenced, SemelError
-from semel.settings import KAFKA_ADDRESS, Settings
+from semel.settings import KAFKA_ADDRESS, Settings, read_properties
 
 __all__ = ["main"]
 
@@ -103,13 +103,13 @@ def _looking(kafka: str | None) -> Settings:
     return settings
 
 
-def _need_kafka(kafka: str | None) -> str:
+def _need_kafka(kafka: str | None) -> Settings:
     settings = _looking(kafka)
     if not settings.kafka:
         raise ConfigurationError(
             f"Which Kafka? Give --kafka HOST:PORT or set SEMEL_KAFKA: no `semel run` is at work in {settings.data}."
         )
-    return settings.kafka
+    return settings
 
 
 # --- Running an app ---
@@ -175,6 +175,12 @@ def child_worker(app: str, slot: int) -> None:
 @click.option(
     "--seed-topics", default="", metavar="TOPICS", help="Topics to have, e.g. orders:3,prices:1:compact (partitions)."
 )
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Listeners, TLS, SASL, access rules: names of Kafka's server.properties.",
+)
 def broker(
     data: Path,
     listen: str,
@@ -184,13 +190,18 @@ def broker(
     partitions: int,
     auto_create_topics: bool,
     seed_topics: str,
+    file: Path | None,
 ) -> None:
     """Run the embedded broker: durable, Kafka-wire-compatible, one process.
 
     With --fsync os, what is acknowledged survives kill -9; with always, it survives power loss too. Two-phase commit
     lets a client have transactions that never time out (KIP-939).
+
+    Listeners of --config stand in place of --listen. Users with passwords come from its users.file, or from
+    SEMEL_BROKER_USERS (name:password a line).
     """
     from semel.broker.config import BrokerConfig
+    from semel.broker.properties import configured
     from semel.broker.seed import SeedTopic
     from semel.ops.broker_process import run_broker
 
@@ -203,6 +214,7 @@ def broker(
         num_partitions=partitions,
         auto_create_topics=auto_create_topics,
     )
+    config = configured(config, read_properties(file) if file is not None else {}, os.environ)
     _run(run_broker(data, listen, config, seed))
 
 

@@ -11,6 +11,7 @@ import click
 from semel.app import App
 from semel.broker.lock import DirectoryLock
 from semel.client.cluster import parse_bootstrap
+from semel.client.config import ClientSettings
 from semel.errors import ConfigurationError
 from semel.ingress.server import bind
 from semel.ops.guarantees import check_required, edges_of
@@ -29,6 +30,12 @@ async def deploy(spec: str, settings: Settings, *, http: int, workers: int, host
     the data folder. Raises `ConfigurationError`.
     """
     app = load_app(spec)
+    ClientSettings.read(settings.kafka_client).security.context()
+    if settings.kafka_client.get("security.protocol", "plaintext").lower() != "plaintext" and not settings.kafka:
+        raise ConfigurationError(
+            "security.protocol is set for Kafka's clients, and no Kafka is named: the broker that `semel run` starts "
+            "is for this machine only, in plaintext. Set SEMEL_KAFKA=host:port, or leave security.protocol out."
+        )
     check_required(app, edges_of(app, None))
     if http < 0 or workers < 0 or http + workers == 0:
         raise ConfigurationError("Give --http and --workers numbers from 0, and at least one of them above it.")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from semel.app import App
-from semel.client.cluster import KafkaClient
 from semel.errors import ConfigurationError
-from semel.ops.listings import TOOL_SETTINGS
+from semel.ops.listings import tool_client
 from semel.settings import Settings
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
@@ -107,7 +106,7 @@ async def report(app: App, settings: Settings) -> list[Edge]:
     """The edges of the app on the cluster that the settings name, which is asked for its transaction version."""
     if not settings.kafka:
         return edges_of(app, None)
-    async with KafkaClient(settings.kafka, settings=TOOL_SETTINGS) as client:
+    async with tool_client(settings) as client:
         return edges_of(app, client.transaction_version)
 
 

@@ -16,16 +16,21 @@ from semel.processing.component import park_topic
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
 
-__all__ = ["TOOL_SETTINGS", "list_parked", "list_topics", "list_transactions"]
+__all__ = ["TOOL_SETTINGS", "list_parked", "list_topics", "list_transactions", "tool_client"]
 
 
 TOOL_SETTINGS = {"delivery.timeout.ms": 5_000}
 """A person waits at the terminal: a Kafka that is not there is said after seconds, not after half a minute."""
 
 
-async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
+def tool_client(settings: Settings) -> KafkaClient:
+    """A client for one command."""
+    return KafkaClient(settings.kafka, settings={**settings.kafka_client, **TOOL_SETTINGS})
+
+
+async def list_topics(settings: Settings) -> list[dict[str, Any]]:
     """One row a partition: log start, last stable offset, high watermark."""
-    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
+    async with tool_client(settings) as client:
         admin = Admin(client)
         names = await admin.list_topics()
         partitions = [
@@ -42,10 +47,10 @@ async def list_topics(bootstrap: str) -> list[dict[str, Any]]:
     ]
 
 
-async def list_transactions(bootstrap: str, states: tuple[str, ...]) -> list[dict[str, Any]]:
+async def list_transactions(settings: Settings, states: tuple[str, ...]) -> list[dict[str, Any]]:
     """One row a transactional id; the age is that of the open transaction, in seconds."""
     now_ms = Env().wall_ms()
-    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
+    async with tool_client(settings) as client:
         admin = Admin(client)
         listed = await admin.list_transactions(states=list(states))
         details = await admin.describe_transactions([item.transactional_id for item in listed])
@@ -70,19 +75,19 @@ async def list_parked(app: App, settings: Settings) -> list[dict[str, Any]]:
     if settings.kafka:
         inputs = {processor.topic.name for processor in app.processors.values()} | {requests_topic(app.name)}
         topics = {park_topic(app.name, topic) for topic in inputs}
-        rows += await _parked_in_topics(settings.kafka, sorted(topics))
+        rows += await _parked_in_topics(settings, sorted(topics))
     return rows
 
 
-async def _parked_in_topics(bootstrap: str, topics: list[str]) -> list[dict[str, Any]]:
-    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
+async def _parked_in_topics(settings: Settings, topics: list[str]) -> list[dict[str, Any]]:
+    async with tool_client(settings) as client:
         admin = Admin(client)
         there = [topic for topic in topics if topic in await admin.list_topics()]
         partitions = [
             TopicPartition(topic, number) for topic in there for number in range((await client.topic(topic)).partitions)
         ]
         ends = await admin.list_offsets(partitions, at="stable")
-    reader = Reader(bootstrap)
+    reader = Reader(settings.kafka, settings=settings.kafka_client)
     await reader.start(dict.fromkeys(ends, 0))
     waiting = {at for at, end in ends.items() if end > 0}
     rows: list[dict[str, Any]] = []

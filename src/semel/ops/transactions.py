@@ -7,25 +7,25 @@ from typing import Any
 import msgspec
 
 from semel.client.admin import Admin, DescribedTransaction
-from semel.client.cluster import KafkaClient
 from semel.client.two_phase import NO_TIMEOUT_MS, TwoPhaseMode
 from semel.env import Env
-from semel.ops.listings import TOOL_SETTINGS
+from semel.ops.listings import tool_client
 from semel.ops.tables import render
+from semel.settings import Settings
 
 __all__ = ["list_open", "render_open"]
 
 OPEN = ("Ongoing", "PrepareCommit", "PrepareAbort")
 
 
-async def list_open(bootstrap: str) -> tuple[TwoPhaseMode, list[dict[str, Any]]]:
+async def list_open(settings: Settings) -> tuple[TwoPhaseMode, list[dict[str, Any]]]:
     """What the cluster offers, and one row an open transaction, the oldest first.
 
     `transaction` is the name that a database remembers a prepared one by. `ends_in_seconds` is None where nothing but
     its owner or an operator ends it.
     """
     now_ms = Env().wall_ms()
-    async with KafkaClient(bootstrap, settings=TOOL_SETTINGS) as client:
+    async with tool_client(settings) as client:
         admin = Admin(client)
         mode = await admin.two_phase_mode()
         listed = await admin.list_transactions(states=list(OPEN))
@@ -46,9 +46,9 @@ def _row(item: DescribedTransaction, now_ms: int) -> dict[str, Any]:
     }
 
 
-async def render_open(bootstrap: str, output: str) -> str:
+async def render_open(settings: Settings, output: str) -> str:
     """`list_open` for people or, with `json`, as one object: mode, meaning, transactions."""
-    mode, rows = await list_open(bootstrap)
+    mode, rows = await list_open(settings)
     if output == "json":
         return msgspec.json.encode({"mode": mode.name, "meaning": mode.meaning, "transactions": rows}).decode()
     columns = ["transactional_id", "transaction", "state", "age_seconds", "ends_in_seconds", "partitions"]

@@ -94,7 +94,7 @@ class RealKafka:
     def __init__(self, bootstrap: str, settings: Settings, env: Env, client_id: str) -> None:
         self._bootstrap = bootstrap
         self._settings = settings
-        self.client = KafkaClient(bootstrap, client_id=client_id, env=env)
+        self.client = KafkaClient(bootstrap, client_id=client_id, env=env, settings=settings.kafka_client)
         self.admin: Any = Admin(self.client)
 
     def __repr__(self) -> str:
@@ -136,8 +136,9 @@ class RealKafka:
             instance_id=instance_id,
             events=events,
             session_timeout_ms=self._settings.session_timeout_ms,
+            settings=self._settings.kafka_client,
         )
 
     def reader(self) -> ReaderSeam:
         """A reader of partitions, in no group."""
-        return Reader(self._bootstrap)
+        return Reader(self._bootstrap, settings=self._settings.kafka_client)

@@ -21,6 +21,7 @@ from semel.client.consumer import Reader
 from semel.errors import Retriable, SemelError
 from semel.prove.checker import Effect, Findings, check_effects, check_totals
 from semel.prove.purchases import Expected, Purchase
+from semel.settings import Settings
 from semel.sinks.sql import connect
 from semel.sinks.sql.database import is_missing_table
 from semel.types import Record, TopicPartition
@@ -89,7 +90,7 @@ class Witness:
 
     async def __aenter__(self) -> Witness:
         partitions = await _partitions(self._bootstrap, "inventory")
-        reader = Reader(self._bootstrap)
+        reader = _reader(self._bootstrap)
         await reader.start(dict.fromkeys(partitions, 0))
         self._seen = {partition: [] for partition in partitions}
         self._task = asyncio.create_task(self._watch(reader))
@@ -169,7 +170,7 @@ class Ledger:
 
     async def has_records(self) -> bool:
         """Whether the shop's topics are there and not empty."""
-        async with KafkaClient(self._bootstrap) as client:
+        async with _client(self._bootstrap) as client:
             admin = Admin(client)
             there = await admin.list_topics()
             wanted = [name for name in there if name in _TOPICS or name.startswith("shop.semel.")]
@@ -182,14 +183,22 @@ class Ledger:
         log: Log = {}
         for topic in _TOPICS:
             partitions = await _partitions(self._bootstrap, topic)
-            async with KafkaClient(self._bootstrap) as client:
+            async with _client(self._bootstrap) as client:
                 ends = await _settled_ends(Admin(client), partitions)
             log |= await _scan(self._bootstrap, ends)
         return log
 
 
+def _client(bootstrap: str) -> KafkaClient:
+    return KafkaClient(bootstrap, settings=Settings.from_environment().kafka_client)
+
+
+def _reader(bootstrap: str) -> Reader:
+    return Reader(bootstrap, settings=Settings.from_environment().kafka_client)
+
+
 async def _partitions(bootstrap: str, topic: str) -> list[TopicPartition]:
-    async with KafkaClient(bootstrap) as client:
+    async with _client(bootstrap) as client:
         info = await client.topic(topic)
         return [TopicPartition(topic, number) for number in range(info.partitions)]
 
@@ -207,7 +216,7 @@ async def _settled_ends(admin: Admin, partitions: Sequence[TopicPartition]) -> d
 
 
 async def _scan(bootstrap: str, ends: Mapping[TopicPartition, int]) -> Log:
-    reader = Reader(bootstrap)
+    reader = _reader(bootstrap)
     await reader.start(dict.fromkeys(ends, 0))
     log: Log = {partition: [] for partition in ends}
     open_partitions = {partition for partition, end in ends.items() if end > 0}

@@ -63,7 +63,7 @@ class RealSource:
         self._bootstrap = bootstrap
         self._settings = settings
         self._group, self._topic, self._member = group, topic, member
-        self._client = KafkaClient(bootstrap, client_id=member, env=env)
+        self._client = KafkaClient(bootstrap, client_id=member, env=env, settings=settings.kafka_client)
         self._admin = Admin(self._client)
 
     def __repr__(self) -> str:
@@ -104,4 +104,5 @@ class RealSource:
             instance_id=self._member,
             events=events,
             session_timeout_ms=self._settings.session_timeout_ms,
+            settings=self._settings.kafka_client,
         )

@@ -19,7 +19,16 @@ from semel.broker.exchange import ANONYMOUS
 from semel.broker.security.settings import TlsFiles
 from semel.errors import ConfigurationError
 
-__all__ = ["HANDSHAKES_MAX", "Handshake", "Handshakes", "TlsConnection", "TlsSocket", "principal_of", "server_context"]
+__all__ = [
+    "HANDSHAKES_MAX",
+    "Certificates",
+    "Handshake",
+    "Handshakes",
+    "TlsConnection",
+    "TlsSocket",
+    "principal_of",
+    "server_context",
+]
 
 log = logging.getLogger("semel.broker.security")
 
@@ -68,6 +77,40 @@ def server_context(files: TlsFiles) -> ssl.SSLContext:
                 f"ssl.truststore.location: no certificate could be read from {files.truststore}: {_why(error)}."
             ) from None
     return context
+
+
+class Certificates:
+    """The context of the TLS listeners, and its files: what they hold is renewed while the broker runs."""
+
+    def __init__(self, files: TlsFiles) -> None:
+        """Raises `ConfigurationError`."""
+        self._files = files
+        self.context = server_context(files)
+        self._seen = self._changed_at()
+
+    def __repr__(self) -> str:
+        return f"<Certificates {self._files.keystore}>"
+
+    def refresh(self) -> None:
+        """Take a new certificate for new connections; a pair of files that do not fit keeps the old one."""
+        now = self._changed_at()
+        if now == self._seen:
+            return
+        self._seen = now
+        try:
+            server_context(self._files)  # A half-written pair must not reach the context in use.
+            self.context.load_cert_chain(self._files.keystore, self._files.key, lambda: self._files.key_password)
+        except (ConfigurationError, OSError) as error:
+            log.error("the changed TLS certificate is not taken, the old one stays: %s", error)
+        else:
+            log.info("the TLS certificate was read anew from %s", self._files.keystore)
+
+    def _changed_at(self) -> list[int]:
+        found = []
+        for path in (self._files.keystore, self._files.key):
+            with contextlib.suppress(OSError):
+                found.append(path.stat().st_mtime_ns if path is not None else 0)
+        return found
 
 
 def _why(error: Exception) -> str:
