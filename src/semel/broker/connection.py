@@ -38,6 +38,8 @@ FIRST_ALLOCATION = 2 * 1024 * 1024
 POOLED_BUFFERS = 16
 PENDING_LIMIT = 1024 * 1024
 """Bytes that are read ahead of a request in processing before reading stops."""
+FAREWELL_SECONDS = 0.5
+"""After a refusal the client has so long to close the connection itself."""
 WRITE_BUDGET = 4 * 1024 * 1024
 """Bytes sent to one connection before the others have their turn."""
 _HAS_SENDFILE = sys.platform == "linux"
@@ -121,6 +123,7 @@ class Connection:
         self._pending = bytearray()  # Bytes behind a request in processing, or less than a length prefix.
         self._output: deque[Part] = deque()
         self._later: Later | None = None
+        self._farewell: asyncio.TimerHandle | None = None
         self._reading = True
         self._writing = False
         loop.add_reader(self._fd, self._on_readable)
@@ -274,9 +277,9 @@ class Connection:
                 break
         if self.closed:
             return
-        if self.peer.leaving and self.idle:
-            self.close()
-            return
+        if self.peer.leaving and self.idle and self._farewell is None:
+            # Some clients that see the end of the connection together with the last answer do not read the answer.
+            self._farewell = self._loop.call_later(FAREWELL_SECONDS, self.close)
         wanted = not self._writing and len(self._pending) < PENDING_LIMIT
         if wanted and not self._reading:
             self._loop.add_reader(self._fd, self._on_readable)

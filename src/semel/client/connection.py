@@ -117,7 +117,8 @@ class Connection(asyncio.Protocol):
             refused = tls_failure(address, error) if isinstance(error, ssl.SSLError) else None
             if refused is not None:
                 raise refused from error
-            raise Retriable(f"no connection to Kafka at {address}: {error or type(error).__name__}") from error
+            hint = "" if tls is None else ". Does it speak TLS there? Check the port and security.protocol"
+            raise Retriable(f"no connection to Kafka at {address}: {error or type(error).__name__}{hint}") from error
         try:
             await connection._learn_versions()
             if security is not None and security.sasl:
@@ -126,7 +127,8 @@ class Connection(asyncio.Protocol):
             connection.close()
             if connection._refused is not None:
                 raise connection._refused from error
-            raise Retriable(f"Kafka at {address} did not let us in: {error}") from error
+            hint = "" if tls is not None else ". If it speaks TLS there, set security.protocol"
+            raise Retriable(f"Kafka at {address} did not let us in: {error}{hint}") from error
         except BaseException:
             connection.close()
             raise

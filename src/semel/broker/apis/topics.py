@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.apis.cluster import partition_fields
 from semel.broker.config import NODE_ID
 from semel.broker.exchange import Answer, Api, Fields, Request
-from semel.broker.security.acls import Resource
+from semel.broker.security.acls import Operation, Resource
 from semel.broker.security.guard import authorized_operations
 from semel.broker.topics import Topic, TopicError
 from semel.errors import ErrorCode
@@ -206,7 +207,7 @@ def describe_topic_partitions(node: Node, request: Request) -> Answer:
     body = request.body
     room = max(1, min(body.response_partition_limit, 2000))
     after = ("", 0) if body.cursor is None else (body.cursor.topic_name, body.cursor.partition_index)
-    names = sorted({item.name for item in body.topics} or {topic.info.name for topic in node.topics})
+    names = sorted({item.name for item in body.topics} or set(_visible(node, request)))
     unknown: Fields = {
         "topic_id": None,
         "is_internal": False,
@@ -247,6 +248,12 @@ def describe_topic_partitions(node: Node, request: Request) -> Answer:
             cursor = {"topic_name": names[names.index(name) + 1], "partition_index": 0}
             break
     return {"topics": topics, "next_cursor": cursor}
+
+
+def _visible(node: Node, request: Request) -> Iterator[str]:
+    for topic in node.topics:
+        if not node.denies(request, Operation.DESCRIBE, Resource.TOPIC, topic.info.name):
+            yield topic.info.name
 
 
 def _described(index: int) -> Fields:

@@ -3,7 +3,7 @@
 The guard stands before the handlers. It refuses a request whole, or takes the items out that the client has no right
 to, lets the handler answer the rest, and puts the refusals back; from listings it takes what the client may not see.
 Handlers that write their own bytes (Produce, Fetch), or whose answer depends on the right in other ways (Metadata,
-FindCoordinator, AddPartitionsToTxn, OffsetFetch), ask `Node.denies` themselves.
+DescribeTopicPartitions, FindCoordinator, AddPartitionsToTxn, OffsetFetch), ask `Node.denies` themselves.
 
 An API that has no rule here is for those only who may alter the cluster.
 """
@@ -231,11 +231,6 @@ def _transactions_topics(client: _Client, answer: Fields) -> None:
         _keep(item, "topics", lambda topic: client.may(_O.DESCRIBE, _R.TOPIC, topic["topic"]))
 
 
-def _listed_topics(client: _Client, answer: Fields) -> None:
-    if not client.body.topics:  # All of them were asked for; those that were named have their answer.
-        _keep(answer, "topics", lambda item: client.may(_O.DESCRIBE, _R.TOPIC, item["name"]))
-
-
 def _created_configs(client: _Client, answer: Fields) -> None:
     for item in answer["topics"]:
         if item["error_code"] == _NONE and not client.may(_O.DESCRIBE_CONFIGS, _R.TOPIC, item["name"]):
@@ -263,7 +258,6 @@ _AFTER: Mapping[int, After] = {
     65: _transactions_topics,
     66: _listed_transactions,
     69: _members_topics,
-    75: _listed_topics,
 }
 _ASKING_THEMSELVES = frozenset({0, 1, 3, 9, 10, 29, 30, 31, 50, 51})
 _OPEN = frozenset({17, 18, 36, 60})
