@@ -67,7 +67,7 @@ def described(core: Core, name: str = "w") -> tuple[str, tuple[int, int], int]:
 
 def prepared(core: Core) -> TwoPhaseWriter:
     """A producer that wrote a record and an offset, and then is gone."""
-    core.create("orders", 1)
+    core.create("orders", 1, retention_ms="-1")
     core.create("in", 1)
     writer = TwoPhaseWriter(core, "w")
     assert writer.write("orders", b"a") == 0
@@ -143,7 +143,7 @@ def test_a_prepared_transaction_outlives_every_time_out_and_a_restart(core: Core
     assert committed_values(core, "orders") == [b"a"]
 
 
-def test_an_operator_ends_a_forgotten_transaction(core: Core) -> None:
+def test_an_operator_ends_a_forgotten_transaction(core: Core, caplog: pytest.LogCaptureFixture) -> None:
     """Admin.forceTerminateTransaction is an InitProducerId v5 of nobody."""
     writer = prepared(core)
     identities(init(core, "w", keep=True))
@@ -151,6 +151,7 @@ def test_an_operator_ends_a_forgotten_transaction(core: Core) -> None:
     listed = core.ask(66, 2, state_filters=["Ongoing"], producer_id_filters=[], duration_filter=DAY_MS)
     assert [item.transactional_id for item in listed.transaction_states] == ["w"]
     assert core.init("w", version=5).error_code == 0
+    assert f"transaction {writer.producer_id}:{writer.epoch} of w, which had no time-out, is aborted" in caplog.text
     assert described(core)[0] == "Empty"
     assert committed_values(core, "orders") == []
     assert offset_of(core, "g", "in") == (0, -1)

@@ -22,7 +22,13 @@ from semel.broker.groups import OFFSETS_TOPIC, Groups
 from semel.broker.internal import Change, InternalLog
 from semel.broker.metadata import MetadataStore
 from semel.broker.topics import Partition, Topics
-from semel.coordinator.transaction import Answer, TransactionCoordinator, TransactionMetadata, TransactionState
+from semel.coordinator.transaction import (
+    NO_TIMEOUT_MS,
+    Answer,
+    TransactionCoordinator,
+    TransactionMetadata,
+    TransactionState,
+)
 from semel.coordinator.transaction_log import decode_transaction, decode_transactional_id, encode_transaction
 from semel.env import Env, failpoint
 from semel.errors import ErrorCode
@@ -105,6 +111,12 @@ class Transactions:
         )
         answer = ask()
         if answer.error is ErrorCode.CONCURRENT_TRANSACTIONS and answer.transition is not None:
+            before = self.coordinator.get(answer.transition.transactional_id)
+            if before is not None and before.timeout_ms == NO_TIMEOUT_MS:
+                # A database may have committed it: who looks for lost records has to find this.
+                log.warning(
+                    "transaction %d:%d of %s, which had no time-out, is aborted", *before.identity, transactional_id
+                )
             self._decide(answer.transition, now_ms)
             answer = ask()
         if answer.transition is not None:
