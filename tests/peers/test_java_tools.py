@@ -35,7 +35,7 @@ class Tools:
         return f"tools-{uuid.uuid4().hex[:8]}"
 
     def java(self, main_class: str, *arguments: str, stdin: str = "", timeout: float = 90, code: int = 0) -> str:
-        """Standard output and error of a tool that must exit with this code."""
+        """Standard output of a tool that must exit with this code; what it complains of, too, when that is not 0."""
         main = main_class if main_class.startswith("kafka.") else f"{_TOOLS}.{main_class}"
         command = ["nice", "-n", "10", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", f"{kafka_jars()}/*", main, *arguments]
@@ -43,7 +43,7 @@ class Tools:
         assert done.returncode == code, (
             f"{main} ended with {done.returncode}: {done.stdout[-800:]} {done.stderr[-800:]}"
         )
-        return done.stdout + done.stderr
+        return done.stdout + done.stderr if code else done.stdout
 
     def tool(self, main_class: str, *arguments: str, **more: object) -> str:
         return self.java(main_class, "--bootstrap-server", self.bootstrap, *arguments, **more)  # type: ignore[arg-type]
@@ -86,7 +86,9 @@ def kafka_topics(t: Tools) -> None:
     assert "PartitionCount: 5" in t.tool("TopicCommand", "--describe", "--topic", topic)
     assert "already exists" in t.tool("TopicCommand", "--create", "--topic", topic, code=1)
     t.tool("TopicCommand", "--create", "--if-not-exists", "--topic", topic)
-    assert "smaller" in t.tool("TopicCommand", "--alter", "--topic", topic, "--partitions", "2", code=1) or True
+    assert "InvalidPartitionsException" in t.tool(
+        "TopicCommand", "--alter", "--topic", topic, "--partitions", "2", code=1
+    )
     assert not t.tool("TopicCommand", "--describe", "--under-replicated-partitions").strip()
     t.tool("TopicCommand", "--delete", "--topic", topic)
     assert topic not in t.tool("TopicCommand", "--list").split()
@@ -225,8 +227,7 @@ def kafka_consumer_groups_with_members(t: Tools) -> None:
         assert "Stable" in t.tool(command, "--describe", "--group", group, "--state")
         members = t.tool(command, "--describe", "--group", group, "--members", "--verbose")
         assert f"{topic}(0,1)" in members or f"{topic}:0,1" in members or re.search(rf"{topic}\S*0,1", members), members
-        refused = t.tool(command, "--delete", "--group", group, code=1)
-        assert "not empty" in refused
+        assert "is not empty" in t.tool(command, "--delete", "--group", group)
     finally:
         member.terminate()
         member.wait(20)
@@ -249,7 +250,7 @@ def kafka_transactions(t: Tools) -> None:
     shown = t.tool("TransactionsCommand", "describe", "--transactional-id", transactional_id)
     assert "CompleteCommit" in shown
     producers = t.tool("TransactionsCommand", "describe-producers", "--topic", topic, "--partition", "0")
-    assert re.search(r"^\d+\s+\d+\s+\d+\s+\d+\s+\d+\s+None", producers, re.MULTILINE), producers
+    assert re.search(r"^\d+\s+\d+\s+\d+\s+-?\d+\s+\d+\s+None", producers, re.MULTILINE), producers
     hanging = t.tool("TransactionsCommand", "find-hanging", "--topic", topic, "--partition", "0")
     assert topic not in hanging
 
@@ -273,7 +274,7 @@ def kafka_transactions_abort(t: Tools) -> None:
     finally:
         producer.kill()
         producer.wait(20)
-    t.tool("TransactionsCommand", "forceTerminateTransaction", "--transactional-id", transactional_id)
+    t.tool("TransactionsCommand", "forceTerminateTransaction", "--transactionalId", transactional_id)
     shown = t.tool("TransactionsCommand", "describe", "--transactional-id", transactional_id)
     assert "Ongoing" not in shown, shown
 
@@ -305,7 +306,7 @@ def kafka_log_dirs(t: Tools) -> None:
 def kafka_leader_election(t: Tools) -> None:
     topic = t.topic()
     chosen = ("--election-type", "preferred", "--topic", topic, "--partition", "0")
-    assert "not needed" in t.tool("LeaderElectionCommand", *chosen)
+    assert f"already elected for partitions {topic}-0" in t.tool("LeaderElectionCommand", *chosen)
     t.tool("LeaderElectionCommand", "--election-type", "preferred", "--all-topic-partitions")
 
 
@@ -446,11 +447,11 @@ def broker(tmp_path: Path) -> Iterator[str]:
     process.stop()
 
 
-def test_java_tools(broker: str, tmp_path: Path) -> None:
+def test_on_our_broker(broker: str, tmp_path: Path) -> None:
     settle("java-tools", SOURCE, verdicts(broker, tmp_path))
 
 
-def test_the_same_on_apache_kafka(kafka: KafkaNode, tmp_path: Path) -> None:
+def test_on_apache_kafka(kafka: KafkaNode, tmp_path: Path) -> None:
     """What these checks ask is what Apache Kafka does."""
     failed = {
         name: found.detail for name, found in verdicts(kafka.bootstrap, tmp_path).items() if found.state != "passed"
