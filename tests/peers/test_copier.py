@@ -1,4 +1,4 @@
-"""Kafka's TransactionalMessageCopier, three of them with random aborts, killed -9 and started again, and the broker too.
+"""Kafka's TransactionalMessageCopier, three of them with random aborts, killed -9 and started again; and the broker, too.
 
 What a reader of committed records sees of a copy must be its input: the same records in the same order, each once.
 """
@@ -23,7 +23,7 @@ from tests.services.kafka import kafka_jars, missing_tools
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]
 
 COPIERS = 3
-RECORDS = 3_000
+RECORDS = 10_000
 """In each partition."""
 KILLS = 9
 SECONDS = 420
@@ -44,7 +44,7 @@ def copier(bootstrap: str, partition: int, log: Path) -> subprocess.Popen[bytes]
     command += [
         "org.apache.kafka.tools.TransactionalMessageCopier", "--broker-list", bootstrap,
         "--transactional-id", f"copier-{partition}", "--input-topic", "source", "--input-partition", str(partition),
-        "--output-topic", "copy", "--consumer-group", f"group-{partition}", "--transaction-size", "40",
+        "--output-topic", "copy", "--consumer-group", f"group-{partition}", "--transaction-size", "10",
         "--transaction-timeout", "10000", "--enable-random-aborts", "--use-group-metadata",
     ]  # fmt: skip
     with log.open("ab") as output:
@@ -110,6 +110,7 @@ def test_copies_record_by_record(broker: BrokerProcess, tmp_path: Path) -> None:
         for process in running.values():
             process.kill()
             process.wait()
+    assert kills == KILLS, f"the copies were done after {kills} kills"
     verdicts = {}
     for index, values in inputs.items():
         copied = committed(broker.bootstrap, index)
