@@ -1,4 +1,4 @@
-"""Kafka's TransactionalMessageCopier, three of them with random aborts, killed -9 and started again; and the broker, too.
+"""Kafka's TransactionalMessageCopier: three, with random aborts, killed -9 and started again; and the broker, too.
 
 What a reader of committed records sees of a copy must be its input: the same records in the same order, each once.
 """
