@@ -46,6 +46,10 @@ class ConfigKey(NamedTuple):
         """Passwords are never shown."""
         return self.type is ConfigType.PASSWORD
 
+    def clean(self, value: str) -> str:
+        """The value as it is kept and shown."""
+        return value.strip().lower() if self.type is ConfigType.BOOLEAN else value.strip()
+
     def problem(self, value: str) -> str | None:
         """What is wrong with this value, as Kafka says it, or None."""
         wrong = self.check(value.strip())

@@ -222,10 +222,10 @@ def changed(
             continue
         if value is None:
             raise ConfigError(ErrorCode.INVALID_REQUEST, f"Null value not supported for : {name}")
-        if operation == Operation.SET:
-            values[name] = value.strip()
-            continue
         key = keys.get(name)
+        if operation == Operation.SET:
+            values[name] = value if key is None else key.clean(value)
+            continue
         if key is None:
             raise ConfigError(ErrorCode.INVALID_CONFIG, f"Unknown {resource} config name: {name}")
         if key.type is not ConfigType.LIST:

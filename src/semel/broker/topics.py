@@ -12,6 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from semel.broker.config import BrokerConfig, log_config
+from semel.broker.config_keys import TOPIC_KEYS
 from semel.broker.dynamic_config import ConfigError, DynamicConfig
 from semel.broker.metadata import MetadataStore, TopicInfo
 from semel.disk import disk
@@ -171,7 +172,7 @@ class Topics:
     def create(self, name: str, partitions: int, configs: Mapping[str, str | None]) -> Topic:
         """Create a topic. Raises `TopicError`."""
         self.check_new(name, partitions, configs)
-        values = {key: value.strip() for key, value in configs.items() if value is not None}
+        values = {key: TOPIC_KEYS[key].clean(value) for key, value in configs.items() if value is not None}
         info = TopicInfo(name, self._env.new_id(), partitions, values)
         try:
             self._metadata.put_topic(info)

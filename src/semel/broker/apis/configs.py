@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from semel.broker.config import NODE_ID
-from semel.broker.config_keys import BROKER_KEYS, GROUP_KEYS, INERT_KEYS, NO_SYNONYM_KEYS, TOPIC_KEYS
-from semel.broker.dynamic_config import BROKER, GROUP, TOPIC, Change, ConfigError, Entry, Source, changed
+from semel.broker.config_keys import BROKER_KEYS, GROUP_KEYS, INERT_KEYS, NO_SYNONYM_KEYS, TOPIC_KEYS, ConfigKey
+from semel.broker.dynamic_config import BROKER, GROUP, TOPIC, Change, ConfigError, Entry, Operation, Source, changed
 from semel.broker.exchange import Answer, Api, Fields, Request
 from semel.broker.topics import Topic, TopicError, check_name
 from semel.errors import ErrorCode
@@ -160,18 +160,22 @@ def _altered(node: Node, request: Request, wanted: Callable[[Any], _Changes]) ->
     return {"responses": results}
 
 
+def _keys(kind: int) -> tuple[Mapping[str, ConfigKey], str]:
+    """What can be set for a resource of this type, and what such a resource is called."""
+    known = {TOPIC: (TOPIC_KEYS, "topic"), GROUP: (GROUP_KEYS, "group")}
+    return known.get(kind, ({**BROKER_KEYS, **INERT_KEYS}, "broker"))
+
+
 def incremental_alter_configs(node: Node, request: Request) -> Answer:
     """IncrementalAlterConfigs (KIP-339).
 
     Behaviour: sets, deletes, and for lists appends and subtracts; what was changed is durable and holds when it is
     answered. Each resource changes as a whole or not at all. The broker's own topics stay as they are (44).
     """
-    keys = {TOPIC: (TOPIC_KEYS, "topic"), GROUP: (GROUP_KEYS, "group")}
 
     def wanted(item: Any) -> _Changes:
         changes = [Change(entry.name, entry.config_operation, entry.value) for entry in item.configs]
-        known, resource = keys.get(item.resource_type, ({**BROKER_KEYS, **INERT_KEYS}, "broker"))
-        return lambda current: changed(current, changes, known, resource)
+        return lambda current: changed(current, changes, *_keys(item.resource_type))
 
     return _altered(node, request, wanted)
 
@@ -183,8 +187,8 @@ def alter_configs(node: Node, request: Request) -> Answer:
     """
 
     def wanted(item: Any) -> _Changes:
-        changes = [Change(entry.name, 0, entry.value) for entry in item.configs]
-        return lambda _: changed({}, changes, {}, "")
+        changes = [Change(entry.name, Operation.SET, entry.value) for entry in item.configs]
+        return lambda _: changed({}, changes, *_keys(item.resource_type))
 
     return _altered(node, request, wanted)
 
