@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
-from semel.broker import fetch_sessions
+from semel.broker import EmbeddedBroker, fetch_sessions
 from semel.broker.config import BrokerConfig
 from semel.broker.fetch_sessions import KEPT_MS, FetchSessions, Session
 from semel.errors import ErrorCode
@@ -16,6 +17,7 @@ from semel.wire.messages import decode_response
 from semel.wire.records import iter_batches
 from tests.broker.core import Core, Pending, batch
 from tests.broker.test_transactions import Writer
+from tests.services.kafka import KafkaNode
 
 
 class Consumer:
@@ -325,3 +327,22 @@ def test_readers_with_and_without_session_see_the_same(core: Core, version: int)
     while reader.send():
         pass
     assert {index: reader.values.get(("orders", index), 0) for index in range(8)} == written
+
+
+@pytest.mark.peers
+def test_the_java_consumer_reads_in_one_session(kafka: KafkaNode, tmp_path: Path) -> None:
+    """It begins a session, goes on in it, and ends it when it closes."""
+    with EmbeddedBroker(tmp_path) as broker:
+        kept = broker._broker.node.fetch_sessions
+        producer = Producer({"bootstrap.servers": broker.address, "log_level": 0})
+        for number in range(500):
+            producer.produce("orders", b"%d" % number)
+        assert producer.flush(20) == 0
+        epochs: list[int] = []
+        serve = kept.incremental
+        kept.incremental = lambda *asked: epochs.append(asked[1]) or serve(*asked)  # type: ignore[method-assign,func-returns-value]
+        arguments = ["--bootstrap-server", broker.address, "--topic", "orders", "--from-beginning"]
+        done = kafka.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *arguments, "--timeout-ms", "5000")
+        assert sorted(map(int, done.stdout.split())) == list(range(500))
+        assert epochs[:3] == [1, 2, 3]
+        assert not kept._sessions
