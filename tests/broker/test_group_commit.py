@@ -226,3 +226,44 @@ def _transactional(writer: Writer) -> dict[str, Any]:
         b"in", producer_id=writer.producer_id, producer_epoch=writer.epoch, base_sequence=0, transactional=True
     )
     return {"name": "orders", "partition_data": [{"index": 0, "records": data}]}
+
+
+def _fill(core: Core, disk: Disk, count: int) -> None:
+    for number in range(count):
+        assert core.produce("orders", batch(b"%d" % number)).error_code == 0, "nobody waits for a sync ahead"
+
+
+def test_the_end_of_a_segment_finds_little_that_is_not_on_the_disk(
+    tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fsync=os a full segment is synced before the next begins; of a gigabyte everybody would wait a second."""
+    monkeypatch.setattr(log_module, "SYNC_AHEAD_BYTES", 200)
+    core = Core(tmp_path, BrokerConfig(segment_bytes=4000), disk.submit)
+    core.create("orders")
+    _fill(core, disk, 20)
+    assert not disk.waiting, "the first half is left to the kernel"
+    _fill(core, disk, 25)
+    directory = core.node.topics.get("orders").partitions[0].log.directory  # type: ignore[union-attr]
+    (path,) = (str(name) for name in directory.glob("*.log"))
+    while disk.waiting:
+        disk.step()
+    assert 0 <= os.path.getsize(path) - disk.safe[path] <= 300
+    before = len(disk.order)
+    _fill(core, disk, 15)
+    assert len(list(directory.glob("*.log"))) == 2
+    assert disk.safe[path] == os.path.getsize(path)
+    assert path in disk.order[before:], "the rest was synced when the segment ended"
+    while disk.waiting:
+        disk.step()
+    assert committed_values(core, "orders")[-1] == b"14"
+
+
+def test_a_sync_ahead_that_fails_stops_the_log(tmp_path: Path, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "SYNC_AHEAD_BYTES", 200)
+    core = Core(tmp_path, BrokerConfig(segment_bytes=4000), disk.submit)
+    core.create("orders")
+    _fill(core, disk, 45)
+    disk.problem = OSError(errno.EIO, "Input/output error")
+    disk.step()
+    assert core.produce("orders", batch(b"a")).error_code == ErrorCode.KAFKA_STORAGE_ERROR
+    assert len(disk.order) == 1, "a file whose sync failed is never synced again"

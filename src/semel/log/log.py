@@ -45,6 +45,8 @@ LEADER_EPOCH = 0
 SNAPSHOT_BYTES = 64 << 20
 SNAPSHOT_BATCHES = 4096
 """A snapshot after so many bytes or batches (and twice its own size in bytes): recovery reads no more than that."""
+SYNC_AHEAD_BYTES = 32 << 20
+"""In its second half a segment is synced whenever so much was added, so that its end makes nobody wait for long."""
 _METADATA_FILE = "partition.metadata"
 _log = logging.getLogger(__name__)
 
@@ -81,6 +83,9 @@ class PartitionLog(ReadableLog):
         self._failure: str | None = None
         self._sync_always = config.fsync == "always"
         self._sync_pending: Sync | None = None
+        self._is_sync_due = False
+        self._sync_ahead_at = 0
+        self._plan_sync_ahead()
         # Counted since the last snapshot; what recovery had to read counts, or every crash would read it again.
         self._new_bytes = recovery.read_bytes
         self._new_batches = recovery.batches
@@ -226,23 +231,32 @@ class PartitionLog(ReadableLog):
         return base_offset
 
     def begin_sync(self) -> Sync | None:
-        """What has to be run (in any thread) before `end_sync`; None when everything is on the disk, or never will be.
+        """What has to be run (in any thread) before `end_sync`; None when there is no need, or never will be.
 
         Raises `LogError` when the file cannot be opened.
         """
-        if self._failure is not None or self._sync_pending or self.high_watermark == self.log_end_offset:
+        active = self._segments[-1]
+        if self._failure is not None or self._sync_pending:
+            return None
+        if self.high_watermark == self.log_end_offset and active.size < self._sync_ahead_at:
             return None
         try:
-            self._sync_pending = Sync(self._segments[-1].file, self.log_end_offset)
+            self._sync_pending = Sync(active.file, self.log_end_offset)
         except OSError as problem:
-            raise storage_error(f"{self._segments[-1].path} cannot be synced", problem) from problem
+            raise storage_error(f"{active.path} cannot be synced", problem) from problem
+        self._sync_ahead_at = max(self._sync_ahead_at, active.size + SYNC_AHEAD_BYTES)
         return self._sync_pending
+
+    def take_sync_due(self) -> bool:
+        """Whether a sync ahead of the segment's end is due; says so once. Nobody has to wait for that sync."""
+        due, self._is_sync_due = self._is_sync_due, False
+        return due
 
     def end_sync(self, sync: Sync) -> None:
         """`sync` was run: what it brought to the disk may be read now. Raises `LogError`; the log has stopped then."""
         if sync is self._sync_pending:
             self._await_sync()
-            if self._is_snapshot_due():
+            if self._sync_always and self._is_snapshot_due():
                 self.settle()
                 self._snapshot(durable=True)
 
@@ -333,13 +347,20 @@ class PartitionLog(ReadableLog):
     def _applied(self, size: int, timestamp_ms: int, *, synced: bool = True) -> None:
         """The batch of `size` bytes at the end of the active segment is in the state: index it, let it be read."""
         state = self._state
-        self._segments[-1].added(size, state.log_end_offset, timestamp_ms)
+        active = self._segments[-1]
+        active.added(size, state.log_end_offset, timestamp_ms)
+        if active.size >= self._sync_ahead_at:
+            self._is_sync_due = True
         self._new_bytes += size
         self._new_batches += 1
         if synced:
             state.advance(state.log_end_offset)
             if self._is_snapshot_due():
                 self._snapshot(durable=self._sync_always)
+
+    def _plan_sync_ahead(self) -> None:
+        """For a new active segment: the first half is left to the kernel, as most topics never get further."""
+        self._sync_ahead_at = max(self.config.segment_bytes // 2, SYNC_AHEAD_BYTES)
 
     def _is_snapshot_due(self) -> bool:
         enough = self._new_batches >= SNAPSHOT_BATCHES or self._new_bytes >= SNAPSHOT_BYTES
@@ -358,6 +379,7 @@ class PartitionLog(ReadableLog):
         except OSError as problem:
             raise storage_error(f"no new segment can be begun in {self.directory}", problem) from problem
         self._segments.append(segment)
+        self._plan_sync_ahead()
         self._remember_loaded(active)
         self._sync_name()
         self._snapshot(durable=True)

@@ -174,6 +174,8 @@ class _Producer:
                 index, error.code, log_start_offset=start, message=str(error), faulty_records=error.records
             )
         failpoint("broker.after_append")
+        if partition.log.take_sync_due():
+            self.node.commits.wait([partition], lambda: None)
         if partition.waiters:
             partition.advanced()
         produced = ProducedPartition(
