@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 
 SEEDS ?= 1000
 
-.PHONY: demo test check bench soak peers simulate clean format
+.PHONY: demo test check bench soak fuzz peers simulate clean format
 
 $(READY): requirements-dev.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Semel needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -36,6 +36,9 @@ soak: $(READY)  ## the long runs: hundreds of kills, gigabytes of log
 
 simulate: $(READY)  ## the broker and its clients on a simulated network and disk: SEEDS=n new seeds on all cores
 	$(BIN)/python -m tests.simulation.run --seeds $(SEEDS) $(SIMULATE)
+
+fuzz: $(READY)  ## arbitrary bytes, guided by coverage; EXECUTIONS=n for another number than a million
+	$(BIN)/python -m tests.fuzz --executions $(or $(EXECUTIONS),1000000) $(FUZZ)
 
 peers: $(READY)  ## other clients and their suites against our broker, ours against Apache Kafka
 	$(BIN)/python -m pytest -m peers --timeout 3600 $(TEST)

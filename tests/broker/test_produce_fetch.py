@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from crc32c import crc32c
 
 from semel.errors import ErrorCode, ProtocolError
 from semel.wire.records import iter_batches
@@ -173,3 +174,17 @@ def test_leader_epochs(core: Core) -> None:
     item = {"partition": 0, "current_leader_epoch": 5, "leader_epoch": 0}
     answer = core.ask(23, 4, topics=[{"topic": "orders", "partitions": [item]}]).topics[0].partitions[0]
     assert answer.error_code == ErrorCode.UNKNOWN_LEADER_EPOCH
+
+
+def test_a_batch_without_readable_records_can_be_found_by_its_time(core: Core) -> None:
+    """It is stored as it came; a search that fails at it would fail for every later record too."""
+    core.create("orders")
+    data = bytearray(batch(b"value"))
+    data[-1] = 0x2A  # A number of headers that cannot be.
+    data[17:21] = crc32c(memoryview(data)[21:]).to_bytes(4, "big")
+    assert core.produce("orders", bytes(data)).error_code == 0
+    assert core.produce("orders", batch(b"later", timestamp_ms=1_700_000_000_500)).base_offset == 1
+    for timestamp, offset in ((1_700_000_000_000, 0), (1_700_000_000_001, 1), (-3, 1)):
+        topic = {"name": "orders", "partitions": [{"partition_index": 0, "timestamp": timestamp}]}
+        answer = core.ask(2, 7, replica_id=-1, isolation_level=0, topics=[topic]).topics[0].partitions[0]
+        assert (answer.error_code, answer.offset) == (0, offset)

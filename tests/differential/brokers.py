@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import semel.broker.broker
 from semel.broker.config import BrokerConfig
 from semel.broker.embedded import EmbeddedBroker
 from tests.differential.connection import Connection
@@ -24,6 +25,8 @@ KAFKA_SETTINGS = {
     "log.initial.task.delay.ms": _NEVER,
     "producer.id.expiration.check.interval.ms": _NEVER,
     "log.cleaner.backoff.ms": _NEVER,
+    # A machine that is busy must not make Kafka elect its only broker again: leader epochs would rise.
+    "broker.session.timeout.ms": "60000",
 }
 
 
@@ -43,6 +46,7 @@ def _warm(bootstrap: str) -> str:
 @contextmanager
 def embedded(folder: Path, **settings: Any) -> Iterator[str]:
     """Ours, and its address."""
+    semel.broker.broker.EXPIRE_SECONDS = 86_400.0  # As for Apache Kafka above: old records stay while a program runs.
     with EmbeddedBroker(folder, config=BrokerConfig(transaction_sweep_seconds=0.1, **settings)) as broker:
         yield _warm(broker.address)
 

@@ -51,6 +51,33 @@ def _zombie(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     )
 
 
+def _older_end(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Kafka still knows the epoch before that of the last TV2 end, though a TV1 transaction came after it."""
+    if program[at][0] != "init" or ours["before"] is None or ours["before"] != kafka["before"]:
+        return False
+    before, asked = ours["before"], ours["asked"]
+    return bool(
+        before["transaction_state"].startswith("Complete")
+        and (asked["producer_id"], asked["epoch"]) == (before["producer_id"], before["producer_epoch"] - 1)
+        and ours["answer"]["error_code"] in (47, 90)
+        and kafka["answer"] | {"error_code": 0} == kafka["answer"]
+        and kafka["answer"]["producer_epoch"] == before["producer_epoch"]
+        and any(name == "end" and earlier["version"] < 5 for name, earlier in program[:at])
+    )
+
+
+def _others_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """TxnOffsetCommit under a transactional id that the producer id is not of."""
+    if program[at][0] != "commit_in_transaction" or program[at][1]["variant"] != "other":
+        return False
+    pairs = [
+        (one["error_code"], other["error_code"])
+        for mine, theirs in zip(ours["topics"], kafka["topics"], strict=True)
+        for one, other in zip(mine["partitions"], theirs["partitions"], strict=True)
+    ]
+    return all(one == other or (one, other) == (49, 47) for one, other in pairs)
+
+
 def _fenced_commit(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """EndTxn v5 with the epoch before the one at which the coordinator aborted: a commit."""
     name, parameters = program[at]
@@ -99,7 +126,10 @@ def _no_producer(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 
 def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Earlier in the program a transactional batch went to the same partition."""
-    if not _produced(program, at, ours, kafka, (0, 45)):
+    if program[at][0] != "produce" or not (
+        (program[at][1]["acks"] == 0 and (ours, kafka) == ("no answer", CLOSED))
+        or _produced(program, at, ours, kafka, (0, 45))
+    ):
         return False
     here = {(topic, partition) for topic, partition, _ in program[at][1]["parts"]}
     return any(
@@ -157,7 +187,8 @@ def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
         return False
     if program[at][1]["acks"] == 0:
         return bool(ours == "no answer" and kafka == CLOSED)
-    return _produced(program, at, ours, kafka, (0, 87), (0, 2), (0, -1))
+    ours_first = [(code, found) for code in (0, 45, 47, 48, 87) for found in (87, 2, -1)]
+    return _produced(program, at, ours, kafka, *ours_first)
 
 
 def _unknown_codec(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -252,6 +283,20 @@ DELIBERATE: tuple[Deliberate, ...] = (
         _zombie,
         parts=True,
         hidden=True,
+    ),
+    Deliberate(
+        "a retry of what came before",
+        "InitProducerId with the epoch before the last is fenced when a transaction of the older protocol came after "
+        "it; Apache Kafka 4.3.1 takes it for a retry.",
+        _older_end,
+        parts=True,
+    ),
+    Deliberate(
+        "offsets under another's id",
+        "TxnOffsetCommit with another's producer id is INVALID_PRODUCER_ID_MAPPING; "
+        "Apache Kafka may call its epoch stale.",
+        _others_offsets,
+        parts=False,
     ),
     Deliberate(
         "48 -> 90",

@@ -244,11 +244,11 @@ class World:
     def harvest(self) -> dict[str, Any]:
         """Answers that came to waiting members by now.
 
-        The first broker asked is ours: it answers in the order of requests, so what is not there after two more
+        The first broker asked is ours: it answers in the order of requests, so what is not there after a few more
         of them comes later. The second is waited for as long as it takes to bring the same answers.
         """
         expected = None if self._joins is None else self._joins[len(self.harvests)]
-        for _ in range(2):
+        for _ in range(6):
             self.once(18, 0)
         waiting = {slot: item for slot, item in self._member_connections.items() if item.waits}
         found: dict[str, Any] = {}

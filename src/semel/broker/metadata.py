@@ -63,10 +63,16 @@ class MetadataStore:
         self._next_producer_id = 0
         self._reserved_until = 0
         self._failure = ""
-        for change in _read(path):
-            self._apply(change)
-        self._next_producer_id = self._reserved_until
-        self._file = self._rewrite()
+        try:
+            for change in _read(path):
+                self._apply(change)
+            self._next_producer_id = self._reserved_until
+            self._file = self._rewrite()
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
+            raise ConfigurationError(
+                f"{path} is damaged: a line has the right checksum, but says what no version of Semel writes "
+                f"({problem!r}). Restore the file from a backup, or start with an empty data directory."
+            ) from problem
 
     def __repr__(self) -> str:
         return f"<MetadataStore {self._path}, {len(self.topics)} topics>"

@@ -49,6 +49,8 @@ class _Fields:
             if byte < 0x80:
                 return value
             shift += 7
+            if shift > 28:
+                raise ProtocolError("a number in a DescribeTransactions response has more than five bytes")
 
     def text(self) -> str:
         size = self.varint() - 1

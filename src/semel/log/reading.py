@@ -237,8 +237,8 @@ class ReadableLog:
             batch = disk.pread(segment.file, header.size, position)
             try:
                 records = decode_records(batch, 0, header, self.topic, self.partition)
-            except ConfigurationError:
-                # Its codec is not installed here: the whole batch stands for the record.
+            except (ConfigurationError, CorruptBatch):
+                # Its codec is not installed here, or a client sent what is no record: the batch stands for the record.
                 first = max(header.base_offset, self._state.log_start_offset)
                 return first, header.max_timestamp, header.partition_leader_epoch
             for record in records:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from kio.serial._introspect import (
     EntityField,
@@ -127,13 +127,18 @@ def _plain_count(data: Buffer, at: int) -> tuple[int, int]:
     return int.from_bytes(data[at : at + 4], "big", signed=True), at + 4
 
 
-def _array(element: Skip | int, smallest: int, compact: bool) -> Skip:
-    """An array of elements that have a fixed size, or at least `smallest` bytes each."""
+def _array(element: Skip | int, smallest: int, compact: bool, nullable: bool) -> Skip:
+    """An array of elements that have a fixed size, or at least `smallest` bytes each.
+
+    Null is refused where the schema has no null: kio would give None, and whoever reads the message a sequence.
+    """
     read_count = _compact_count if compact else _plain_count
 
     def skip(data: Buffer, at: int, cuts: Cuts) -> int:
         count, at = read_count(data, at)
         if count <= 0:
+            if count < 0 and not (nullable and count == -1):
+                raise ProtocolError(f"an array of {count} elements is announced where there must be one")
             return at
         if count > (len(data) - at) // smallest:
             raise ProtocolError(f"an array of {count} elements is announced where {len(data) - at} bytes are left")
@@ -199,11 +204,12 @@ def _tags(known: dict[int, Skip]) -> Skip:
 def _field(item: Any, flexible: bool) -> tuple[Skip | int, int]:
     """How to pass over a field: a fixed number of bytes or a function; and the fewest bytes that it can have."""
     kind = classify_field(item)
+    nullable = is_optional(item) or type(None) in get_args(item.type)
     if isinstance(kind, EntityField):
         inner = _entity(kind.type_)
         return (_nullable_entity(inner), 1) if is_optional(item) else (inner, _smallest(kind.type_))
     if isinstance(kind, EntityTupleField):
-        return _array(_entity(kind.type_), _smallest(kind.type_), flexible), 1 if flexible else 4
+        return _array(_entity(kind.type_), _smallest(kind.type_), flexible, nullable), 1 if flexible else 4
     name = get_schema_field_type(item)
     size = _SIZES.get(name)
     single: Skip | int
@@ -213,7 +219,7 @@ def _field(item: Any, flexible: bool) -> tuple[Skip | int, int]:
         width = _LENGTH_BYTES[name]
         single, smallest = (_compact_bytes, 1) if flexible else (_plain_bytes(width), width)
     if kind.is_array:
-        return _array(single, smallest, flexible), 1 if flexible else 4
+        return _array(single, smallest, flexible, nullable), 1 if flexible else 4
     return single, smallest
 
 

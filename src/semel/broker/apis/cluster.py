@@ -72,6 +72,8 @@ def partition_fields(index: int) -> Fields:
     }
 
 
+_BY_ID_VERSION = 12
+"""From this version on Metadata takes a topic's id in place of its name."""
 _NOT_ASKED = -2147483648
 """Authorized operations that the client did not ask for (KIP-430)."""
 
@@ -113,6 +115,8 @@ def _may_create(node: Node, request: Request, name: str) -> bool:
 def _asked_topic(node: Node, request: Request, item: Any, auto_create: bool) -> Fields:
     topic_id = getattr(item, "topic_id", None)
     failed: Fields = {"name": item.name, "topic_id": topic_id, "is_internal": False, "partitions": []}
+    if item.name is None and request.version < _BY_ID_VERSION:
+        return failed | {"name": "", "error_code": ErrorCode.INVALID_REQUEST}
     if item.name is None:
         found = node.topics.by_id(topic_id)
         if found is None or _is_hidden(node, request, found.info.name):
