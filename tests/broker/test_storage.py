@@ -281,3 +281,35 @@ def test_a_file_that_may_not_grow_refuses_and_goes_on_later(core: Core) -> None:
     core.restart()
     assert committed_values(core, "a") == [b"1", b"2" * 500]
     assert core.node.topics.get("b") is not None
+
+
+def test_a_start_after_a_clean_stop_opens_no_segment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many partitions there are: their files are opened when somebody asks for them."""
+    core = Core(tmp_path)
+    core.create("a", 20)
+    for index in range(20):
+        for _ in range(20):
+            assert core.produce("a", batch(bytes(5000)), partition=index).error_code == 0
+    core.node.close()
+    opened: list[str] = []
+    read_bytes = 0
+    real_open, real_read = disk.open, disk.read
+
+    def noting(path: Any, *arguments: Any) -> int:
+        opened.append(str(path))
+        return real_open(path, *arguments)
+
+    def counting(path: Any) -> bytes:
+        nonlocal read_bytes
+        data = real_read(path)
+        read_bytes += len(data)
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "open", noting)
+        patch.setattr(disk, "read", counting)
+        core.restart()
+    ours = log_files(core, "a")
+    assert [path for path in opened if path.startswith(ours) and path.endswith(".log")] == []
+    assert read_bytes < 60_000, "of two megabytes"
+    assert core.fetch("a", 0).high_watermark == 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from semel.wire.records import BatchBuilder, BatchHeader, decode_records, iter_b
 from tests.log.builders import NOW, batch, open_log, read_all
 from tests.log.test_compaction_model import committed
 from tests.log.test_storage_faults import file_size_limit
+from tests.simulation.disk import SimulatedDisk
+from tests.simulation.loop import Crash
 
 COMPACTED: dict[str, Any] = {
     "cleanup_policy": "compact",
@@ -431,3 +434,44 @@ def test_kill_9_at_every_failpoint(tmp_path: Path, where: str) -> None:
     while compact(again):
         pass
     assert keyed(again) == [(6, b"0", b"6"), (7, b"1", b"7"), (8, b"2", b"8"), (9, b"x", b"1")]
+
+
+@pytest.mark.parametrize(("fsync", "segment_bytes"), [("os", 1), ("os", 1 << 20), ("always", 1 << 20)])
+def test_a_loss_of_power_at_every_operation_of_a_pass(fsync: str, segment_bytes: int) -> None:
+    """Of what was not synced any part may be there. What a pass replaces was on the disk; what replaces it is, too."""
+    directory = Path("/data/log")
+    crashes = 0
+    for at in range(1, 400):
+        simulated = SimulatedDisk(random.Random(at), lambda *_: None, lambda: None)
+        with disk.replaced_by(simulated):
+            disk.make_directory(directory)
+            disk.sync_directory("/data")
+            disk.sync_directory("/")
+            log = open_log(directory, **COMPACTED, fsync=fsync)
+            for turn in range(2):
+                write(log, (b"a", b"%d" % turn), (b"b", b"%d" % turn))
+                log.append(batch(key=b"c", value=b"%d" % turn, pid=1, epoch=turn, txn=True), NOW)
+                log.append_marker(1, turn + 1, turn != 0, 0, NOW)
+            write(log, (b"x", b"1"))  # The segment that grows; all others are on the disk, whatever `fsync` says.
+            log.config = replace(log.config, segment_bytes=segment_bytes)
+            simulated.crash_in = at
+            try:
+                assert compact(log)
+            except Crash:
+                crashes += 1
+            else:
+                break
+            finally:
+                simulated.crash_in = 0
+            simulated.lose_power()
+            del log
+            again = open_log(directory, **COMPACTED, fsync=fsync)
+            latest = {key: value for _, key, value in keyed(again) if key != b"x"}
+            assert latest == {b"a": b"1", b"b": b"1", b"c": b"1"}, at
+            assert [producer[:2] for producer in again.producers()] == [(1, 2)], at
+            while compact(again):
+                pass
+            assert {key: value for _, key, value in keyed(again) if key != b"x"} == latest, at
+    else:
+        pytest.fail("the pass does not end")
+    assert crashes > 20
