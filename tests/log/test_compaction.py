@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -350,6 +351,22 @@ def test_a_full_disk_ends_the_pass_and_room_lets_the_next_one_through(tmp_path: 
     log.append(batch(key=b"y"), NOW)
     assert compact(log)
     assert len(log.segments) == 2
+
+
+def test_a_log_that_has_stopped_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = open_log(tmp_path, **COMPACTED)
+    write(log, (b"a", b"1"), (b"a", b"2"), (b"a", b"3"))
+
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "sync", failing)
+        with pytest.raises(LogError):
+            log.flush()
+    files = sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir())
+    assert not compact(log)
+    assert sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir()) == files
 
 
 class _Images:

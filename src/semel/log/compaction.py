@@ -81,6 +81,9 @@ class CompactedLog(Protocol):
     config: LogConfig
 
     @property
+    def has_stopped(self) -> bool: ...
+
+    @property
     def state(self) -> PartitionState: ...
 
     @property
@@ -137,7 +140,7 @@ class Compactor:
         `max.compaction.lag.ms` - and, unlike in Kafka, tombstones and markers whose time has come.
         """
         log = self._log
-        if not log.config.is_compacted or self._given_up:
+        if not log.config.is_compacted or self._given_up or log.has_stopped:
             return None
         closed = self._cleanable(now_ms)
         return self._run(closed, now_ms) if closed and self._is_due(closed, now_ms) else None

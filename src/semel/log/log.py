@@ -114,6 +114,11 @@ class PartitionLog(ReadableLog):
             raise storage_error(f"the log of {topic}-{partition} in {directory} cannot be opened", problem) from problem
         return cls(directory, topic, partition, topic_id, config, state, segments, report)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing is written any more until a restart: a sync failed, or the log was deleted."""
+        return self._failure is not None
+
     def expire_producers(self, now_ms: int, expiration_ms: int = 86_400_000) -> int:
         """Forget producers that appended nothing for so long and have no transaction open. Returns how many."""
         return self._state.producers.expire(now_ms - expiration_ms)
@@ -522,8 +527,9 @@ class PartitionLog(ReadableLog):
             for segment in old[1:]:
                 segment.remove()
                 failpoint("compaction.between_deletions")
+            disk.sync_directory(self.directory)  # One that came back could be taken for the log's start.
         except OSError as problem:
-            # A file that stays behind would be taken for the log's start if the one that holds it were ever deleted.
+            # The same danger: what is left has to go before anything is deleted from the log's start.
             self._failure = f"{self.directory} has segments left from compaction: {problem}. Restart the broker"
             raise
         self._snapshot(durable=self._is_synced)
