@@ -102,6 +102,7 @@ def test_transactional_copier_with_aborts_copies_each_record_once(embedded: Addr
     assert sorted(map(int, read.stdout.split())) == list(range(500)), read.stderr[-500:]
 
 
+@pytest.mark.peers
 def test_kafka_configs_and_kafka_topics(embedded: Address) -> None:
     topic, server = topic_name(), ("--bootstrap-server", embedded.bootstrap)
 

@@ -18,6 +18,8 @@ from tests.services.kafka import kafka_jars
 
 __all__ = ["needs_java"]
 
+pytestmark = pytest.mark.peers  # A dozen Java processes.
+
 WAIT = 30
 
 
