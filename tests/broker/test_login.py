@@ -328,6 +328,27 @@ def test_garbage_after_the_handshake_closes(tls_broker: EmbeddedBroker, authorit
         plain.close()
 
 
+def test_request_before_the_garbage_is_answered_when_both_come_at_once(
+    tls_broker: EmbeddedBroker, authority: Authority
+) -> None:
+    """What OpenSSL reads in one turn may be good bytes and the error behind them; no further event tells of it."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context(authority).wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    with connected(tls_broker) as sock:
+        sock.settimeout(10)
+        while True:
+            try:
+                client.do_handshake()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65_536))
+            else:
+                break
+        client.write(API_VERSIONS)
+        sock.sendall(outgoing.read() + b"\x17\x03\x03\x00\x20" + bytes(32))
+        assert closed(sock)
+
+
 def test_requests_and_answers_of_any_size_over_tls(tls_broker: EmbeddedBroker, authority: Authority) -> None:
     """Frames that end inside, at and behind a TLS record, many in one, and answers larger than every buffer."""
     with connected(tls_broker) as raw, context(authority).wrap_socket(raw, server_hostname="127.0.0.1") as sock:

@@ -145,18 +145,34 @@ class TlsSocket:
         self.setblocking = sock.setblocking
         self.setsockopt = sock.setsockopt
         self.fileno = sock.fileno
-        self.pending = sock.pending
-        """Decrypted bytes that no readiness event will tell of."""
+        self._broken: OSError | None = None
 
     def __repr__(self) -> str:
         return f"<TlsSocket {self._sock.version()}>"
 
     def recv_into(self, into: memoryview) -> int:
-        """Raises `BlockingIOError` where nothing is there, as a socket does."""
+        """What is there, as far as there is room; raises `BlockingIOError` where nothing is, as a socket does.
+
+        OpenSSL gives one TLS record of 16 KiB at a time: a turn of the event loop for each would cost as much again.
+        """
+        if self._broken is not None:
+            raise self._broken
         try:
-            return self._sock.recv_into(into)
+            count = self._sock.recv_into(into)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise BlockingIOError from None
+        try:
+            while count < len(into) and (more := self._sock.recv_into(into[count:]) if count else 0):
+                count += more
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            pass
+        except OSError as error:
+            self._broken = error  # What came before it counts.
+        return count
+
+    def pending(self) -> bool:
+        """Whether there is something to read that no readiness event will tell of."""
+        return self._broken is not None or self._sock.pending() > 0
 
     def send(self, data: bytes | memoryview, _flags: int = 0) -> int:
         """Send as many whole TLS records as the socket takes. What is left must be offered again, unchanged."""
