@@ -231,11 +231,15 @@ class Stage:
         assert code == 0, last
         return last
 
-    def outcome(self) -> Outcome:
+    def ledger(self) -> set[str]:
+        """The tokens that the database has."""
         database = Database(self.url)
         _, ledger = database.state()
         database.close()
-        return Outcome(set(ledger), asyncio.run(_visible(self.broker.bootstrap)))
+        return set(ledger)
+
+    def outcome(self) -> Outcome:
+        return Outcome(self.ledger(), asyncio.run(_visible(self.broker.bootstrap)))
 
 
 async def _visible(bootstrap: str) -> list[Counter[str]]:

@@ -30,7 +30,7 @@ class Row:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._before = stage.outcome().ledger
+        self._before = stage.ledger()
 
     def recovered(self, transactions: int) -> Report:
         found = self._stage.recover()
@@ -60,8 +60,8 @@ def test_after_3_and_4_and_during_5_the_transaction_is_aborted(stage: Stage, poi
 
 
 def _commit_in_doubt(stage: Stage) -> None:
-    for _ in range(4):
-        before = stage.outcome().ledger
+    for _ in range(3):
+        before = stage.ledger()
         stage.crash("committing")
         found = stage.recover()
         outcome = stage.outcome()
