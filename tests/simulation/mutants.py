@@ -144,10 +144,3 @@ def _(real: Any, self: Any, *args: Any) -> None:
 def _(real: Any, self: Any, *args: Any) -> None:
     real(self, *args)
     self._unanswered = False
-
-
-@_instead("the client takes an unknown commit for an abort", TransactionProtocol, "give_up")
-def _(real: Any, self: Any, *args: Any) -> Any:
-    from semel.errors import AbortTransaction
-
-    return AbortTransaction(str(real(self, *args)))

@@ -129,6 +129,11 @@ class ClientTransport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         if not self._closing:
+            network = self._link.network
+            if network.late is not None and int.from_bytes(data[4:6], "big") == network.late[0]:
+                self._link.to_server.held_until = network.loop.now + network.late[1]
+                network.trace("fault", self._link, "is late with API", network.late[0])
+                network.late = None
             self._link.to_server.send(bytes(data))
 
     def abort(self) -> None:
@@ -301,6 +306,8 @@ class Network:
         self.window = 256 * 1024
         """Bytes that the broker's socket takes before it is full."""
         self.refuses = False
+        self.late: tuple[int, float] | None = None
+        """(API key, seconds): the next request of this kind, and what its connection sends after it, comes so late."""
         self.links: dict[int, Link] = {}
         self.sockets: dict[int, ServerSocket | Door] = {}
         self.door: Door | None = None

@@ -6,16 +6,30 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["FAULTS", "Fault", "Plan", "stream"]
+__all__ = ["FAULTS", "LATE", "Fault", "Plan", "stream"]
 
 HORIZON = 1.5
 """Seconds of virtual time in which faults begin; clients are busy for about as long."""
 
 FAULTS = (
-    "cut", "cut", "hold", "hold", "hold", "swallow", "refuse", "kill broker", "kill broker", "crash at operation",
-    "crash at operation", "lose power", "kill client", "pause client", "twin", "twin", "jump clock", "fill disk",
+    *("cut",) * 2,
+    *("hold",) * 2,
+    *("late request",) * 3,
+    "swallow",
+    "refuse",
+    *("kill broker",) * 2,
+    *("crash at operation",) * 3,
+    "lose power",
+    "kill client",
+    "pause client",
+    *("twin",) * 2,
+    "jump clock",
+    "fill disk",
     "fail sync",
-)  # fmt: skip
+)
+"""What can go wrong; what stands here more often happens more often."""
+LATE = (0, 0, 24, 25, 26, 26, 26, 28)
+"""APIs whose requests come late: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit."""
 
 
 def stream(seed: int, name: str) -> random.Random:

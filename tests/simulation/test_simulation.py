@@ -45,7 +45,7 @@ def test_a_seed_is_one_run_in_every_process() -> None:
         "import sys; from tests.simulation.plan import Plan; from tests.simulation.world import run;"
         "print([run(Plan.of(seed)).digest for seed in map(int, sys.argv[1:])])"
     )
-    seeds = [str(fresh_start()) for _ in range(6)]
+    seeds = [str(fresh_start()) for _ in range(12)]
 
     def digests(order: list[str], hash_seed: str) -> str:
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

@@ -43,7 +43,7 @@ from tests.simulation.disk import SimulatedDisk
 from tests.simulation.history import History, Violation
 from tests.simulation.loop import PROCESS, Crash, Process, SimulatedLoop
 from tests.simulation.network import Network
-from tests.simulation.plan import Fault, Plan, stream
+from tests.simulation.plan import LATE, Fault, Plan, stream
 
 __all__ = ["Outcome", "World", "run"]
 
@@ -183,7 +183,7 @@ class World:
     def _crashed_at_operation(self) -> None:
         process = PROCESS.get()
         assert process is None or process is self.broker_process
-        power = self.plan.fsync == "always" and self.network.rng.random() < 0.5
+        power = self.plan.fsync == "always" and self.network.rng.random() < 0.7
         # Not the bytes of the operation itself: the caller of the disk dies first, then the machine.
         self._kill_broker(abruptly=power, power=power)
 
@@ -272,6 +272,8 @@ class World:
         elif kind == "hold" and link is not None:
             pipe = link.to_server if fault.draw * 7 % 1 < 0.5 else link.to_client
             pipe.held_until = self.loop.now + 3 * fault.seconds
+        elif kind == "late request":
+            self.network.late = (LATE[int(fault.draw * len(LATE))], 3 * fault.seconds)
         elif kind == "swallow" and link is not None:
             link.cut(deliver_requests=fault.draw * 7 % 1 < 0.7, silent=True)
         elif kind == "refuse":
@@ -307,6 +309,7 @@ class World:
         self._calm = True
         self.trace("world", "calms down")
         self.network.refuses = False
+        self.network.late = None
         self.disk.full = False
         self.disk.sync_fails = self.disk.crash_in = 0
         for link in self.network.links.values():

@@ -218,7 +218,7 @@ class Transactions:
     def _settle(self, prepared: TransactionMetadata) -> None:
         """A client need not have waited for its last batches: no decision on the disk without what it is about."""
         try:
-            for item in prepared.partitions:
+            for item in sorted(prepared.partitions):
                 partition = self._topics.partition(*item)
                 if partition is not None:
                     partition.log.settle()
