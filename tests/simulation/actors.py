@@ -224,10 +224,6 @@ class Reader(Actor):
 class Administrator(Actor):
     """Makes, fills and deletes a topic of the same name over and over; deletes the first records of another."""
 
-    def __init__(self, world: World, name: str) -> None:
-        super().__init__(world, name)
-        self.may_come_late = 0
-
     async def live(self, client: KafkaClient, life: int) -> None:
         admin = Admin(client)
         while self.left > 0:
@@ -248,13 +244,13 @@ class Administrator(Actor):
         await admin.create_topics({"scratch": TopicSpec(1)})
         client.invalidate(topic="scratch")
         producer = Producer(client)
-        self.may_come_late += 1  # Also into a later topic of the name, if its answer does not come.
         try:
             done = await producer.send("scratch", 0, b"k", b"administrator", timestamp_ms=self.world.client_ms())
         finally:
             await producer.close()
-        self.may_come_late -= 1
-        if done.offset > self.may_come_late:
+        # Produce v12 names the topic, so a copy of a request that comes late lands in the next topic of this name, as
+        # in Apache Kafka: nothing can be said where requests are sent again.
+        if done.offset > 0 and self.world.plan.faults_are_within({"jump clock", "fill disk", "kill broker"}):
             self.history.fail("old topic came back", f"the first record of a new topic has offset {done.offset}")
 
     async def _delete_records(self, admin: Admin) -> None:

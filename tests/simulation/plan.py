@@ -109,6 +109,10 @@ class Plan:
             knobs=knobs,
         )
 
+    def faults_are_within(self, kinds: set[str]) -> bool:
+        """Whether nothing else goes wrong."""
+        return all(fault.kind in kinds for fault in self.faults)
+
     def smaller(self) -> list[tuple[str, Plan]]:
         """Plans with one thing less; the ones with the largest bite first."""
         found: list[tuple[str, Plan]] = []

@@ -16,7 +16,11 @@ from tests.simulation.world import Outcome, run
 
 ROOT = Path(__file__).parents[2]
 NEW_SEEDS = 200
-QUICK = ("a batch that is there already is appended again", "EndTxn of whoever names the transactional id")
+QUICK = (
+    "aborted transactions are not listed",
+    "a batch that is there already is appended again",
+    "producer ids begin again at each start",
+)
 MUTANT_SEEDS = 600
 SOAK_SEEDS = 20_000
 
