@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
+import warnings
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
@@ -158,14 +159,18 @@ class SimulatedLoop(asyncio.BaseEventLoop):
 
     def abandon(self) -> None:
         """Forget every task that has not ended, without a word about it; the simulation is over."""
-        for task in self.tasks:
-            if not task.done():
-                task._log_destroy_pending = False  # type: ignore[attr-defined]
-                with contextlib.suppress(BaseException):  # Whatever it does on its way out, nobody is left to see it.
-                    task.get_coro().close()  # type: ignore[union-attr]
-            elif not task.cancelled():
-                task.exception()
-        self.tasks.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # Some were never begun.
+            for task in self.tasks:
+                if not task.done():
+                    task._log_destroy_pending = False  # type: ignore[attr-defined]
+                    with contextlib.suppress(
+                        BaseException
+                    ):  # Whatever it does on its way out, nobody is left to see it.
+                        task.get_coro().close()  # type: ignore[union-attr]
+                elif not task.cancelled():
+                    task.exception()
+            self.tasks.clear()
         self._ready.clear()  # type: ignore[attr-defined]
         self._scheduled.clear()  # type: ignore[attr-defined]
         self.close()
