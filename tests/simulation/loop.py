@@ -164,9 +164,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             for task in self.tasks:
                 if not task.done():
                     task._log_destroy_pending = False  # type: ignore[attr-defined]
-                    with contextlib.suppress(
-                        BaseException
-                    ):  # Whatever it does on its way out, nobody is left to see it.
+                    with contextlib.suppress(BaseException):  # Nobody is left to see how it ends.
                         task.get_coro().close()  # type: ignore[union-attr]
                 elif not task.cancelled():
                     task.exception()
