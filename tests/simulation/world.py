@@ -273,7 +273,9 @@ class World:
             pipe = link.to_server if fault.draw * 7 % 1 < 0.5 else link.to_client
             pipe.held_until = self.loop.now + 3 * fault.seconds
         elif kind == "late request":
-            self.network.late = (LATE[int(fault.draw * len(LATE))], 3 * fault.seconds)
+            # Just after its client gave it up, most often: in the middle of what that one does next.
+            given_up = self.plan.knobs["socket timeout ms"] / 1000
+            self.network.late = (LATE[int(fault.draw * len(LATE))], given_up + fault.seconds)
         elif kind == "swallow" and link is not None:
             link.cut(deliver_requests=fault.draw * 7 % 1 < 0.7, silent=True)
         elif kind == "refuse":
@@ -468,6 +470,8 @@ def run(plan: Plan) -> Outcome:
                 world.loop.run_until_complete(world.main())
             except Violation as violation:
                 problem = violation
+            except SemelError as error:
+                problem = Violation("liveness", f"nothing goes wrong any more, but: {error!r}")
             except AssertionError as error:
                 problem = Violation("assertion", repr(error))
             outcome = Outcome(
