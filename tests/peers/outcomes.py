@@ -155,6 +155,6 @@ def rendered() -> str:
         for why, tests in _grouped(beside).items():
             notes.append(f"- {title}, does not apply: {_named(tests)}. {why}")
         if found["passed when run again"]:
-            notes.append(f"- {title}, passed when run a second time: {_named(sorted(found['passed when run again']))}.")
+            notes.append(f"- {title}, passed when run again, alone: {_named(sorted(found['passed when run again']))}.")
     lines.append(f"| all | | {total_passed} | {total} ({total_passed / max(total, 1):.1%}) | |")
     return "\n".join([*lines, "", *notes])
