@@ -185,6 +185,22 @@ def test_what_was_acknowledged_survives_a_loss_of_power(core: Core, disk: Disk, 
     assert acknowledged <= set(committed_values(core, "orders"))
 
 
+def test_a_reader_that_fails_does_not_hold_up_the_writers(core: Core, disk: Disk) -> None:
+    class Broken:
+        def wake(self) -> None:
+            raise RuntimeError("a bug")
+
+    partition = core.node.topics.partition("orders", 0)
+    assert partition is not None
+    partition.waiters[Broken()] = None
+    first, second = send(core, batch(b"a")), send(core, batch(b"b"), partition=1)
+    with pytest.raises(RuntimeError):
+        disk.step()
+    assert result(first) == (0, 1)
+    disk.step()
+    assert result(second) == (0, 1)
+
+
 def test_a_topic_deleted_while_its_batches_wait(core: Core, disk: Disk) -> None:
     pending = send(core, batch(b"a"))
     core.ask(20, 6, topics=[{"name": "orders", "topic_id": None}], timeout=1000)

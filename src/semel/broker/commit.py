@@ -68,10 +68,13 @@ class GroupCommit:
                 partition.log.end_sync(sync)
             except LogError as error:
                 log.error("a sync failed: %s", error)
-            if partition.waiters:
-                partition.advanced()
         self._is_busy = False
-        for done in waiting:
-            done()
-        if self._waiting and not self._is_busy:
-            self._begin()
+        try:
+            for done in waiting:
+                done()
+            for partition, _ in syncs:
+                if partition.waiters:
+                    partition.advanced()
+        finally:  # Whatever goes wrong for one reader, writers must not wait for ever.
+            if self._waiting and not self._is_busy:
+                self._begin()

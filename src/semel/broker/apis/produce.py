@@ -176,13 +176,13 @@ class _Producer:
         failpoint("broker.after_append")
         if partition.log.take_sync_due():
             self.node.commits.wait([partition], lambda: None)
-        if partition.waiters:
-            partition.advanced()
         produced = ProducedPartition(
             index, ErrorCode.NONE, result.base_offset, result.log_append_time_ms, result.log_start_offset
         )
         if result.last_offset >= partition.log.high_watermark:  # Also of a duplicate whose first copy still waits.
             self.unsynced.append((partition, result.last_offset, produced))
+        elif partition.waiters:
+            partition.advanced()
         return produced
 
     def after_sync(self, topics: _Produced) -> _Produced:
