@@ -128,7 +128,7 @@ def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Earlier in the program a transactional batch went to the same partition."""
     if program[at][0] != "produce" or not (
         (program[at][1]["acks"] == 0 and (ours, kafka) == ("no answer", CLOSED))
-        or _produced(program, at, ours, kafka, (0, 45))
+        or _produced(program, at, ours, kafka, (0, 45), (45, 0))
     ):
         return False
     here = {(topic, partition) for topic, partition, _ in program[at][1]["parts"]}
@@ -320,8 +320,8 @@ DELIBERATE: tuple[Deliberate, ...] = (
     ),
     Deliberate(
         "a refused batch leaves nothing",
-        "A transactional batch that was refused leaves nothing behind; Apache Kafka 4.3.1 remembers its "
-        "sequence, and takes no higher first one.",
+        "A transactional batch that was refused leaves nothing behind; "
+        "Apache Kafka 4.3.1 remembers its sequence and measures the first one by it.",
         _refused_before,
         parts=True,
     ),
