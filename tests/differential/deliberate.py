@@ -173,6 +173,20 @@ def _segment_ends(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return bool(one | rest == other | rest and theirs and theirs == mine[: len(theirs)])
 
 
+def _stable_at_start(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """The log begins inside a batch, below which a transaction is open: Kafka's LSO is the batch's base."""
+    rest = {"last_stable_offset": None}
+    start = one.get("log_start_offset", one["last_stable_offset"])
+    return bool(
+        one | rest == other | rest and one["last_stable_offset"] == start and other["last_stable_offset"] < start
+    )
+
+
+def _start_inside_a_batch(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    deleted = any(name == "delete_records" for name, _ in program[:at])
+    return deleted and program[at][0] == "fetch" and _same_fetch(ours, kafka, _stable_at_start)
+
+
 def _aborted_of_what_is_sent(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     return program[at][0] == "fetch" and _same_fetch(ours, kafka, _aborted_later)
 
@@ -364,6 +378,13 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "A member may name its group.instance.id when it comes back with the id it was given; Apache Kafka "
         "4.3.1 answers UNKNOWN_SERVER_ERROR.",
         _late_instance,
+        parts=True,
+    ),
+    Deliberate(
+        "stable at the start",
+        "The last stable offset is never below the log's start; "
+        "Apache Kafka's may be where the batch begins that the start lies in.",
+        _start_inside_a_batch,
         parts=True,
     ),
     Deliberate(

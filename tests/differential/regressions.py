@@ -81,6 +81,15 @@ REGRESSIONS: dict[str, Program] = {
         *_TIMED_OUT,
         _fetch(16, committed=False),
     ],
+    "a batch larger than the limit": [
+        _topics(),
+        _produce(9, count=2),
+        _fetch(8, parts=[[0, 1, 0, 80], [0, 0, 0, 80]]),
+        _fetch(8, parts=[[0, 0, 0, 80]]),
+        _produce(9, count=2, where=1),
+        _fetch(8, parts=[[0, 0, 0, 80], [1, 0, 0, 80]]),
+        _fetch(8, parts=[[0, 0, 0, 80], [1, 0, 0, 80]], max_bytes=1),
+    ],
     "no aborted transactions of a partition that is not there": [_topics(), _fetch(5, 5), _fetch(13, 5)],
     "ListOffsets of another version": [
         _topics(),

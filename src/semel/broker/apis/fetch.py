@@ -163,6 +163,8 @@ class _Fetch:
                     # with every answer.
                     end = source.end_of(entry.offset, slices)
                     aborted = source.aborted_transactions(entry.offset, end)
+                elif limit and entry.offset < upper:
+                    aborted = None  # The next batch is larger than the limit: Apache Kafka has no list then.
             elif not source.log_start_offset <= entry.offset <= source.log_end_offset:
                 return _failed(entry, ErrorCode.OFFSET_OUT_OF_RANGE)
         except LogError as error:
