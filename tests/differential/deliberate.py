@@ -215,7 +215,10 @@ def _duplicates_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Where a batch of a CreateTime topic was there already, Kafka has its timestamp."""
     if program[at][0] != "produce" or CLOSED in (ours, kafka) or not isinstance(ours, dict):
         return False
-    for mine, theirs in zip(ours["responses"], kafka["responses"], strict=True):
+    pairs = list(zip(ours["responses"], kafka["responses"], strict=False))
+    if any(len(mine["partition_responses"]) != len(theirs["partition_responses"]) for mine, theirs in pairs):
+        return False
+    for mine, theirs in pairs:
         for one, other in zip(mine["partition_responses"], theirs["partition_responses"], strict=True):
             if one != other and (one["log_append_time"] is not None or other | {"log_append_time": None} != one):
                 return False
