@@ -136,7 +136,7 @@ def test_abort_of_a_transaction_that_is_not_hanging_is_refused(broker: EmbeddedB
     probe.create("a")
     probe.create("b")
     txn = probe.topic("txn")
-    assert probe.init(txn) == 0
+    assert probe.init(txn, transaction_timeout=600_000) == 0  # A JVM may take its time to start.
     for name in ("a", "b"):
         assert probe.produce(name, probe.data(transactional=True), 12, txn) == (0, 0)
     tables, errors = kafka_transactions(
