@@ -265,6 +265,21 @@ def _late_instance(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     return any(answer["error_code"] == -1 for answer in kafka["answers"].values())
 
 
+def _only_pending(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """All offsets of a group, stable ones: ours names partitions to wait for (88) that Kafka leaves out."""
+    if program[at][0] != "offset_fetch" or program[at][1]["topics"] is not None or not program[at][1]["stable"]:
+        return False
+
+    def known(answer: Any) -> list[Any]:
+        groups = answer.get("groups", [answer])
+        topics = [topic for group in groups for topic in group["topics"]]
+        items = [(topic, item) for topic in topics for item in topic["partitions"]]
+        return [(topic | {"partitions": []}, item) for topic, item in items]
+
+    extra = [item for item in known(ours) if item not in known(kafka)]
+    return all(item in known(ours) for item in known(kafka)) and all(item["error_code"] == 88 for _, item in extra)
+
+
 def _idle_listed(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     if program[at][0] != "list_transactions" or program[at][1]["duration"] < 0:
         return False
@@ -395,6 +410,13 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "A Fetch reads on in the next segment; Apache Kafka's answer ends where a segment does.",
         _over_segments,
         parts=True,
+    ),
+    Deliberate(
+        "all offsets to wait for",
+        "OffsetFetch of all offsets with RequireStable names those that only an open transaction has (88); "
+        "Apache Kafka leaves them out.",
+        _only_pending,
+        parts=False,
     ),
     Deliberate(
         "idle ids",
