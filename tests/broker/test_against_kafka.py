@@ -84,7 +84,19 @@ class Probe:
             "assignments": [],
             "configs": items,
         } | changed
-        return int(self.ask(19, 7, topics=[topic], timeout=10_000, validate_only=False).topics[0].error_code)
+        code = int(self.ask(19, 7, topics=[topic], timeout=10_000, validate_only=False).topics[0].error_code)
+        if code == 0:
+            self._await_leader(name)
+        return code
+
+    def _await_leader(self, name: str) -> None:
+        """Apache Kafka answers CreateTopics before the partition has its leader."""
+        asked = {"partition_index": 0, "current_leader_epoch": -1, "timestamp": -1}
+        topics = [{"name": self.topic(name), "partitions": [asked]}]
+        deadline = time.monotonic() + 30
+        while self.ask(2, 7, replica_id=-1, isolation_level=0, topics=topics).topics[0].partitions[0].error_code:
+            assert time.monotonic() < deadline, f"{name} never got a leader"
+            time.sleep(0.02)
 
     def produce(
         self, name: str, data: bytes | None, version: int = 9, transactional_id: str | None = None, acks: int = -1
