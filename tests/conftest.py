@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.postgres import PostgresServer, missing_postgres
 
@@ -64,13 +65,11 @@ class Address:
 
 
 def _embedded(folder: Path, transaction_version: int) -> Iterator[Address]:
-    from semel.broker.config import BrokerConfig
-    from semel.broker.embedded import EmbeddedBroker
-
-    broker = EmbeddedBroker(folder, config=BrokerConfig(transaction_version=transaction_version))
+    """In a process of its own: many tests put a disk that fails, or other limits, into this one."""
+    broker = BrokerProcess(folder / "data", transaction_version=transaction_version)
     broker.start()
     try:
-        yield Address(broker.address, "embedded", transaction_version)
+        yield Address(broker.bootstrap, "embedded", transaction_version)
     finally:
         broker.stop()
 

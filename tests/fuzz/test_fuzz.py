@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Iterator
 from random import Random, SystemRandom
 
 import pytest
@@ -19,8 +20,12 @@ CPU_SECONDS = 1.0
 
 
 @pytest.fixture(autouse=True)
-def _quiet(caplog: pytest.LogCaptureFixture) -> None:
-    logging.getLogger("semel").setLevel(logging.CRITICAL)  # Thousands of damaged logs have much to say.
+def _quiet() -> Iterator[None]:
+    logger = logging.getLogger("semel")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)  # Thousands of damaged logs have much to say.
+    yield
+    logger.setLevel(before)
 
 
 @pytest.mark.parametrize("name", TARGETS)
