@@ -33,6 +33,7 @@ from tests.client.scripted_broker import END_TXN, INIT, PRODUCE, ScriptedBroker
 from tests.client.test_brokers import Cluster, records, run, values
 from tests.client.test_producer import FAST
 from tests.client.test_transaction_model import Records
+from tests.conftest import unavailable
 from tests.services.kafka import KafkaNode, missing_tools
 
 P0 = TopicPartition("t", 0)
@@ -464,7 +465,7 @@ def test_an_operator_ended_it_before_the_database_could(embedded: Any) -> None:
 def test_apache_kafka_with_unstable_versions_is_asked_and_believed(allowed: str, mode: TwoPhaseMode) -> None:
     """4.3.1 has enable2Pc behind two switches and answers keepPreparedTxn with UNSUPPORTED_VERSION."""
     if missing_tools():
-        pytest.skip("Apache Kafka: no Java")
+        unavailable("Apache Kafka", f"{' and '.join(missing_tools())} not found")
     extra = {"unstable.api.versions.enable": "true", "transaction.two.phase.commit.enable": allowed}
     node = KafkaNode(extra=extra)
     try:

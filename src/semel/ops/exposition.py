@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from semel.processing.files import replace_file
 from semel.processing.metrics import Metrics
 from semel.sinks.processes import ProcessIdentity, is_alive
 
@@ -102,18 +103,10 @@ async def _publish(metrics: Metrics, path: Path) -> None:
         # Rendered here, where the registry does not change meanwhile; written there, where a slow disk holds up nobody.
         text = header + metrics.render()
         try:
-            await asyncio.to_thread(_replace, path, text)
+            await asyncio.to_thread(replace_file, path, text.encode())
             is_refused = False
         except OSError as error:
             if not is_refused:
                 log.warning("the metrics of this process are not published: %s", error)
             is_refused = True
         await asyncio.sleep(PUBLISH_SECONDS)
-
-
-def _replace(path: Path, text: str) -> None:
-    """In one step, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    fresh.replace(path)

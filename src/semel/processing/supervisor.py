@@ -20,6 +20,7 @@ from pathlib import Path
 from semel.client.cluster import Backoff
 from semel.env import Env
 from semel.processing import EXIT_CONFIGURATION, EXIT_FENCED
+from semel.processing.files import replace_file
 from semel.processing.heartbeat import HEARTBEAT_VARIABLE
 
 __all__ = ["ChildSpec", "Supervisor"]
@@ -332,10 +333,9 @@ class Supervisor:
             }
             for child in self._children.values()
         ]
-        fresh = self._status.with_name(f"{self._status.name}.{os.getpid()}")
         try:
-            fresh.write_text(json.dumps({"pid": os.getpid(), "children": rows}, indent=1) + "\n")
-            fresh.replace(self._status)
+            text = json.dumps({"pid": os.getpid(), "children": rows}, indent=1) + "\n"
+            replace_file(self._status, text.encode())
         except OSError as error:
             log.warning("the status file %s cannot be written: %s", self._status, error)
 

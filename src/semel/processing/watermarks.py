@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +21,7 @@ from pathlib import Path
 import msgspec
 
 from semel.errors import Retriable
+from semel.processing.files import replace_file
 from semel.types import TopicPartition
 
 __all__ = ["WRITE_SECONDS", "Watermarks"]
@@ -91,11 +91,8 @@ class Watermarks:
     def _write(self, positions: Positions) -> None:
         if self._path is None:
             return
-        fresh = self._path.with_suffix(f".{os.getpid()}")  # A zombie of the same name may write its own.
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            fresh.write_bytes(msgspec.json.encode(positions))
-            fresh.replace(self._path)
+            replace_file(self._path, msgspec.json.encode(positions))
             self._written = positions
         except OSError as error:
             log.warning("positions cannot be written to %s: %s; a restart knows only older ones", self._path, error)
