@@ -150,3 +150,31 @@ def test_importing_semel_loads_no_room_that_is_not_asked_for() -> None:
     assert {name for name in semel.__all__ if getattr(semel, name)} == set(semel.__all__)
     with pytest.raises(AttributeError):
         semel.Nothing  # noqa: B018
+
+
+def test_the_environment_says_where_the_databases_are() -> None:
+    app, orders = app_with_topic()
+    main = app.database("sqlite:///main.db")
+    search = app.database("postgresql://app:secret@db/search", name="search-index")
+
+    @app.sink(orders, main)
+    def rows(records: Any, db: Any) -> None: ...
+
+    @app.sink(orders, search)
+    def index(records: Any, db: Any) -> None: ...
+
+    app.use_databases({"SEMEL_DATABASE_SEARCH_INDEX": "sqlite:///search.db", "SEMEL_DATA": "elsewhere"})
+    assert app.sinks["rows"].database.url == "sqlite:///main.db"
+    assert app.sinks["index"].database.url == app.databases["search-index"].url == "sqlite:///search.db"
+    app.use_databases({"SEMEL_DATABASE": "postgresql://db/main"})
+    assert app.sinks["rows"].database.url == "postgresql://db/main"
+
+
+def test_a_database_variable_that_fits_nothing_is_refused() -> None:
+    app, _ = app_with_topic()
+    app.database("sqlite:///main.db")
+    with pytest.raises(ConfigurationError, match="SEMEL_DATABASE_SERCH names no database of app shop: it takes SEMEL_"):
+        app.use_databases({"SEMEL_DATABASE_SERCH": "sqlite:///x.db"})
+    with pytest.raises(ConfigurationError, match=r"SEMEL_DATABASE: 'mysql:.*@db' is no database"):
+        app.use_databases({"SEMEL_DATABASE": "mysql://app:secret@db"})
+    assert app.databases["database"].url == "sqlite:///main.db"

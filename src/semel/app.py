@@ -6,14 +6,15 @@ Everything is checked when it is declared, so that an app that imports is an app
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Ordering, ProcessorSpec
 from semel.processing.topics import State, Topic, check_name, serde
-from semel.settings import Settings
+from semel.settings import Settings, database_variable
 from semel.sinks.spec import DatabaseSpec, SinkSpec
 
 __all__ = ["App"]
@@ -89,16 +90,32 @@ class App:
     def database(self, url: str, *, schema: str = "", name: str = "database") -> DatabaseSpec:
         """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS)."""
         check_name(name, "a database")
-        if name in self.databases:
+        variable = database_variable(name)
+        if any(variable == database_variable(other) for other in self.databases):
             raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
-        if not isinstance(url, str) or not url.startswith(_DATABASE_SCHEMES):
-            raise ConfigurationError(
-                f"database {name}: {_without_password(url)!r} is no database that Semel knows. "
-                "Use sqlite:///FILE or postgresql://USER@HOST/NAME."
-            )
+        _check_url(url, f"database {name}")
         database = DatabaseSpec(name, url, schema)
         self.databases[name] = database
         return database
+
+    def use_databases(self, environ: Mapping[str, str]) -> None:
+        """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's.
+
+        Raises `ConfigurationError` for a variable that names no database of the app: with a misspelt one, effects would
+        go where nobody wanted them.
+        """
+        names = {database_variable(name): name for name in self.databases}
+        for variable, url in environ.items():
+            if variable != "SEMEL_DATABASE" and not variable.startswith("SEMEL_DATABASE_"):
+                continue
+            if variable not in names:
+                known = f"it takes {' and '.join(names)}" if names else "it has none"
+                raise ConfigurationError(f"{variable} names no database of app {self.name}: {known}.")
+            _check_url(url, variable)
+            name = names[variable]
+            self.databases[name] = replace(self.databases[name], url=url)
+        for title, sink in self.sinks.items():
+            self.sinks[title] = replace(sink, database=self.databases[sink.database.name])
 
     # --- What happens ---
 
@@ -265,6 +282,14 @@ def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
             f"{what}: its handler is called as {getattr(handler, '__name__', 'handler')}({', '.join(arguments)}), "
             f"which it does not accept: {error}."
         ) from None
+
+
+def _check_url(url: Any, what: str) -> None:
+    if not isinstance(url, str) or not url.startswith(_DATABASE_SCHEMES):
+        raise ConfigurationError(
+            f"{what}: {_without_password(url)!r} is no database that Semel knows. "
+            "Use sqlite:///FILE or postgresql://USER@HOST/NAME."
+        )
 
 
 def _without_password(url: Any) -> str:

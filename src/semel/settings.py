@@ -7,6 +7,7 @@ SEMEL_KAFKA_CONFIG names, or SEMEL_KAFKA_SSL_CA_LOCATION. Passwords are never sh
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["KAFKA_ADDRESS", "Settings", "read_properties"]
+__all__ = ["KAFKA_ADDRESS", "Settings", "database_variable", "read_properties"]
 
 KAFKA_ADDRESS = "kafka.address"
 """A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
@@ -85,6 +86,11 @@ class Settings:
             raise ConfigurationError(
                 "SEMEL_COMMIT_INTERVAL_MS must be below SEMEL_TRANSACTION_TIMEOUT_MS, or every transaction times out."
             )
+
+
+def database_variable(name: str) -> str:
+    """The variable that says where an app's database is, in place of the URL that the app names."""
+    return "SEMEL_DATABASE" if name == "database" else "SEMEL_DATABASE_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def _client_settings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -16,7 +17,8 @@ __all__ = ["load_app"]
 def load_app(spec: str) -> App:
     """Import `module:attribute` (attribute defaults to `app`); the current folder is importable.
 
-    Raises `ConfigurationError` that names the module, the line that failed, or the attribute that is missing.
+    Its databases are where SEMEL_DATABASE and SEMEL_DATABASE_<NAME> say, if these are set. Raises
+    `ConfigurationError` that names the module, the line that failed, or the attribute that is missing.
     """
     module_name, _, attribute = spec.partition(":")
     attribute = attribute or "app"
@@ -48,4 +50,5 @@ def load_app(spec: str) -> App:
         raise ConfigurationError(f"The module {module_name!r} has no attribute {attribute!r}. {hint}")
     if not isinstance(app, App):
         raise ConfigurationError(f"{spec} is a {type(app).__name__}, not a semel.App.")
+    app.use_databases(os.environ)
     return app

@@ -82,8 +82,9 @@ class Supervisor:
     """Keeps children running until `drain`.
 
     `silence_seconds` is how long a child's heartbeat may fail to come, `drain_seconds` how long a stop may take before
-    children are killed. `on_exit(name, returncode)` is called whenever a child ended; `status` is a JSON file for
-    tools, replaced at every change.
+    children are killed, `restart_seconds` the first and the longest wait before a child is started again.
+    `on_exit(name, returncode)` is called whenever a child ended; `status` is a JSON file for tools, replaced at every
+    change.
     """
 
     def __init__(
@@ -94,12 +95,13 @@ class Supervisor:
         drain_seconds: float = 25.0,
         status: Path | None = None,
         on_exit: Callable[[str, int], None] | None = None,
+        restart_seconds: tuple[float, float] = RESTART_SECONDS,
         env: Env | None = None,
     ) -> None:
         names = [spec.name for spec in children]
         assert len(set(names)) == len(names), f"children with one name: {names}"
         self._env = env or Env()
-        self._children = {spec.name: _Child(spec, Backoff(self._env, *RESTART_SECONDS)) for spec in children}
+        self._children = {spec.name: _Child(spec, Backoff(self._env, *restart_seconds)) for spec in children}
         self._silence_seconds = silence_seconds
         self._drain_seconds = drain_seconds
         self._status = status
