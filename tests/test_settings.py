@@ -63,3 +63,12 @@ def test_wrong_line_is_named_and_not_shown(tmp_path: Path, content: str) -> None
 def test_file_that_is_not_there() -> None:
     with pytest.raises(ConfigurationError, match=r"none\.properties"):
         Settings.from_environment({"SEMEL_KAFKA_CONFIG": "/none.properties"})
+
+
+def test_a_history_in_production_needs_a_yes() -> None:
+    environment = {"SEMEL_HISTORY": "somewhere", "SEMEL_PROFILE": "production"}
+    with pytest.raises(ConfigurationError, match="SEMEL_HISTORY_IN_PRODUCTION=yes"):
+        Settings.from_environment(environment)
+    assert Settings.from_environment({"SEMEL_HISTORY": "somewhere"}).history == "somewhere"
+    allowed = Settings.from_environment({**environment, "SEMEL_HISTORY_IN_PRODUCTION": "yes"})
+    assert allowed.history == "somewhere"

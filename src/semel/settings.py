@@ -36,10 +36,14 @@ class Settings:
     data: Path = Path(".semel")
     """Where the embedded broker and the instance id live."""
     profile: str = "dev"
-    """`dev` or `production`; production refuses failpoints."""
+    """`dev` or `production`; production refuses failpoints and a history."""
     instance: str = ""
     """Identity of this deployment's host in transactional ids; empty: made once and kept in `data`."""
     failpoint: str = ""
+    history: str = ""
+    """A folder for the history of what is tried (`semel.history`); empty: none is written."""
+    history_in_production: str = ""
+    """`yes` lets a history be written in production too: it makes everything slower and adds a table and headers."""
     transaction_timeout_ms: int = 10_000
     commit_interval_ms: int = 100
     session_timeout_ms: int = 6_000
@@ -79,6 +83,12 @@ class Settings:
         """Raise `ConfigurationError` for values that cannot work."""
         if self.profile not in ("dev", "production"):
             raise ConfigurationError(f"SEMEL_PROFILE={self.profile!r} is neither dev nor production.")
+        if self.history and self.profile == "production" and self.history_in_production != "yes":
+            raise ConfigurationError(
+                "SEMEL_HISTORY is set but SEMEL_PROFILE is production: a history makes everything slower and adds a "
+                "header to records and a table to databases. Unset one of the two, or set "
+                "SEMEL_HISTORY_IN_PRODUCTION=yes."
+            )
         for name in ("transaction_timeout_ms", "commit_interval_ms", "session_timeout_ms", "partitions"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"SEMEL_{name.upper()} must be greater than 0.")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from semel import history
 from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
@@ -42,6 +43,7 @@ _CONNECT_PAUSE_SECONDS = 0.2
 
 async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
     """Every component of the app in this process, until SIGTERM. Waits for a Kafka that is not there yet."""
+    history.start(settings.history, "worker", slot)
     app = load_app(spec)
     env, metrics = Env(), Metrics()
     heartbeat = Heartbeat.from_environment()
@@ -116,6 +118,7 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
 
 async def run_http(spec: str, settings: Settings, *, host: str, port: int, slot: int) -> None:
     """One HTTP instance, until SIGTERM. Instances share the port; each shows the metrics of all processes."""
+    history.start(settings.history, "http", slot)
     app = load_app(spec)
     metrics, process = Metrics(), f"http-{slot}"
 
