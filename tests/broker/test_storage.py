@@ -113,6 +113,29 @@ def test_a_failed_sync_of_one_partition_lets_the_others_go_on(tmp_path: Path, mo
     assert core.produce("a", batch(b"3")).error_code == 0
 
 
+def test_a_transaction_that_cannot_be_aborted_holds_up_no_other_time_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    core = Core(tmp_path, BrokerConfig(fsync="always"))
+    for topic in ("a", "b"):
+        core.create(topic)
+    first, second = Writer(core, "first"), Writer(core, "second")
+    assert first.write("a", b"0") == 0
+    with failing_syncs(monkeypatch, log_files(core, "a")):
+        assert first.write("a", b"1") == ErrorCode.KAFKA_STORAGE_ERROR
+    assert second.write("b", b"1") == 0
+    core.pass_time(60_000)
+    for _ in range(3):
+        core.node.sweep()
+    assert core.fetch("b", 0, committed=True).last_stable_offset == 2
+    assert core.fetch("a", 0, committed=True).last_stable_offset == 0
+    assert sum("tried again" in record.message for record in caplog.records) == 1, "said once, not with every sweep"
+    core.restart()
+    core.node.sweep()
+    assert core.fetch("a", 0, committed=True).last_stable_offset == core.fetch("a", 0).high_watermark
+    assert committed_values(core, "a") == []
+
+
 def test_a_failed_sync_of_the_metadata_takes_no_change_any_more(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     metadata = str(core.data / "metadata.log")
     core.create("before")

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from semel.client.batches import Batch, Identity
 from semel.client.transaction import TransactionProtocol
 from semel.client.transaction_state import Kind, Request, State, TransactionView
-from semel.errors import AbortTransaction, Fenced, OutcomeUnknown
+from semel.errors import AbortTransaction, ErrorCode, Fenced, OutcomeUnknown
 from semel.types import GroupMetadata, TopicPartition
 from tests.client.model_broker import Copy, ModelBroker
 
 INPUT = TopicPartition("input", 0)
 GROUP = GroupMetadata("group", 1, "member")
-FATES = ("answered", "answer lost", "lost", "late", "not sent", "slow")
+FATES = ("answered", "answer lost", "lost", "late", "not sent", "slow", "refused in doubt")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ class Network:
         if fate == "lost":
             return "unanswered", None
         answer = self.deliver(copy)
-        return ("answered", answer) if fate in ("answered", "slow") else ("unanswered", None)
+        if fate == "refused in doubt" and not isinstance(copy, Copy) and copy.kind is Kind.EndTxn:
+            # The decision is written, its sync or replication failed, and a coordinator that reads the log carries it
+            # out all the same.
+            return "answered", (ErrorCode.COORDINATOR_NOT_AVAILABLE, Identity())
+        return ("unanswered", None) if fate == "answer lost" else ("answered", answer)
 
 
 class Driver:
@@ -211,7 +215,7 @@ class Driver:
 
     def _take_over(self, told: str = "") -> str:
         """A fenced process ends; the next one takes the id over."""
-        doubt = self.protocol._end_unanswered and self.protocol._commit
+        doubt = self.protocol._end_in_doubt and self.protocol._commit
         self.restarts += 1
         self.restart()
         return told or ("unknown" if doubt else "aborted")
@@ -338,6 +342,27 @@ def test_v2_recovers_from_a_time_out_and_v1_names_it() -> None:
         assert isinstance(failure, AbortTransaction if version == 2 else Fenced)
         assert "time-out of 10000 ms" in str(failure)
         assert "'id'" in str(failure)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_commit_that_was_refused_in_doubt_is_never_called_aborted(version: int) -> None:
+    """The log had the decision, its sync failed; after the broker's restart it was carried out."""
+    driver = Driver(version, [])
+    driver.protocol.begin(version)
+    driver.protocol.produce(Batch(TopicPartition("out", 0), Records("a", 1), deadline=1e9))
+    driver.round()
+    driver.round()
+    driver.protocol.end(commit=True)
+    refused = (ErrorCode.COORDINATOR_NOT_AVAILABLE, Identity())
+    for _ in range(3):
+        request = driver.protocol.next_request()
+        assert request is not None
+        assert request.kind is Kind.EndTxn
+        driver.protocol.end_answered(request, *refused)
+    assert isinstance(driver.protocol.give_up(1.0), OutcomeUnknown)
+    driver._initialize()
+    assert driver.protocol.state is State.Ready
+    assert driver.broker.committed == {TopicPartition("out", 0): ["a"]}
 
 
 def test_a_new_owner_is_named() -> None:

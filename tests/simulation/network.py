@@ -349,6 +349,11 @@ class Network:
         protocol.connection_made(link.transport)
         return link.transport, protocol
 
+    @property
+    def has_legacies(self) -> bool:
+        """Whether requests of clients that are no more are still on their way."""
+        return any(link.to_server.in_flight and not link.client.alive for link in self.links.values())
+
     def process_ended(self, process: Process, *, abruptly: bool) -> None:
         """The kernel closes a dead process's connections; with `abruptly` the machine is gone and nothing is sent."""
         for link in list(self.links.values()):

@@ -370,6 +370,9 @@ class World:
             if self.loop.now > deadline:
                 late = [actor.name for actor in self.actors if not actor.done and not isinstance(actor, Reader)]
                 raise Violation("liveness", f"{LIVENESS_SECONDS:g} s after the last fault these have not ended: {late}")
+        while self.network.has_legacies:
+            await self._breathe()
+        await asyncio.sleep(0.1)  # What came last is on the disk and can be read.
         self.is_over = True
         await self.loop.spawn(process, self._judge(client, deadline))
 

@@ -71,7 +71,7 @@ class Transactions:
         )
         self._log = InternalLog(topics, TRANSACTIONS_TOPIC, self._snapshot)
         self._held_up: set[str] = set()
-        """Ids whose decision waits for a log that refuses; one decided transaction each."""
+        """Ids whose decision waits for a log that refuses; one transaction each."""
         self._apply_offsets: Callable[[int, bool, int], None] = lambda *_: None
 
     def __repr__(self) -> str:
@@ -198,14 +198,25 @@ class Transactions:
     def sweep(self, now_ms: int) -> None:
         """Abort transactions past their timeout, go on with decisions that could not be carried out, forget old ids."""
         for transactional_id in self.coordinator.expired(now_ms):
-            answer = self.coordinator.time_out(transactional_id, now_ms)
-            if answer.transition is not None:
-                log.warning("transaction of %s timed out and is aborted", transactional_id)
-                self._decide(answer.transition, now_ms)
+            self._time_out(transactional_id, now_ms)
         self._finish_decided()
         for transactional_id in self.coordinator.idle(now_ms, ID_EXPIRATION_MS):
             self._persist(self.coordinator.forget(transactional_id, now_ms), now_ms)
         self._log.checkpoint_if_due(now_ms)
+
+    def _time_out(self, transactional_id: str, now_ms: int) -> None:
+        """Abort one transaction. A log that refuses holds up none of the others: the next sweep tries again."""
+        answer = self.coordinator.time_out(transactional_id, now_ms)
+        if answer.transition is None:
+            return
+        try:
+            self._decide(answer.transition, now_ms)
+        except LogError as error:
+            if transactional_id not in self._held_up:
+                log.error("transaction of %s timed out, to abort it is tried again: %s", transactional_id, error)
+                self._held_up.add(transactional_id)
+        else:
+            log.warning("transaction of %s timed out and is aborted", transactional_id)
 
     # --- Steps ---
 

@@ -45,6 +45,9 @@ __all__ = ["TransactionProtocol"]
 
 
 _OPEN = (State.InTransaction, State.Prepared)
+_NOTHING_DECIDED = (ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, ErrorCode.CONCURRENT_TRANSACTIONS)
+"""EndTxn was refused before anything was written. Any other code that is to be tried again may follow a decision
+that is in the transaction log and could not be synced or replicated; who reads that log back carries it out."""
 _NO_TWO_PHASE = (ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode.UNSUPPORTED_VERSION)
 
 
@@ -74,7 +77,7 @@ class TransactionProtocol:
         self._started = False
         self._unanswered = False
         self._sequence_gap = False
-        self._end_unanswered = False
+        self._end_in_doubt = False
         self._commit = False
         self._was_aborting = False
         self._keep = False
@@ -187,7 +190,7 @@ class TransactionProtocol:
         if self.state not in allowed:
             raise self.error()
         self._commit = commit
-        self._end_unanswered = False
+        self._end_in_doubt = False
         self._move(State.Committing if commit else State.Aborting)
         if not commit:
             self.failure = None
@@ -195,9 +198,9 @@ class TransactionProtocol:
         self._settle()
 
     def give_up(self, waited: float) -> SemelError:
-        """The caller's patience ended while EndTxn had no answer; returns what to raise."""
+        """The caller's patience ended while EndTxn had no answer that decides; returns what to raise."""
         what = "commit" if self._commit else "abort"
-        never_asked = not self._end_unanswered and not self._is_busy_with(Kind.EndTxn)
+        never_asked = not self._end_in_doubt and not self._is_busy_with(Kind.EndTxn)
         if self.state is State.Committing and never_asked and not self.prepared.is_transaction:
             left = next(iter(self.batches()), None)
             reason = f"; records for {left.partition} were not delivered ({left.reason})" if left else ""
@@ -374,7 +377,7 @@ class TransactionProtocol:
         if request.kind not in (Kind.InitProducerId, Kind.DescribeTransactions):
             self._unanswered = True
         if request.kind is Kind.EndTxn:
-            self._end_unanswered = True
+            self._end_in_doubt = True
 
     def not_sent(self, request: Request) -> None:
         """The request could not be written. It will be sent again."""
@@ -479,8 +482,10 @@ class TransactionProtocol:
             reaction = Reaction.FATAL  # An abort that cannot be aborted: nothing sensible is left to send.
         if reaction is Reaction.DONE:
             self._ended(identity)
-        else:
-            self._react(reaction, f"EndTxn ({decision})", code)
+            return reaction
+        if code not in _NOTHING_DECIDED:
+            self._end_in_doubt = True
+        self._react(reaction, f"EndTxn ({decision})", code)
         return reaction
 
     def diagnosed(self, request: Request, view: TransactionView | None) -> None:
@@ -500,7 +505,7 @@ class TransactionProtocol:
             or (view.identity == Identity(own.producer_id, own.epoch + 1) and aborted)
         )
         if not timed_out:
-            in_doubt = self._end_unanswered and self._commit
+            in_doubt = self._end_in_doubt and self._commit
             doubt = "; whether the last commit happened is unknown here" if in_doubt else ""
             self._fence(f"{reason}. Another process owns the id now as {view.identity} ({view.state}){doubt}")
         elif self.protocol == 2 and not self._was_aborting and not self.needs_init:
@@ -595,7 +600,7 @@ class TransactionProtocol:
         self._added.clear()
         self._groups_added.clear()
         self._offsets.clear()
-        self._started = self._unanswered = self._sequence_gap = self._end_unanswered = False
+        self._started = self._unanswered = self._sequence_gap = self._end_in_doubt = False
         self._was_aborting = self._took_over = False
         self.prepared = NOTHING_PREPARED
         self.failure = None
