@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from semel.errors import ConfigurationError, Retriable, SemelError
+from semel.errors import ConfigurationError
 from semel.examples.shop import sku
 from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
+from semel.prove.deployment import before_the_supervisor, child_specs, until_ready
 from semel.prove.load import LoadReport, plan_requests, run_load
 from semel.prove.nemesis import Fault, plan_faults
 from semel.prove.picture import Mark, throughput_svg
@@ -32,7 +32,6 @@ __all__ = ["BrokerControl", "Demo", "DemoOptions", "DemoResult"]
 
 WORKERS = HTTP_INSTANCES = 2
 APP = "semel.examples.shop:app"
-_START_SECONDS = 60.0
 _DRAIN_SECONDS = 180.0
 
 
@@ -103,7 +102,7 @@ class DemoResult:
             "lost": len(self.verdict.findings.lost) + len(self.verdict.findings.torn),
             "duplicated": len(self.verdict.findings.duplicated) + len(self.verdict.findings.phantom),
             "seconds": round(self.seconds, 1),
-            "orders_per_second": round(self.load.answered / self.seconds, 1) if self.seconds else 0.0,
+            "orders_per_second": round(self.load.orders_answered / self.seconds, 1) if self.seconds else 0.0,
             "p50_ms": round(self.load.percentile_ms(0.50), 1),
             "p99_ms": round(self.load.percentile_ms(0.99), 1),
             "database": self.database,
@@ -135,25 +134,13 @@ class Demo:
     # --- Processes ---
 
     def _specs(self) -> list[ChildSpec]:
-        python = [sys.executable, "-m", "semel"]
-        specs = []
-        if self._own_broker:
-            data = str(self._folder / "broker")
-            specs.append(self._spec("broker-0", [*python, "broker", "--data", data, "--listen", self._bootstrap]))
-        for slot in range(HTTP_INSTANCES):
-            listen = f"127.0.0.1:{self._ports[slot]}"
-            argv = [*python, "child", "http", APP, "--listen", listen, "--slot", str(slot)]
-            specs.append(self._spec(f"http-{slot}", argv))
-        workers = range(WORKERS)
-        return specs + [
-            self._spec(f"worker-{slot}", [*python, "child", "worker", APP, "--slot", str(slot)]) for slot in workers
-        ]
-
-    def _spec(self, name: str, argv: list[str]) -> ChildSpec:
-        log = self._folder / f"{name}.log"
-        # The others need the broker while they drain.
-        return ChildSpec(
-            name, argv, environment=lambda: self._environment(name), log=log, is_last=name.startswith("broker")
+        return child_specs(
+            APP,
+            self._folder,
+            self._environment,
+            broker=self._bootstrap if self._own_broker else None,
+            http=self._ports[:HTTP_INSTANCES],
+            workers=WORKERS,
         )
 
     def _environment(self, name: str) -> Mapping[str, str]:
@@ -222,7 +209,9 @@ class Demo:
                         task.cancel()
                     await asyncio.gather(load, chaos, progress, return_exceptions=True)
                 expected = expect(purchases, sku)
-                self._say.line(f"{report.answered:,} orders answered in {seconds:.1f} s; waiting for the last effects")
+                self._say.line(
+                    f"{report.orders_answered:,} orders answered in {seconds:.1f} s; waiting for the last effects"
+                )
                 ledger = Ledger(self._bootstrap, self._database)
                 await ledger.drained(expected, _DRAIN_SECONDS)
                 self._say.line("everything is drained; comparing file, topics and database")
@@ -265,8 +254,8 @@ class Demo:
 
     def write_picture(self, result: DemoResult, path: Path) -> None:
         """The SVG of throughput over time."""
-        rate = result.load.answered / result.seconds
-        title = f"{result.load.answered:,} orders, {result.kills} kills: {result.verdict.findings.summary()}"
+        rate = result.load.orders_answered / result.seconds
+        title = f"{result.load.orders_answered:,} orders, {result.kills} kills: {result.verdict.findings.summary()}"
         subtitle = (
             f"{rate:,.0f} orders a second on average, faults included; {result.load.replayed:,} duplicate requests "
             f"replayed; database {result.database}"
@@ -280,27 +269,13 @@ class Demo:
             self._scratch.cleanup()
 
     async def _all_or_first_error(self, wanted: asyncio.Task[None], supervisor: asyncio.Task[int]) -> None:
-        """Wait for `wanted`; a supervisor that ends before it is an error that must be seen."""
-        await asyncio.wait({wanted, supervisor}, return_when=asyncio.FIRST_COMPLETED)
-        if not wanted.done():
-            await supervisor
-            raise SemelError(f"the supervisor ended during the run; the children's logs are in {self._folder}")
-        await wanted
+        await before_the_supervisor(wanted, supervisor, self._folder)
 
     async def _until_ready(self, supervisor: asyncio.Task[int]) -> None:
         self._say.line(
             f"starting broker, {HTTP_INSTANCES} HTTP instances and {WORKERS} workers; data in {self._folder}"
         )
-        deadline = time.monotonic() + _START_SECONDS
-        for port in self._ports[:HTTP_INSTANCES]:
-            while not await _ready(port):
-                if supervisor.done():
-                    await supervisor
-                if time.monotonic() > deadline:
-                    raise Retriable(
-                        f"the demo was not ready within {_START_SECONDS:.0f} s; look at {self._folder}/*.log"
-                    )
-                await asyncio.sleep(0.05)
+        await until_ready(self._ports[:HTTP_INSTANCES], supervisor, self._folder)
 
     # --- Faults ---
 
@@ -312,7 +287,7 @@ class Demo:
             faults = [fault for fault in faults if fault.role != "broker"]
         pauses: list[asyncio.Task[None]] = []
         for fault in faults:
-            while report.answered < fault.after:
+            while report.orders_answered < fault.after:
                 await asyncio.sleep(0.01)
             if fault.action == "pause":
                 pauses.append(asyncio.create_task(self._pause(f"worker-{fault.slot}")))
@@ -353,10 +328,10 @@ class Demo:
         while True:
             await asyncio.sleep(self._say.interval)
             now = time.monotonic()
-            rate = (report.answered - last) / (now - before)
-            last, before = report.answered, now
+            rate = (report.orders_answered - last) / (now - before)
+            last, before = report.orders_answered, now
             self._say.progress(
-                f"{report.answered:>7,} of {orders:,} orders  {rate:>6,.0f}/s  kills {self._kills} "
+                f"{report.orders_answered:>7,} of {orders:,} orders  {rate:>6,.0f}/s  kills {self._kills} "
                 f"(broker {self._broker_kills})  pauses {self._pauses}  duplicates replayed {report.replayed:,}"
             )
 
@@ -394,18 +369,3 @@ def _signal(pid: int, number: signal.Signals) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-async def _ready(port: int) -> bool:
-    try:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    try:
-        writer.write(b"GET /readyz HTTP/1.1\r\nHost: semel\r\nConnection: close\r\n\r\n")
-        async with asyncio.timeout(5):
-            return b" 200 " in await reader.readline()
-    except (OSError, TimeoutError):
-        return False
-    finally:
-        writer.close()
