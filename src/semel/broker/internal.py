@@ -73,6 +73,11 @@ class InternalLog:
         if partition.waiters:
             partition.advanced()
 
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing is written any more until a restart."""
+        return self._opened().log.has_stopped
+
     def checkpoint_if_due(self, now_ms: int) -> None:
         """Write a checkpoint when enough changes have come since the last one. Call it between changes."""
         if self._bytes_since_checkpoint < max(CHECKPOINT_BYTES, CHECKPOINT_RATIO * self._checkpoint_bytes):

@@ -240,13 +240,15 @@ class Transactions:
     def _persist(self, transition: TransactionMetadata, now_ms: int) -> None:
         """Write a transition, then apply it.
 
-        When the log refuses it, nothing happened. Any other failure leaves the id pending, that is answered 51: whether
-        the record is in the file is for the next start to find out.
+        When the log refuses it, nothing happened. Any other failure, a failed sync too, leaves the id pending, that is
+        answered 51: whether the record is in the file is for the next start to find out.
         """
+        had_stopped = self._log.has_stopped
         try:
             self._log.append([encode_transaction(transition)], now_ms)
         except LogError:
-            self.coordinator.cancel(transition)
+            if had_stopped or not self._log.has_stopped:
+                self.coordinator.cancel(transition)
             raise
         self.coordinator.complete(transition)
 
