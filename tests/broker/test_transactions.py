@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-import semel.env
+import semel.failpoints
 from semel.client.describe import decode_described
-from semel.env import FailpointRaised, arm_failpoints
 from semel.errors import ErrorCode
+from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.types import TopicPartition
 from semel.wire.records import decode_records, iter_batches
 from tests.broker.core import Core, Pending, batch
@@ -18,7 +18,7 @@ from tests.broker.core import Core, Pending, batch
 @pytest.fixture(autouse=True)
 def disarm() -> Any:
     yield
-    semel.env.arm_failpoints("")
+    semel.failpoints.arm_failpoints("")
 
 
 class Writer:

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-import semel.env
+import semel.failpoints
 from semel.broker.config import BrokerConfig
 from semel.client.describe import decode_described
-from semel.env import FailpointRaised, arm_failpoints
 from semel.errors import ErrorCode
+from semel.failpoints import FailpointRaised, arm_failpoints
 from tests.broker.core import Core, batch
 from tests.broker.test_transactions import Writer, committed_values, offset_of
 
@@ -24,7 +24,7 @@ DAY_MS = 86_400_000
 @pytest.fixture(autouse=True)
 def disarm() -> Any:
     yield
-    semel.env.arm_failpoints("")
+    semel.failpoints.arm_failpoints("")
 
 
 def init(core: Core, name: str | None, *ids: int, two_phase: bool = True, keep: bool = False, timeout: int = 0) -> Any:

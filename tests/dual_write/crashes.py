@@ -25,7 +25,7 @@ from tests.services.kafka import free_port
 
 POINTS = ("after_init", "before_append", "after_append")
 POINTS += ("before_prepare", "after_prepare", "between_markers", "after_markers")
-"""Where the broker may kill itself (semel.env.FAILPOINTS)."""
+"""Where the broker may kill itself (semel.failpoints.FAILPOINTS)."""
 Report = dict[str, Any]
 PARTITIONS = [TopicPartition(TOPIC, 0), TopicPartition(TOPIC, 1)]
 

@@ -28,8 +28,8 @@ from semel.broker.broker import serve
 from semel.client.cluster import KafkaClient
 from semel.client.connection import Connection
 from semel.client.producer import TransactionalProducer
-from semel.env import arm_failpoints
 from semel.errors import Fenced, OutcomeUnknown, Retriable, SemelError
+from semel.failpoints import arm_failpoints
 from semel.wire.records import BatchBuilder
 
 TRANSACTIONAL_ID = "dual-write"

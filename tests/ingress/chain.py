@@ -16,8 +16,9 @@ import msgspec
 
 from semel import App, Created, Problem
 from semel.client.admin import Admin
-from semel.env import Env, arm_failpoints
+from semel.env import Env
 from semel.errors import Retriable
+from semel.failpoints import arm_failpoints
 from semel.ingress.asgi import Ingress, create
 from semel.ingress.limits import Limits
 from semel.ingress.link import ensure_topics, topic_specs

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Mount
 
-from semel import env
+from semel import failpoints
 from semel.errors import ConfigurationError, Retriable
 from semel.ingress import rules
 from semel.ingress.asgi import Ingress
@@ -282,11 +282,11 @@ def test_a_reply_settles_what_the_append_left_open() -> None:
 @pytest.mark.parametrize(("point", "appended"), [("ingress.before_append", 0), ("ingress.after_append", 1)])
 def test_a_crash_around_the_append_never_claims_that_nothing_was_stored(point: str, appended: int) -> None:
     async def test(ingress: Ingress, link: ScriptedLink) -> None:
-        env.arm_failpoints(f"{point}:raise:1")
+        failpoints.arm_failpoints(f"{point}:raise:1")
         try:
             got = await post(ingress)
         finally:
-            env.arm_failpoints("")
+            failpoints.arm_failpoints("")
         assert got.type == "/errors/outcome-unknown"
         assert len(link.appended) == appended
         retry = await post(ingress)

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from semel.disk import Disk, disk
-from semel.env import arm_failpoints
 from semel.errors import ErrorCode
+from semel.failpoints import arm_failpoints
 from semel.log import compaction
 from semel.log.log import LogError, PartitionLog
 from semel.wire.records import BatchBuilder, BatchHeader, decode_records, iter_batches

@@ -17,8 +17,9 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.client.producer import Producer
-from semel.env import Env, arm_failpoints
+from semel.env import Env
 from semel.errors import Fenced
+from semel.failpoints import arm_failpoints
 from semel.processing import EXIT_FENCED
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from semel.app import App
-from semel.env import Env, arm_failpoints
+from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
+from semel.failpoints import arm_failpoints
 from semel.processing import engine as engine_module
 from semel.processing import parking
 from semel.processing import unit as unit_module

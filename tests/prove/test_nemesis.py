@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from semel.env import FAILPOINTS
+from semel.failpoints import FAILPOINTS
 from semel.prove.nemesis import FULL_INPUT, plan_faults
 
 

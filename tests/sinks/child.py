@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from semel.env import arm_failpoints
+from semel.failpoints import arm_failpoints
 from semel.sinks.contract import Slice
 from semel.types import Record
 from tests.sinks import ledger

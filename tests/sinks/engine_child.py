@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from semel.env import Env, arm_failpoints
+from semel.env import Env
+from semel.failpoints import arm_failpoints
 from semel.processing.metrics import Metrics
 from semel.processing.worker import Worker
 from semel.settings import Settings

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from semel.env import FailpointRaised, arm_failpoints
+from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.sinks.contract import Unavailable
 from semel.sinks.sql import sqlite
 from tests.services.postgres import PostgresServer

@@ -20,6 +20,7 @@ from semel.coordinator.group import GroupConfig, GroupCoordinator, JoinAnswer, J
 from semel.coordinator.heartbeat import GroupTimes, HeartbeatAnswer, HeartbeatRequest
 from semel.env import Env
 from semel.errors import ErrorCode
+from semel.failpoints import failpoint
 from semel.log.log import LogError
 from semel.types import GroupMetadata
 
@@ -139,12 +140,14 @@ class Groups:
 
     def settle(self, now_ms: int) -> None:
         """After a call that changed a group: write, then answer those who may hear of it."""
+        failpoint("broker.before_group")
         try:
             self._append([], now_ms)
         except LogError as error:
             # Nobody hears of a generation that is not in the log; the next sweep tries again.
             log.error("%s cannot be written, groups wait: %s", OFFSETS_TOPIC, error)
             return
+        failpoint("broker.after_group")
         for token, answer in self.coordinator.drain():
             waiting = self._waiting.pop(token, None)
             if waiting is not None:
@@ -181,13 +184,16 @@ class Groups:
     def write(self, write: OffsetWrite, now_ms: int) -> None:
         """Make a checked commit durable and let it count. Raises `LogError` when nothing was written."""
         if write.records:
+            failpoint("broker.before_offsets")
             self._append(write.records, now_ms)
             self.coordinator.apply(write.records)
+            failpoint("broker.after_offsets")
 
     def end_transaction(self, producer_id: int, commit: bool, now_ms: int) -> None:
         """Let the staged offsets of a decided transaction count, or drop them; a second call does nothing."""
         records = self.coordinator.end_transaction(producer_id, commit)
         if records:
+            failpoint("broker.before_offsets_end")
             self._append(records, now_ms)
             self.coordinator.apply(records)
 

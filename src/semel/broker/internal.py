@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 
 from semel.broker.topics import Partition, Topics
+from semel.failpoints import failpoint
 from semel.log.log import LogError
 from semel.wire.records import decode_records, iter_batches
 
@@ -88,6 +89,7 @@ class InternalLog:
         try:
             if changes:
                 source.append_internal(changes, now_ms)
+            failpoint("broker.after_checkpoint")
             source.delete_before(first)
         except LogError as error:
             log.warning("no checkpoint of %s: %s", self._name, error)

@@ -16,8 +16,8 @@ from pathlib import Path
 
 from semel.broker.broker import serve
 from semel.broker.config import BrokerConfig
-from semel.env import arm_failpoints
 from semel.errors import ConfigurationError
+from semel.failpoints import arm_failpoints
 
 __all__ = ["main"]
 

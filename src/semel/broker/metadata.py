@@ -22,6 +22,7 @@ from uuid import UUID
 from semel.broker.security.acls import Acl, Operation, Pattern, Permission, Resource
 from semel.disk import disk
 from semel.errors import ConfigurationError, ErrorCode
+from semel.failpoints import failpoint
 from semel.log.errors import LogError, storage_error
 from semel.wire.scram import ScramCredential
 
@@ -167,6 +168,7 @@ class MetadataStore:
         data = _line(change)
         try:
             size = disk.size(self._file)
+            failpoint("broker.before_metadata", self._file, data, size)
             written = disk.pwrite(self._file, data, size)
             if written != len(data):
                 disk.truncate(self._file, size)  # A torn line would stand before the next change.
@@ -180,6 +182,7 @@ class MetadataStore:
             with contextlib.suppress(OSError):
                 disk.truncate(self._file, size)
             raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
+        failpoint("broker.after_metadata")
         self._apply(change)
 
     def _rewrite(self) -> int:
@@ -198,6 +201,7 @@ class MetadataStore:
             disk.unlink(temporary)
             raise ConfigurationError(f"{temporary} cannot be written: the disk is full. Free some space on it.")
         disk.sync(file)
+        failpoint("broker.before_metadata_rename")
         disk.rename(temporary, self._path)
         disk.sync_directory(self._path.parent)
         return file

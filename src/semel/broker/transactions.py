@@ -30,8 +30,9 @@ from semel.coordinator.transaction import (
     TransactionState,
 )
 from semel.coordinator.transaction_log import decode_transaction, decode_transactional_id, encode_transaction
-from semel.env import Env, failpoint
+from semel.env import Env
 from semel.errors import ErrorCode
+from semel.failpoints import failpoint
 from semel.log.log import LogError
 from semel.types import TopicPartition
 
@@ -120,6 +121,7 @@ class Transactions:
             self._decide(answer.transition, now_ms)
             answer = ask()
         if answer.transition is not None:
+            failpoint("broker.before_init")
             self._persist(answer.transition, now_ms)
             failpoint("broker.after_init")
         return answer
@@ -154,6 +156,7 @@ class Transactions:
             except LogError as error:
                 log.error("transaction of %s cannot be opened: %s", transactional_id, error)
                 return ErrorCode.COORDINATOR_NOT_AVAILABLE
+            failpoint("broker.after_join")
         return answer.error
 
     def end_transaction(
@@ -198,6 +201,7 @@ class Transactions:
     def sweep(self, now_ms: int) -> None:
         """Abort transactions past their timeout, go on with decisions that could not be carried out, forget old ids."""
         for transactional_id in self.coordinator.expired(now_ms):
+            failpoint("broker.before_time_out")
             self._time_out(transactional_id, now_ms)
         self._finish_decided()
         for transactional_id in self.coordinator.idle(now_ms, ID_EXPIRATION_MS):
@@ -273,6 +277,7 @@ class Transactions:
         if not refusals:
             try:
                 self._persist(self.coordinator.finish(prepared.transactional_id, now_ms), now_ms)
+                failpoint("broker.after_complete")
             except (LogError, OSError) as error:
                 refusals.append(error)
         self._report(prepared, refusals)
@@ -307,6 +312,7 @@ class Transactions:
 
     def _finish_decided(self) -> None:
         for prepared in self.coordinator.unfinished():
+            failpoint("broker.before_finish")
             if prepared.transactional_id not in self._held_up:
                 log.info("finishing %s of %s", prepared.state, prepared.transactional_id)
             self._carry_out(prepared, self._env.wall_ms(), first_time=False)
@@ -323,6 +329,7 @@ class Transactions:
                             "the coordinator does not know it",
                             *(producer_id, epoch, topic.info.name, partition.log.partition, first_offset),
                         )
+                        failpoint("broker.before_orphan")
                         # With the next epoch: its producer may be alive, and would go on where the marker stands in
                         # the middle of what it takes for one transaction.
                         self._end_in(partition, producer_id, min(epoch + 1, MAX_EPOCH), False, now_ms, False)

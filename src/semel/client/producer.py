@@ -31,6 +31,7 @@ from semel.errors import (
     SemelError,
     TwoPhaseCommitUnavailable,
 )
+from semel.failpoints import failpoint
 from semel.types import GroupMetadata, TopicPartition
 
 __all__ = ["PreparedState", "Producer", "RecordMetadata", "TransactionalProducer"]
@@ -206,7 +207,10 @@ class TransactionalProducer:
         """
         self._check()
         await self.flush()
-        return self._protocol.prepare()
+        failpoint("producer.before_prepare")
+        prepared = self._protocol.prepare()
+        failpoint("producer.after_prepare")
+        return prepared
 
     @property
     def prepared_state(self) -> PreparedState:
@@ -223,9 +227,11 @@ class TransactionalProducer:
         self._check()
         name = PreparedState.parse(decided) if isinstance(decided, str) else decided
         commit = name == self.prepared_state
+        failpoint("producer.before_complete")
         if not self._protocol.complete(name):
             return False
         await self._ended()
+        failpoint("producer.after_complete")
         return commit
 
     async def end_transaction(self, commit: bool) -> None:
@@ -258,6 +264,7 @@ class TransactionalProducer:
         deadline = self._deadline()
         await self._diagnosed(deadline)
         if protocol.state in (State.Unknown, State.Uninitialized, State.Failed):
+            failpoint("producer.before_resolve")
             await self.init_transactions()
         elif protocol.state is not State.Ready:
             await self.end_transaction(commit=False)
@@ -408,6 +415,7 @@ class TransactionalProducer:
         }
 
     async def _init_producer_id(self, request: Request) -> None:
+        failpoint("producer.before_init")
         answer = await self._call(
             request,
             INIT_PRODUCER_ID,
@@ -416,6 +424,7 @@ class TransactionalProducer:
             keep_prepared_txn=request.keep_prepared,
             **self._who(request),
         )
+        failpoint("producer.after_init")
         identity = Identity(answer.producer_id, answer.producer_epoch)
         ongoing = PreparedState(
             getattr(answer, "ongoing_txn_producer_id", -1), getattr(answer, "ongoing_txn_producer_epoch", -1)
@@ -451,6 +460,7 @@ class TransactionalProducer:
             topics.setdefault(partition.topic, []).append(
                 {"partition_index": partition.partition, "committed_offset": offset, "committed_metadata": ""}
             )
+        failpoint("producer.before_offsets")
         node_id = await self._client.coordinator(group.group_id, GROUP)
         answer = await self._client.call(
             TXN_OFFSET_COMMIT,
@@ -463,6 +473,7 @@ class TransactionalProducer:
             topics=[{"name": name, "partitions": items} for name, items in topics.items()],
             **self._who(request),
         )
+        failpoint("producer.after_offsets")
         codes = {
             TopicPartition(topic.name, item.partition_index): int(item.error_code)
             for topic in answer.topics
@@ -472,7 +483,9 @@ class TransactionalProducer:
         self._react(reaction, f"TxnOffsetCommit: errors {codes}", group=group.group_id)
 
     async def _end(self, request: Request) -> None:
+        failpoint("producer.before_end")
         answer = await self._call(request, END_TXN, committed=request.commit, **self._who(request))
+        failpoint("producer.after_end")
         identity = Identity(getattr(answer, "producer_id", -1), getattr(answer, "producer_epoch", -1))
         reaction = self._protocol.end_answered(request, int(answer.error_code), identity)
         self._react(reaction, f"EndTxn: error {int(answer.error_code)}")

@@ -16,6 +16,7 @@ from semel.client.batches import Batch
 from semel.client.cluster import Backoff, KafkaClient
 from semel.client.connection import Connection
 from semel.errors import OutcomeUnknown, Retriable, SemelError
+from semel.failpoints import failpoint
 from semel.types import TopicPartition
 
 __all__ = ["Answer", "Sender"]
@@ -191,6 +192,7 @@ class Sender:
             self.pause(str(error))
             return
         self._in_flight[node_id] += 1
+        failpoint("producer.after_send")
 
         def answered(future: asyncio.Future[Any]) -> None:
             self._in_flight[node_id] -= 1
@@ -199,6 +201,7 @@ class Sender:
             error = future.exception() if not future.cancelled() else OutcomeUnknown("cancelled")
             waiting = dict(by_key)
             if error is None:
+                failpoint("producer.after_answer")
                 for key, item in _answers(future.result()):
                     batch = waiting.pop(key, None)
                     if batch is not None:

@@ -26,6 +26,7 @@ from starlette.routing import Route
 
 from semel.env import Env
 from semel.errors import OutcomeUnknown, SemelError
+from semel.failpoints import failpoint
 from semel.ingress import rules
 from semel.ingress.bodies import Bodies, ClientGone
 from semel.ingress.gateway import Compose, Gateway, Link, NotTaken
@@ -346,9 +347,11 @@ class Ingress:
         await self._admit()
         wait = rules.parse_wait(_Headers.pick(request.scope["headers"]).prefer, endpoint.wait_seconds)
         scope = rules.scope_of(self._app, principal, endpoint.route, found[1])
+        failpoint("ingress.before_look_up")
         reply = await self._submit(
             scope, lambda instance, number, partition: LookUp(instance, number, partition, operation), wait
         )
+        failpoint("ingress.after_look_up")
         if reply is None:
             raise failure("no-answer-yet", "The owner is busy or away; ask again later.")
         return Answer(reply.status, reply.headers, reply.body)

@@ -13,8 +13,9 @@ from contextlib import suppress
 from itertools import count
 from typing import Protocol
 
-from semel.env import Env, failpoint
+from semel.env import Env
 from semel.errors import Fatal, OutcomeUnknown, SemelError
+from semel.failpoints import failpoint
 from semel.ingress.requests import LookUp, Reply, Request, read_reply, write
 from semel.processing.topics import DataError
 from semel.types import Record
@@ -166,7 +167,10 @@ class Gateway:
                 self._found()
                 pause = REOPEN_SECONDS[0]
                 while True:
-                    self._deliver(await self._link.replies())
+                    records = await self._link.replies()
+                    if records:
+                        failpoint("ingress.replies_read")
+                        self._deliver(records)
             except Fatal as error:
                 if self._route is None:
                     self._give_up(error)
@@ -210,6 +214,7 @@ class Gateway:
         route = self._route
         if route is None or self._is_draining:
             raise NotTaken(self.trouble)
+        failpoint("ingress.admitted")
         number = next(self._numbers)
         value = write(compose(self.instance, number, route.reply_partition))
         loop = asyncio.get_running_loop()
@@ -220,6 +225,7 @@ class Gateway:
         try:
             unknown = await self._append((murmur2(scope) & 0x7FFFFFFF) % route.partitions, scope, value)
             reply = await future
+            failpoint("ingress.after_reply")
             if reply is None and unknown is not None:
                 raise unknown
             return reply

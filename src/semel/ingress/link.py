@@ -13,6 +13,7 @@ from semel.client.consumer import Reader
 from semel.client.producer import Producer
 from semel.env import Env
 from semel.errors import ConfigurationError, ErrorCode, Fatal, SemelError
+from semel.failpoints import failpoint
 from semel.ingress.requests import STORE, requests_topic, responses_topic
 from semel.processing.component import state_topic
 from semel.types import Record, TopicPartition
@@ -127,6 +128,7 @@ class KafkaLink:
         await client.start()
         admin = Admin(client)
         await ensure_topics(admin, self._app, self._partitions)
+        failpoint("ingress.topics_made")
         await client.topic(self._requests)
         responses = await client.topic(responses_topic(self._app))
         self._producer = Producer(client)
@@ -136,6 +138,7 @@ class KafkaLink:
         reader = Reader(self._bootstrap, settings=self._client_settings)
         await reader.start({at: end})
         self._reader = reader
+        failpoint("ingress.before_open")
         while at not in (await reader.poll(REPLIES_MAX, POLL_SECONDS)).end_offsets:
             continue  # What is read before the end was reached is for instances of the past.
         return FoundRoute(self._partitions, at.partition)

@@ -19,6 +19,7 @@ import msgspec
 
 from semel.env import Env
 from semel.errors import ConfigurationError
+from semel.failpoints import failpoint
 from semel.ingress import rules
 from semel.ingress.requests import (
     STORE,
@@ -108,6 +109,7 @@ class Owner:
         stored = None if known is None else read_stored(known)
         effects = self._expire(record, stores)
         if isinstance(request, LookUp):
+            failpoint("owner.before_look_up")
             self._outcomes.add(outcome="looked_up")
             answer = self._look_up(request, stored, record.timestamp_ms)
             effects.append(self._reply(request, answer))
@@ -116,12 +118,15 @@ class Owner:
         outcome = None if stored is None else stored.known(self._retention_ms)
         verdict = rules.judge(outcome, seen, record.timestamp_ms)
         if verdict is Verdict.RUN:
+            failpoint("owner.before_handler")
             effects += await self._run(request, record, scope, seen)
+            failpoint("owner.after_handler")
         elif verdict is Verdict.REUSED:
             self._outcomes.add(outcome="reused")
             effects.append(self._reply(request, rules.key_reused()))
         else:
             assert stored is not None
+            failpoint("owner.before_replay")
             self._outcomes.add(outcome="replayed")
             effects.append(self._reply(request, stored.answer, is_replayed=True))
         return effects

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from semel.client.admin import Admin
 from semel.errors import SemelError
+from semel.failpoints import failpoint
 from semel.ingress.owner import COMPONENT
 from semel.ingress.requests import requests_topic
 from semel.types import TopicPartition
@@ -30,6 +31,7 @@ async def purge(admin: Admin, app: str, partitions: int) -> dict[TopicPartition,
     committed = await admin.committed_offsets(f"{app}.{COMPONENT}", wanted, require_stable=False)
     starts = await admin.list_offsets(committed, "earliest")
     due = {at: offset for at, offset in committed.items() if offset > starts[at]}
+    failpoint("ingress.before_purge")
     return {**starts, **await admin.delete_records(due)}
 
 

@@ -39,6 +39,7 @@ from typing import NamedTuple, Protocol
 
 from semel.disk import disk
 from semel.errors import ConfigurationError, CorruptBatch
+from semel.failpoints import failpoint
 from semel.log.errors import storage_error
 from semel.log.files import CLEANED_SUFFIX, FileHandle, write_atomically
 from semel.log.partition import AbortedTransaction, PartitionState
@@ -395,6 +396,7 @@ class _Pass:
             self._after += size
             return True
         output.finish()
+        failpoint("compaction.after_write")
         self._after += output.segment.size
         return self._log.replace(group, output.segment, output.path)
 
@@ -494,6 +496,7 @@ class _Output:
 
     def _write(self) -> None:
         data = b"".join(self._parts)
+        failpoint("compaction.before_write", self._file, data, self._written)
         if disk.pwrite(self._file, data, self._written) != len(data):
             raise OSError(f"only a part of {self.path} could be written")
         self._written += len(data)

@@ -13,6 +13,7 @@ from typing import Protocol
 from crc32c import crc32c
 
 from semel.disk import disk
+from semel.failpoints import failpoint
 
 __all__ = [
     "CLEANED_SUFFIX",
@@ -57,10 +58,12 @@ def write_atomically(path: Path, data: bytes, *, durable: bool) -> None:
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         file = FileHandle(disk.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644))
+        failpoint("file.before_write", file, data)
         if disk.pwrite(file, data, 0) != len(data):
             raise OSError(f"only part of {temporary} could be written")
         if durable:
             disk.sync(file)
+        failpoint("file.before_rename")
         disk.rename(temporary, path)
     except OSError:
         disk.unlink(temporary)

@@ -17,8 +17,8 @@ from uuid import UUID
 from crc32c import crc32c
 
 from semel.disk import disk
-from semel.env import failpoint
 from semel.errors import ErrorCode
+from semel.failpoints import failpoint
 from semel.log.compaction import Compactor
 from semel.log.errors import LogError, storage_error
 from semel.log.files import write_atomically
@@ -298,7 +298,9 @@ class PartitionLog(ReadableLog):
             active = self._roll()
         position = active.size
         try:
+            failpoint("log.before_write", active.file, data, position)
             written = disk.pwrite(active.file, data, position)
+            failpoint("log.after_write")
             if written != len(data):
                 raise OSError(f"{written} of {len(data)} bytes were written")
         except OSError as problem:
@@ -331,7 +333,9 @@ class PartitionLog(ReadableLog):
         """Bring a segment to the disk. After a failure the kernel may have dropped the bytes: never try again."""
         self._await_sync()
         try:
+            failpoint("log.before_sync")
             disk.sync(segment.file)
+            failpoint("log.after_sync")
         except OSError as problem:
             self._stop(segment.path, problem)
 
@@ -376,10 +380,12 @@ class PartitionLog(ReadableLog):
     def _roll(self) -> Segment:
         """Close the active segment and begin the next. What is closed is on the disk, whatever `fsync` says."""
         active = self._segments[-1]
+        failpoint("log.before_roll")
         self._sync(active)
         segment = Segment(self.directory, self._state.log_end_offset)
         try:
             active.seal(self._state.first_open_offset())
+            failpoint("log.after_seal")
             disk.truncate(segment.file, 0)
         except OSError as problem:
             raise storage_error(f"no new segment can be begun in {self.directory}", problem) from problem
@@ -387,6 +393,7 @@ class PartitionLog(ReadableLog):
         self._plan_sync_ahead()
         self._remember_loaded(active)
         self._sync_name()
+        failpoint("log.after_roll")
         self._snapshot(durable=True)
         return segment
 
@@ -447,7 +454,9 @@ class PartitionLog(ReadableLog):
         if offset > state.log_start_offset or self._has_segments_below(offset):
             self._check_running()
             try:
+                failpoint("retention.before_start")
                 write_log_start(self.directory, offset, durable=self._sync_always)
+                failpoint("retention.after_start")
                 state.raise_log_start(offset)
                 self._drop_segments(offset)
             except OSError as problem:
@@ -467,6 +476,7 @@ class PartitionLog(ReadableLog):
             if segment in self._loaded:
                 self._loaded.remove(segment)
             segment.remove()
+            failpoint("retention.between_deletions")
 
     def tend(self, now_ms: int) -> int:
         """Close the growing segment when its time has come, and delete what `retention_ms` and `retention_bytes` say.

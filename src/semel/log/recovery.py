@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from semel.disk import disk
 from semel.errors import ErrorCode
+from semel.failpoints import failpoint
 from semel.log.errors import LogError
 from semel.log.files import CLEANED_SUFFIX, TEMPORARY_SUFFIX, write_atomically
 from semel.log.partition import PartitionState
@@ -108,6 +109,7 @@ def _read_on(state: PartitionState, segments: list[Segment], later: list[int], n
         # An empty partition has no file, and looking must not make one.
         size = disk.size_at(segment.path) or 0
         if size > segment.size:
+            failpoint("recovery.before_scan")
             found = scan(segment, state, now_ms, closed=bool(later))
             read += found.read_bytes
             batches += found.batches
@@ -130,7 +132,9 @@ def _read_on(state: PartitionState, segments: list[Segment], later: list[int], n
         segment.seal(state.first_open_offset())
         segments.append(Segment(segment.directory, later.pop(0)))
     if cut:
+        failpoint("recovery.before_cut")
         disk.truncate(segment.file, segment.size)
+        failpoint("recovery.after_cut")
         _log.warning("%s: %d bytes behind offset %d cut", segment.path, cut, state.log_end_offset)
     return read, batches, cut
 
@@ -154,6 +158,7 @@ def rebuild_indexes(segments: list[Segment], now_ms: int) -> None:
 
     All, because an aborted transaction may begin in an earlier segment than its marker's.
     """
+    failpoint("recovery.before_index")
     closed = segments[:-1]
     state = PartitionState(closed[0].base_offset, closed[0].base_offset)
     for segment in closed:
@@ -165,3 +170,4 @@ def rebuild_indexes(segments: list[Segment], now_ms: int) -> None:
         fresh.max_timestamp = segment.max_timestamp
         fresh.seal(segment.stable_offset)
         segment.index = fresh.index
+    failpoint("recovery.after_index")

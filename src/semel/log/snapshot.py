@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from semel.disk import disk
+from semel.failpoints import failpoint
 from semel.log.files import read_checked, write_checked
 from semel.log.index import IndexImage, SegmentIndex
 from semel.log.partition import PartitionState
@@ -105,7 +106,9 @@ def write_snapshot(directory: Path, state: PartitionState, segments: list[Segmen
         list(state.producers.entries.values()),
     )
     payload = msgspec.msgpack.encode(snapshot)
+    failpoint("log.before_snapshot")
     write_checked(_path(directory, state.log_end_offset), payload, durable=durable)
+    failpoint("log.after_snapshot")
     # The one at the start of the active segment stays: it is the next best should the newest not count.
     keep = {_path(directory, state.log_end_offset), _path(directory, active.base_offset)}
     for path in _snapshots(directory):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from threading import Lock
 
 from semel.disk import disk
+from semel.failpoints import failpoint
 from semel.log.files import FileHandle
 
 __all__ = ["Sync"]
@@ -32,7 +33,9 @@ class Sync:
         with self._lock:
             if self._file is not None:
                 try:
+                    failpoint("log.before_sync")
                     disk.sync(self._file)
+                    failpoint("log.after_sync")
                 except OSError as problem:
                     self.problem = problem
                 self._file = None

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from semel.env import arm_failpoints
 from semel.errors import ConfigurationError, Fenced, SemelError
+from semel.failpoints import arm_failpoints
 from semel.settings import KAFKA_ADDRESS, Settings, read_properties
 
 __all__ = ["main"]

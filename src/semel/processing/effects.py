@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from semel.failpoints import failpoint
 from semel.types import Header
 
 if TYPE_CHECKING:
@@ -88,13 +89,14 @@ def _take(effect: Any, emit: Callable[[Effect], None]) -> None:
             "yield topic.record(...), state.put(...) or state.delete(...)"
         )
     emit(effect)
+    failpoint("handler.between_effects")
 
 
 async def _run_async_generator(result: AsyncIterable[Any], emit: Callable[[Effect], None]) -> Any:
     answer = None
     async for effect in result:
         if isinstance(effect, _EFFECTS):
-            emit(effect)
+            _take(effect, emit)
         elif answer is None:
             answer = effect
         else:

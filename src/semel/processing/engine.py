@@ -19,8 +19,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from semel.client.cluster import Backoff
-from semel.env import Env, failpoint
+from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
+from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.effects import perform
 from semel.processing.identity import instance_id, transactional_id
@@ -146,7 +147,9 @@ class Engine:
         lag: asyncio.Task[None] | None = None
         try:
             await self._insist(self._kafka.start, "connecting to Kafka")
+            failpoint("engine.before_identity")
             await self._insist(self._producer.init_transactions, f"taking over {self.identity}")
+            failpoint("engine.after_identity")
             await self._insist(self._consumer.start, f"joining group {self.component.group}")
             lag = asyncio.create_task(self._watch_lag(), name=f"lag {self.identity}")
             while not self._draining.is_set():
@@ -227,6 +230,7 @@ class Engine:
     async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
         self._gone_in_poll.clear()
+        failpoint("consume.before_poll")
         try:
             batch = await self._consumer.poll(max_records, timeout)
             self._last_poll = self._env.monotonic()
@@ -240,6 +244,8 @@ class Engine:
         if self._recovery is None:
             self._pending.extend(batch.records)
             self._ends.update(batch.end_offsets)
+        if batch.records:
+            failpoint("consume.after_poll")
         return batch
 
     async def _work(self, deadline: float) -> bool:
@@ -277,6 +283,7 @@ class Engine:
             return self._park(record, held, refused)
         scope = self._scope
         scope.begin(self._unit, record.partition)
+        failpoint("handler.before")
         try:
             answer = await perform(self.component.handle(record, scope), scope.emit)
             if answer is not None:
@@ -292,6 +299,7 @@ class Engine:
             return False
         except Exception as error:
             return self._park(record, held, error)
+        failpoint("handler.after")
         self._unit.add(record, scope)
         return True
 
@@ -317,6 +325,7 @@ class Engine:
             return self._stop(record, held, f"{where} cannot be processed ({error!r}) nor parked: {too_large}", error)
         if error is not None:
             log.error("%s parks the key of %s: %r", self.component.name, where, error, exc_info=error)
+        failpoint("handler.before_park")
         self._unit.park(record, write, error)
         return True
 
@@ -389,6 +398,7 @@ class Engine:
         try:
             for partition, batch in unit.seal(self.component.changelogs):
                 await self._producer.produce(partition.topic, partition.partition, batch)
+                failpoint("unit.between_batches")
             failpoint("unit.after_produce")
             await self._producer.send_offsets(offsets, self._consumer.group_metadata())
             failpoint("unit.before_end_transaction")
@@ -399,6 +409,7 @@ class Engine:
 
     def _committed(self, unit: UnitOfWork, offsets: dict[TopicPartition, int]) -> None:
         self._stores.apply(unit.changes)
+        failpoint("unit.after_state")
         for at, parked in unit.parked.items():
             self._inputs[at].parked.add(parked)
         for at, offset in offsets.items():
@@ -440,8 +451,10 @@ class Engine:
         """End what is open, and go back to the committed offsets of every partition that is ours."""
         await self._wait("before it goes on", logging.DEBUG)  # Why was said when it was needed.
         try:
+            failpoint("unit.before_recovery")
             if recovery.abort:
                 await self._producer.abort()
+            failpoint("unit.after_abort")
             recovery = self._recovery = _Recovery(False, recovery.rebuild)
             before = dict(self._inputs)
             partitions = sorted(TopicPartition(*at) for at in before)
@@ -471,11 +484,13 @@ class Engine:
                     self._stores.replace(store, partition, table)
             if self._recovery is recovery:
                 self._recovery = None
+        failpoint("unit.after_recovery")
 
     # --- Partitions come and go (client.consumer.ConsumerEvents) ---
 
     async def on_assigned(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Take over partitions; returns where to start reading. Nothing of them is delivered before this is done."""
+        failpoint("consume.before_assign")
         while True:
             try:
                 taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=True)
@@ -496,6 +511,7 @@ class Engine:
                 self._stores.replace(store, partition, table)
             self._measures.stopped(sum(1 for item in self._inputs.values() if item.stopped))
             self._measures.parked(self._parked_counts())
+        failpoint("consume.after_assign")
         log.info("%s took over %s", self.identity, ", ".join(f"{at}@{taken.offsets[at]}" for at in partitions))
         return taken.starts
 
@@ -508,8 +524,10 @@ class Engine:
     async def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Give partitions back: commit what is in hand while the group still knows us, then forget them."""
         async with self._turn:
+            failpoint("consume.before_revoke")
             if not self._closed:
                 await self._commit()
+            failpoint("consume.after_revoke")
             self._forget(partitions)
         log.info("%s gave back %s", self.identity, ", ".join(map(str, partitions)))
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.parking import ParkedKeys
 from semel.processing.seams import Kafka
@@ -64,6 +65,7 @@ async def take_over(
     for topic, identity in taken.topics.items():
         said = {at: committed.get(at, -1) for at in partitions if at.topic == topic}
         watermarks.check(component.group, identity, said)
+    failpoint("restore.after_offsets")
     starts = await kafka.admin.list_offsets(partitions, at="earliest")
     ends = await kafka.admin.list_offsets(partitions, at="high_watermark")
     for partition in partitions:
@@ -110,10 +112,12 @@ async def _restore(kafka: Kafka, component: Component, partitions: Sequence[Topi
     if not sources:
         return
     ends = await kafka.admin.list_offsets(list(sources), at="high_watermark")
+    failpoint("restore.after_ends")
     starts = await kafka.admin.list_offsets(list(sources), at="earliest")
     missing = {partition: starts[partition] for partition in sources if starts[partition] < ends[partition]}
     if missing:
         await _read(kafka, missing, ends, take)
+    failpoint("restore.after_state")
 
 
 async def _read(
@@ -126,6 +130,7 @@ async def _read(
         await reader.start(starts)
         while open_partitions:
             batch = await reader.poll(_POLL_RECORDS, _POLL_SECONDS)
+            failpoint("restore.between_polls")
             for record in batch.records:
                 at = TopicPartition(record.topic, record.partition)
                 if record.offset < ends[at]:

@@ -19,6 +19,7 @@ from uuid import UUID
 from semel.client.cluster import Backoff
 from semel.env import Env
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable, SemelError
+from semel.failpoints import failpoint
 from semel.processing.identity import instance_id, transactional_id
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
@@ -218,6 +219,8 @@ class SinkEngine:
             return None
         if self._has_moved:
             self._log_assignment()
+        if batch.records:
+            failpoint("sink.after_poll")
         return batch
 
     async def _rejoin(self, error: Fatal) -> None:
@@ -306,6 +309,7 @@ class SinkEngine:
                 self._is_rejoining = False
                 self._backoff.reset()
             self._measures.applied(applied)
+            failpoint("sink.after_apply")
             if applied.parked:
                 self._count_parked()
             return
@@ -390,6 +394,7 @@ class SinkEngine:
         offsets = {at: offset for at, offset in positions.items() if offset is not None}
         if not offsets:
             return
+        failpoint("sink.before_seek")
         try:
             await self._consumer.seek(offsets)
             await self._consumer.resume([at for at in offsets if stale[at].is_paused])
@@ -466,8 +471,10 @@ class SinkEngine:
 
     async def _take(self, partitions: Sequence[TopicPartition]) -> None:
         """Raise the fences, then read the positions and hold them against the logs."""
+        failpoint("sink.before_take_over")
         claims = await self._source.claims(partitions)
         answers = await self._call(self._sink.take_over, claims)
+        failpoint("sink.after_fence")
         # Asked only now: the owner before us may have moved the position until its fence was raised.
         bounds = await self._source.bounds(partitions)
         taken = []

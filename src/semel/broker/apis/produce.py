@@ -9,8 +9,8 @@ from semel.broker.apis.hotpath import ProducedPartition, ProducePartition, produ
 from semel.broker.exchange import Answer, Api, Later, Request
 from semel.broker.security.acls import Operation, Resource
 from semel.broker.topics import Partition, Topic
-from semel.env import failpoint
 from semel.errors import ErrorCode, ProtocolError
+from semel.failpoints import failpoint
 from semel.log.log import LogError
 from semel.log.validation import check_only_batch, read_first_batch
 from semel.types import TopicPartition

@@ -7,7 +7,7 @@ import signal
 from contextlib import suppress
 from random import Random
 
-from semel.env import FAILPOINTS
+from semel.failpoints import FAILPOINTS
 from semel.prove.faults.contract import Fault, NotNow, Outcome, Targets, role_of
 
 __all__ = ["Kill", "Pause", "Process", "points_of"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from semel.failpoints import failpoint
 from semel.sinks.sql.database import Cause, Database, Parameters
 from semel.sinks.sql.statements import StatementRefused, check_handler_statement
 
@@ -47,11 +48,13 @@ class Effects:
             # Going on would write outside of the transaction, where nothing is undone with it.
             raise StatementRefused("the transaction ended with an earlier error; nothing more can be written in it.")
         try:
-            return getattr(database, method)(sql, parameters)
+            found = getattr(database, method)(sql, parameters)
         except Exception as error:
             if database.driver_cause(error) not in (None, Cause.DATA):
                 self.failure = error
             raise
+        failpoint("sink.between_effects")
+        return found
 
     def end(self) -> None:
         """The handler returned or raised: its `db` is of no further use."""

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from semel.env import Env, failpoint
+from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
+from semel.failpoints import failpoint
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
 from semel.sinks.processes import ProcessIdentity, kill_if_stopped
 from semel.sinks.spec import SinkSpec
@@ -191,6 +192,7 @@ class SqlSink:
             database.begin()
             rows = positions.take_over(database, self._identity, self._cluster_id, claims, self._owner)
             parked = {claim: load_parked(database, self._key(claim)) for claim in rows}
+            failpoint("sink.before_fence_commit")
             database.commit()
         finally:
             database.rollback()
@@ -295,12 +297,15 @@ class SqlSink:
 
     def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
         database = self._database
+        failpoint("sink.before_begin")
         try:
             database.begin()
+            failpoint("sink.before_advance")
             self._advance(moves)
             failpoint("sink.before_effects")
             parking = self._parking(moves)
             work(parking, moves)
+            failpoint("sink.before_park")
             parking.write(database, {move.partition: move.key for move in moves}, self._env.wall_ms())
             failpoint("sink.before_db_commit")
         except Exception as error:
@@ -436,6 +441,7 @@ class SqlSink:
         if self._doubt is None:
             return Applied()
         moves, parking = self._doubt
+        failpoint("sink.before_settle")
         ours = [move for move in moves if self._is_current(move)]
         try:
             self._database.begin()
@@ -444,6 +450,7 @@ class SqlSink:
             raise self._unavailable(error) from error
         finally:
             self._database.rollback()
+        failpoint("sink.after_settle")
         lost: dict[TopicPartition, str] = {}
         committed = []
         for move, row in zip(ours, rows, strict=True):
