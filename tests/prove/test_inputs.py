@@ -102,8 +102,9 @@ def plan_of(*items: Any) -> InputSource:
     [
         (SourceRecord("paymnts", "a", Payment(1)), "input 0 of the proof plan cannot be sent: the app has no topic"),
         (SourceRecord("payments", 1, Payment(1)), "declared as str, got int"),
-        (Request("POST", "/a\r\nX: y", {}), "line break"),
-        (Request("POST", "/a", object()), "cannot be sent"),
+        (Request("POST", "/tills/a\r\nX: y/refunds", {}), "line break"),
+        (Request("POST", "/tills/1/refunds", object()), "cannot be sent"),
+        (Request("POST", "/til", {}), "the app has no endpoint POST /til"),
         ("no input", "neither a Request nor a SourceRecord"),
         (KeyError("cents"), "the proof plan failed after 0 inputs: KeyError: 'cents'"),
     ],

@@ -21,7 +21,7 @@ from semel.errors import ConfigurationError
 from semel.examples.shop import sku
 from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
-from semel.prove.deployment import before_the_supervisor, child_specs, until_ready
+from semel.prove.deployment import Progress, before_the_supervisor, child_specs, until_ready
 from semel.prove.load import LoadReport, plan_requests, run_load
 from semel.prove.nemesis import Fault, plan_faults
 from semel.prove.picture import Mark, throughput_svg
@@ -334,16 +334,6 @@ class Demo:
                 f"{report.orders_answered:>7,} of {orders:,} orders  {rate:>6,.0f}/s  kills {self._kills} "
                 f"(broker {self._broker_kills})  pauses {self._pauses}  duplicates replayed {report.replayed:,}"
             )
-
-
-class Progress(Protocol):
-    """Where the demo tells how far it is. `interval` is seconds between two progress lines."""
-
-    interval: float
-
-    def line(self, text: str) -> None: ...
-
-    def progress(self, text: str) -> None: ...
 
 
 def count_rebalances(folder: Path) -> int:

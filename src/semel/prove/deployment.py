@@ -7,11 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from semel.errors import Retriable, SemelError
 from semel.processing.supervisor import ChildSpec
 
-__all__ = ["before_the_supervisor", "child_specs", "until_ready"]
+__all__ = ["Progress", "before_the_supervisor", "child_specs", "until_ready"]
 
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 5.0
@@ -49,6 +50,16 @@ def child_specs(
     for slot, port in enumerate(http):
         specs.append(spec(f"http-{slot}", "child", "http", app, "--listen", f"127.0.0.1:{port}", "--slot", str(slot)))
     return specs + [spec(f"worker-{slot}", "child", "worker", app, "--slot", str(slot)) for slot in range(workers)]
+
+
+class Progress(Protocol):
+    """Where a run tells people how far it is. `interval` is seconds between two progress lines."""
+
+    interval: float
+
+    def line(self, text: str) -> None: ...
+
+    def progress(self, text: str) -> None: ...
 
 
 async def before_the_supervisor(wanted: asyncio.Task[None], supervisor: asyncio.Task[int], folder: Path) -> None:

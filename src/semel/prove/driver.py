@@ -23,10 +23,10 @@ from semel.prove.clients import Address, Answer, Connection, until_answered
 from semel.prove.inputs import Job
 from semel.wire.partitioner import partition_for
 
-__all__ = ["INPUT_HEADER", "Driver", "Sent"]
+__all__ = ["Driver", "Sent"]
 
-INPUT_HEADER = "semel-proof-input"
-"""Header of the records that the campaign sends: the id under which the history has them."""
+PROOF = "semel-proof"
+"""Header that says where a record comes from; of one from outside it is the attempt that sent it."""
 _COPIES_SHARE = 0.1
 _RECORD_DONE = 200
 _DELIVERY_MS = 120_000
@@ -195,7 +195,7 @@ class Driver:
         partitions = (await self._kafka.topic(job.topic)).partitions
         key = job.record_key
         partition = self._rng.randrange(partitions) if key is None else partition_for(key, partitions)
-        headers = ((INPUT_HEADER, job.key.encode()),)
+        headers = ((PROOF, attempt.encode()),)
         try:
             written = await self._producer.send(job.topic, partition, key, job.body, headers)
         except Retriable:

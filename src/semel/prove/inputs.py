@@ -28,7 +28,7 @@ class Job(NamedTuple):
 
     number: int
     route: str
-    """Method and path, empty for a record."""
+    """The endpoint's route, empty for a record."""
     key: str
     """The Idempotency-Key, or the id of the record."""
     data: bytes
@@ -88,7 +88,7 @@ class InputSource:
             body = item.body if isinstance(item.body, bytes) else msgspec.json.encode(item.body)
             key = item.key if item.key is not None else name
             data = request_bytes(item.method, item.path, key, body, item.headers)
-            return Job(number, f"{item.method} {item.path}", key, data, body)
+            return Job(number, self._route(item), key, data, body)
         if not isinstance(item, SourceRecord):
             raise TypeError("it is neither a Request nor a SourceRecord")
         topic = self._app.topics.get(item.topic)
@@ -96,6 +96,13 @@ class InputSource:
             raise ValueError(f"the app has no topic {item.topic!r}")
         value = topic.encode_value(item.value) or b""
         return Job(number, "", name, value, value, topic.name, topic.encode_key(item.key))
+
+    def _route(self, item: Request) -> str:
+        path = item.path.partition("?")[0]
+        for spec in self._app.endpoints.values():
+            if spec.method == item.method and spec.pattern.fullmatch(path):
+                return spec.route
+        raise ValueError(f"the app has no endpoint {item.method} {path}")
 
 
 def _make(maker: EndpointSpec | Topic[Any, Any], rng: Random) -> Input:

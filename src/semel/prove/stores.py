@@ -1,0 +1,85 @@
+"""The databases of a campaign: fresh ones where that is possible, and never one that holds somebody's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from semel.app import App
+from semel.errors import ConfigurationError, Retriable
+from semel.settings import database_variable
+from semel.sinks.sql.database import Database, open_database, without_password
+
+__all__ = ["check_empty", "choose_databases", "describe"]
+
+_SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
+_POSTGRES_TABLES = """
+SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables
+WHERE schemaname <> 'information_schema' AND left(schemaname, 3) <> 'pg_'
+"""
+
+
+def choose_databases(app: App, given: Mapping[str, str], folder: Path) -> dict[str, str]:
+    """Where each database of the app is during the campaign, as environment variables.
+
+    What was given by name (or under the empty name, for all of them); else a new SQLite file in `folder` for an app
+    that uses SQLite; else what the app names. Raises `ConfigurationError`.
+    """
+    unknown = sorted(given.keys() - app.databases.keys() - {""})
+    if unknown:
+        known = ", ".join(app.databases) or "none"
+        raise ConfigurationError(f"--database {unknown[0]}=...: app {app.name} has no such database. It has: {known}.")
+    chosen = {}
+    for name, spec in app.databases.items():
+        fresh = f"sqlite:///{(folder / f'{name}.db').absolute()}" if spec.url.startswith("sqlite:") else spec.url
+        chosen[database_variable(name)] = given.get(name) or given.get("") or fresh
+    return chosen
+
+
+def check_empty(app: App) -> None:
+    """Raise `ConfigurationError` when one of the app's databases has a row in any table.
+
+    What is counted at the end must come from this campaign; and a campaign must never write among rows that matter.
+    """
+    for url in sorted({spec.url for spec in app.databases.values()}):
+        database = open_database(url)
+        path = getattr(database, "path", None)
+        if path is not None and not path.exists():
+            continue
+        filled = _tables_with_rows(database)
+        if filled:
+            raise ConfigurationError(
+                f"{without_password(url)} is not empty: there are rows in {', '.join(filled[:5])}. A campaign needs a "
+                "database of its own: name an empty one with --database URL."
+            )
+
+
+def describe(app: App) -> list[str]:
+    """Kind and version of each database, without address or login."""
+    found = []
+    for url in sorted({spec.url for spec in app.databases.values()}):
+        database = open_database(url)
+        sql = "SELECT sqlite_version()" if database.title == "SQLite" else "SHOW server_version"
+        try:
+            database.connect()
+            found.append(f"{database.title} {database.query(sql)[0][0]}")
+        finally:
+            database.close()
+    return found
+
+
+def _tables_with_rows(database: Database) -> list[str]:
+    is_sqlite = database.title == "SQLite"
+    try:
+        database.connect()
+        tables = [name for (name,) in database.query(_SQLITE_TABLES if is_sqlite else _POSTGRES_TABLES)]
+        if is_sqlite:
+            tables = ['"' + name.replace('"', '""') + '"' for name in tables]
+        return [name for name in tables if database.query(f"SELECT 1 FROM {name} LIMIT 1")]  # noqa: S608 - quoted
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise Retriable(f"the database {without_password(database.url)} cannot be used now: {text}") from error
+    finally:
+        database.close()
