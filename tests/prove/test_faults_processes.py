@@ -13,9 +13,11 @@ from random import Random
 
 import pytest
 
+from semel import history
 from semel.errors import ConfigurationError
+from semel.history import Strike
 from semel.prove.faults.catalogue import KINDS, kinds_named
-from semel.prove.faults.contract import Fault, NotNow, Outcome, Struck, Targets, inflict
+from semel.prove.faults.contract import Fault, NotNow, Outcome, Targets, inflict
 from semel.prove.faults.processes import Kill, Pause, points_of
 
 
@@ -39,14 +41,16 @@ def aimed_at(process: subprocess.Popen[bytes], name: str = "worker-0") -> Target
 
 
 def test_a_killed_process_is_gone_and_half_of_the_successors_are_trapped(child: subprocess.Popen[bytes]) -> None:
-    targets, notes = aimed_at(child), list[Struck]()
-    outcome = asyncio.run(inflict(Kill(targets), "worker-0", Random(1), notes.append))
+    targets, notes = aimed_at(child), list[Strike]()
+    with history.captured() as events:
+        outcome = asyncio.run(inflict(Kill(targets), "worker-0", Random(1), notes.append))
+    assert events == notes
     assert child.wait(10) == -signal.SIGKILL
     assert [(note.type, note.kind, note.target) for note in notes] == [
         ("invoke", "kill", "worker-0"),
         ("ok", "kill", "worker-0"),
     ]
-    assert notes[1].outcome == outcome.done
+    assert notes[1].detail == outcome.done
     trap = targets.armed.get("worker-0")
     assert (trap is not None) == ("its successor dies at" in outcome.done)
     with pytest.raises(NotNow, match="worker-0 does not run"):
@@ -80,7 +84,7 @@ def test_a_pause_lasts_longer_than_a_session_and_ends(child: subprocess.Popen[by
 
 
 def test_a_cancelled_pause_is_healed(child: subprocess.Popen[bytes]) -> None:
-    notes: list[Struck] = []
+    notes: list[Strike] = []
 
     async def run() -> None:
         targets = aimed_at(child)
@@ -123,7 +127,7 @@ def test_what_is_not_there_is_refused_in_words() -> None:
 
 def test_a_strike_that_fails_is_healed_and_told() -> None:
     healed: list[bool] = []
-    notes: list[Struck] = []
+    notes: list[Strike] = []
 
     class Broken(Fault):
         kind = "broken"
@@ -141,4 +145,4 @@ def test_a_strike_that_fails_is_healed_and_told() -> None:
     with pytest.raises(OSError, match="half"):
         asyncio.run(inflict(Broken(Targets()), "it", Random(5), notes.append))
     assert healed == [True]
-    assert notes[-1].outcome == "it failed; ended early by OSError"
+    assert notes[-1].outcome == "ended early by OSError: half of it was done"

@@ -12,11 +12,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
+from semel import history
 from semel.errors import SemelError
+from semel.history import Strike
 
-__all__ = ["Fault", "NotNow", "Outcome", "Struck", "Targets", "inflict"]
+__all__ = ["Fault", "NotNow", "Outcome", "Targets", "inflict", "role_of"]
 
 
 class NotNow(SemelError):
@@ -28,15 +30,6 @@ class Outcome(NamedTuple):
 
     done: str
     hold_seconds: float = 0.0
-
-
-class Struck(NamedTuple):
-    """One line about a strike: `invoke` before anything is done, `ok` when it is healed, `fail` if nothing was done."""
-
-    type: Literal["invoke", "ok", "fail"]
-    kind: str
-    target: str
-    outcome: str = ""
 
 
 @dataclass(slots=True)
@@ -106,14 +99,22 @@ async def inflict(
     fault: Fault,
     target: str,
     rng: Random,
-    note: Callable[[Struck], None] = lambda _struck: None,
+    tell: Callable[[Strike], None] = lambda _strike: None,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Outcome:
-    """Strike, hold and heal; heals also when it is cancelled. Each step is noted before the next one.
+    """Strike, hold and heal; heals also when it is cancelled.
 
-    Raises `NotNow` when nothing was done.
+    Two events go into the history, and to `tell`: `invoke` before anything is done, then `ok` when it is healed, or
+    `fail` if nothing was done. Raises `NotNow` when nothing was done.
     """
-    note(Struck("invoke", fault.kind, target))
+    attempt = history.attempt()
+
+    def note(type_: history.Outcome, detail: str = "", outcome: str = "") -> None:
+        event = Strike(type=type_, a=attempt, kind=fault.kind, target=target, detail=detail, outcome=outcome)
+        history.note(event)
+        tell(event)
+
+    note("invoke")
     done = ""
     try:
         try:
@@ -123,10 +124,10 @@ async def inflict(
         finally:
             await fault.heal()
     except NotNow as error:
-        note(Struck("fail", fault.kind, target, str(error)))
+        note("fail", outcome=str(error))
         raise
     except BaseException as error:
-        note(Struck("ok", fault.kind, target, f"{done or 'it failed'}; ended early by {type(error).__name__}"))
+        note("ok", done, f"ended early by {type(error).__name__}: {error}".rstrip(": "))
         raise
-    note(Struck("ok", fault.kind, target, done))
+    note("ok", done, "healed")
     return outcome

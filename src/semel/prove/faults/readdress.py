@@ -11,7 +11,7 @@ from typing import Any
 from kio.serial import entity_writer
 
 from semel.prove.faults.pipe import HERE
-from semel.wire.messages import decode_response, is_flexible
+from semel.wire.messages import decode_response, is_flexible, response_entity
 
 __all__ = ["names_brokers", "readdressed"]
 
@@ -21,8 +21,8 @@ _LEADER_IN_PRODUCE, _LEADER_IN_FETCH = 10, 16
 
 
 @cache
-def _writer(entity: Any) -> Callable[[BytesIO, Any], None]:
-    return entity_writer(entity)
+def _writer(api_key: int, version: int) -> Callable[[BytesIO, Any], None]:
+    return entity_writer(response_entity(api_key, version))
 
 
 def names_brokers(api_key: int, version: int, *, several: bool) -> bool:
@@ -51,7 +51,7 @@ def readdressed(api_key: int, version: int, frame: bytes, port_for: Callable[[st
         answer = moved(answer)
     buffer = BytesIO()
     buffer.write(b"\0\0\0\0" + frame[4:8] + (b"\0" if is_flexible(api_key, version) else b""))
-    _writer(type(answer))(buffer, answer)
+    _writer(api_key, version)(buffer, answer)
     buffer.seek(0)
     buffer.write((len(buffer.getbuffer()) - 4).to_bytes(4, "big"))
     return buffer.getvalue()
