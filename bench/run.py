@@ -204,6 +204,7 @@ def side_by_side(servers: list[Server], parts: list[str], rounds: int, options: 
 def starts(count: int) -> Figures:
     """Our start to the first answer and the memory after it; medians of several starts with an empty folder."""
     seconds, memory = [], []
+    Semel().stop()  # The first start after a change of the code compiles it.
     for _ in range(count):
         server = Semel()
         seconds.append(server.start_seconds)

@@ -50,9 +50,11 @@ class Semel:
         self._folder = tempfile.TemporaryDirectory(prefix="semel-bench-")
         self.bootstrap = f"127.0.0.1:{free_port()}"
         argv = [sys.executable, "-m", "semel", "broker", "--data", f"{self._folder.name}/data", "--listen"]
+        # An installed Semel has its bytecode, a checkout writes it at the first start, unless it is told not to.
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         with Path(self._folder.name, "log").open("wb") as log:
             began = time.monotonic()
-            self._process = subprocess.Popen([*argv, self.bootstrap, *options], stdout=log, stderr=log)
+            self._process = subprocess.Popen([*argv, self.bootstrap, *options], stdout=log, stderr=log, env=environment)
         self.start_seconds = _first_answer(self.bootstrap, began)
 
     @property

@@ -201,10 +201,17 @@ def test_it_takes_the_open_files_that_its_connections_need(process: Process, mon
 
 def test_its_process_imports_what_a_broker_needs_and_no_more() -> None:
     """Each of these costs a tenth of a second at the start, and megabytes for as long as it runs."""
-    heavy = ("uvicorn", "starlette", "fastapi", "confluent_kafka", "hypothesis", "sqlite3", "psycopg")
+    heavy = ("uvicorn", "starlette", "fastapi", "confluent_kafka", "hypothesis", "sqlite3", "psycopg", "semel.client")
     code = f"import semel.ops.broker_process, sys; print([name for name in {heavy!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_schemas_are_imported_when_they_are_asked_for() -> None:
+    """kio has hundreds of modules, one for each version of a message; a client uses some twenty."""
+    code = "import semel.ops.broker_process, sys; print(len([name for name in sys.modules if 'kio.schema' in name]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20
 
 
 def test_two_brokers_on_one_directory(process: Process) -> None:

@@ -211,9 +211,8 @@ def _varint(value: int) -> bytes:
 _VARINTS: list[bytes] = [
     *(bytes((n << 1,)) for n in range(1 << 6)),
     *(bytes((n << 1 & 0x7F | 0x80, n >> 6)) for n in range(1 << 6, 1 << 13)),
-    *(bytes((n << 1 & 0x7F | 0x80, n >> 6 & 0x7F | 0x80, n >> 13)) for n in range(1 << 13, 1 << 16)),
 ]
-"""Offset deltas, and lengths of all but very large values, are a look-up: the varints of 0 to 65,535."""
+"""Most numbers are a look-up: the varints of one and two bytes. Those of three would cost every start 20 ms."""
 _NULL = b"\x01"
 """The varint of -1: the length of a key or value that is None."""
 
