@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
+from semel import history
 from semel.failpoints import arm_failpoints
 from semel.sinks.contract import Slice
 from semel.types import Record
@@ -51,6 +52,7 @@ def work(url: str, total: int) -> None:
 
 if __name__ == "__main__":
     arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""))
+    history.start(os.environ.get("SEMEL_HISTORY", ""), "worker", 0)
     if "IDLE_IN_TRANSACTION" in os.environ:
         from semel.sinks.sql import postgres
 

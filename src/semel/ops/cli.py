@@ -282,7 +282,7 @@ def migrate(url: str, sql: bool) -> None:
     """Create Semel's tables in the database at URL (sqlite:///FILE or postgresql://...)."""
     from semel.ops.databases import migrate as run_migration
 
-    statements = run_migration(url, print_only=sql)
+    statements = run_migration(url, print_only=sql, audit=bool(_settings().history))
     click.echo(statements if sql else "Semel's tables are there.")
 
 

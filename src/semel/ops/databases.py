@@ -14,10 +14,13 @@ from semel.sinks.sql.database import open_database, without_password
 __all__ = ["migrate", "parked_in_database"]
 
 
-def migrate(url: str, *, print_only: bool) -> str:
-    """Make Semel's tables; the SQL. Raises `Retriable` when the database cannot be reached."""
+def migrate(url: str, *, print_only: bool, audit: bool = False) -> str:
+    """Make Semel's tables, with `audit` the ledger that a history needs too; the SQL.
+
+    Raises `Retriable` when the database cannot be reached.
+    """
     with _reaching(url):
-        return run_migration(url, print_only=print_only)
+        return run_migration(url, print_only=print_only, audit=audit)
 
 
 def parked_in_database(url: str) -> list[dict[str, Any]]:

@@ -392,20 +392,22 @@ class Engine:
             self._committed(unit, moved)
 
     async def _transact(self, unit: UnitOfWork, offsets: dict[TopicPartition, int]) -> None:
-        failpoint("unit.before_produce")
-        self._producer.begin()
-        self._measures.transaction_began(self._env.monotonic)
-        try:
-            for partition, batch in unit.seal(self.component.changelogs):
-                await self._producer.produce(partition.topic, partition.partition, batch)
-                failpoint("unit.between_batches")
-            failpoint("unit.after_produce")
-            await self._producer.send_offsets(offsets, self._consumer.group_metadata())
-            failpoint("unit.before_end_transaction")
-            await self._producer.end_transaction(True)
-            failpoint("unit.after_end_transaction")
-        finally:
-            self._measures.transaction_ended()
+        with unit.told(self.component.name, self.identity):
+            failpoint("unit.before_produce")
+            self._producer.begin()
+            self._measures.transaction_began(self._env.monotonic)
+            try:
+                for partition, batch in unit.seal(self.component.changelogs):
+                    await self._producer.produce(partition.topic, partition.partition, batch)
+                    failpoint("unit.between_batches")
+                failpoint("unit.after_produce")
+                await self._producer.send_offsets(offsets, self._consumer.group_metadata())
+                failpoint("unit.before_end_transaction")
+                unit.is_ending = True
+                await self._producer.end_transaction(True)
+                failpoint("unit.after_end_transaction")
+            finally:
+                self._measures.transaction_ended()
 
     def _committed(self, unit: UnitOfWork, offsets: dict[TopicPartition, int]) -> None:
         self._stores.apply(unit.changes)

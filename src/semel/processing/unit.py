@@ -7,7 +7,10 @@ its end. A unit that is not committed is thrown away, and nothing of it is left 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
+from semel import history
+from semel.errors import AbortTransaction
 from semel.processing.effects import Change, Effect, Write, lower
 from semel.processing.limits import (
     BATCH_BYTES_MAX,
@@ -18,6 +21,7 @@ from semel.processing.limits import (
     UNIT_RECORDS_MAX,
 )
 from semel.processing.parking import BY_KEY, ParkedKeys, park_key
+from semel.processing.provenance import Provenance
 from semel.processing.stores import Changes, Stores
 from semel.processing.topics import DataError
 from semel.types import Record, TopicPartition
@@ -44,6 +48,9 @@ class UnitOfWork:
         self.records = 0
         self.size = 0
         """Bytes of inputs and outputs, roughly."""
+        self.is_ending = False
+        """Whether its commit was asked for: before that, nothing of it can be committed."""
+        self.provenance = Provenance() if history.on() else None
 
     def __repr__(self) -> str:
         return f"<UnitOfWork {self.records} records, {self.size} bytes, {len(self.outputs)} output partitions>"
@@ -55,7 +62,8 @@ class UnitOfWork:
 
     def add(self, record: Record, scope: RecordScope) -> None:
         """Take in a record that was worked on to the end."""
-        for write in scope.writes:
+        writes = scope.writes if self.provenance is None else self.provenance.worked_on(record, scope.writes)
+        for write in writes:
             self._append(write, record.partition, self.now_ms)
         for store, changed in scope.changes.items():
             self.changes.setdefault((store, record.partition), {}).update(changed)
@@ -64,6 +72,8 @@ class UnitOfWork:
 
     def park(self, record: Record, write: Write, error: BaseException | None) -> None:
         """Take in a record that is to wait; `write` is how it stands in the park topic."""
+        if self.provenance is not None:
+            write = self.provenance.parked(record, write)
         self._append(write, record.partition, record.timestamp_ms)
         parked = self.parked.setdefault((record.topic, record.partition), ParkedKeys())
         parked.records += 1
@@ -79,6 +89,21 @@ class UnitOfWork:
         for (topic, partition), builders in self.outputs.items():
             for builder in builders:
                 yield TopicPartition(topic, partition), builder
+
+    @contextmanager
+    def told(self, component: str, transactional_id: str) -> Iterator[None]:
+        """Around the transaction: tell the history that it is tried, and how it ended."""
+        if self.provenance is None:
+            yield
+            return
+        self.provenance.begin(component, transactional_id)
+        try:
+            yield
+        except BaseException as error:
+            is_certain = not self.is_ending or isinstance(error, AbortTransaction)
+            self.provenance.end("fail" if is_certain else "info")
+            raise
+        self.provenance.end("ok")
 
     def _passed(self, record: Record) -> None:
         self.records += 1

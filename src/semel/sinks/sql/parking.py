@@ -66,6 +66,10 @@ class Parking:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def offsets(self, partition: TopicPartition) -> list[int]:
+        """What is parked of one partition, in the order in which it was added."""
+        return [record.offset for record, *_ in self._rows if record[:2] == partition]
+
     def blocks(self, record: Record) -> bool:
         """Whether an earlier record of the same key is parked."""
         if record.key is None:

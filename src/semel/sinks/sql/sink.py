@@ -9,16 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from semel import history
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
 from semel.failpoints import failpoint
+from semel.history import BatchPart
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
 from semel.sinks.processes import ProcessIdentity, kill_if_stopped
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import positions
+from semel.sinks.sql.audit import Audit, Given
 from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, without_password
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.parking import Parked, Parking, load_parked
@@ -84,6 +88,21 @@ class _Conflict(SemelError):
     """Another transaction was in the way; nothing is committed."""
 
 
+def _parts(moves: Sequence[_Move], parking: Parking, audit: Audit) -> list[BatchPart]:
+    """The transaction as the history tells of it."""
+    return [
+        BatchPart(
+            *move.partition,
+            move.owner_epoch,
+            move.from_offset,
+            move.to_offset,
+            audit.handed(move.partition),
+            parking.offsets(move.partition),
+        )
+        for move in moves
+    ]
+
+
 _Work = Callable[[Parking, Sequence[_Move]], None]
 
 
@@ -113,7 +132,10 @@ class SqlSink:
         self._owner = f"semel {owner} {ProcessIdentity.current()}"
         self._database = database or open_database(spec.database.url)
         self._owned: dict[TopicPartition, _Owned] = {}
-        self._doubt: tuple[Sequence[_Move], Parking] | None = None
+        self._doubt: tuple[Sequence[_Move], Parking, Audit | None] | None = None
+        self._is_audited = history.on()
+        self._audit: Audit | None = None
+        """The ledger of the transaction in hand."""
 
     def __repr__(self) -> str:
         doubt = ", outcome of the last COMMIT unknown" if self._doubt else ""
@@ -133,9 +155,9 @@ class SqlSink:
 
     def _prepare(self) -> None:
         if not self._create_tables:
-            check_tables(self._database)
+            check_tables(self._database, audit=self._is_audited)
             return
-        migrate_connected(self._database, schema_sql(self._database.title))
+        migrate_connected(self._database, schema_sql(self._database.title, audit=self._is_audited))
         if self._spec.database.schema:
             migrate_connected(self._database, self._spec.database.schema)
 
@@ -297,6 +319,7 @@ class SqlSink:
 
     def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
         database = self._database
+        self._audit = Audit(self._identity) if self._is_audited else None
         failpoint("sink.before_begin")
         try:
             database.begin()
@@ -353,7 +376,7 @@ class SqlSink:
         )
 
     def _together(self, parking: Parking, moves: Sequence[_Move]) -> None:
-        views = []
+        items = []
         for move in moves:
             for item in move.items:
                 if parking.blocks(item.record):
@@ -361,9 +384,9 @@ class SqlSink:
                 elif item.error is not None:
                     parking.add(item.record, item.error)
                 else:
-                    views.append(item.view)
-        if views:
-            self._handle(views)
+                    items.append(item)
+        if items:
+            self._handle(items)
 
     def _one_by_one(self, parking: Parking, moves: Sequence[_Move]) -> None:
         database = self._database
@@ -375,18 +398,18 @@ class SqlSink:
                     parking.add(item.record, None)
                     continue
                 if error is None:
-                    error = self._handle_one(item.view)
+                    error = self._handle_one(item)
                 if error is not None:
                     log.warning("%s: %s-%d offset %d is parked: %s: %s", self._identity, *item.record[:3],
                                 type(error).__name__, error)  # fmt: skip
                     parking.add(item.record, error)
 
-    def _handle_one(self, view: Any) -> Exception | None:
+    def _handle_one(self, item: _Item) -> Exception | None:
         """Run the handler on one record inside a savepoint; the error for which the record is to be parked."""
         database = self._database
         database.execute("SAVEPOINT semel_record")
         try:
-            self._handle([view])
+            self._handle([item])
         except _Poison as poison:
             if not database.in_transaction:
                 raise
@@ -396,24 +419,37 @@ class SqlSink:
         database.execute("RELEASE SAVEPOINT semel_record")
         return None
 
-    def _handle(self, views: Sequence[Any]) -> None:
+    def _handle(self, items: Sequence[_Item]) -> None:
         """Call the handler; raises `_Poison` when the data is at fault, `_Conflict` and `Unavailable` when not."""
         effects = Effects(self._database)
-        try:
-            self._spec.handler(views, effects)
-        except Exception as error:
-            raise self._translated(effects.failure or error, by_handler=True) from error
-        finally:
-            effects.end()
-        if effects.failure is not None:
-            raise self._translated(effects.failure) from effects.failure
+        with self._audited(items):
+            try:
+                self._spec.handler([item.view for item in items], effects)
+            except Exception as error:
+                raise self._translated(effects.failure or error, by_handler=True) from error
+            finally:
+                effects.end()
+            if effects.failure is not None:
+                raise self._translated(effects.failure) from effects.failure
+
+    def _audited(self, items: Sequence[_Item]) -> AbstractContextManager[None]:
+        """Around a call of the handler: the ledger has what it is given."""
+        if self._audit is None:
+            return nullcontext()
+        offsets: dict[TopicPartition, list[int]] = {}
+        for item in items:
+            offsets.setdefault(TopicPartition(item.record.topic, item.record.partition), []).append(item.record.offset)
+        given = [Given(at, self._owned[at].owner_epoch, numbers) for at, numbers in offsets.items()]
+        return self._audit.call(self._database, given)
 
     # The end of a transaction.
 
     def _commit(self, moves: Sequence[_Move], parking: Parking) -> Applied:
-        self._doubt = (moves, parking)  # Until we know: an exception anywhere below leaves it to be settled.
+        audit = self._audit
+        self._doubt = (moves, parking, audit)  # Until we know: an exception anywhere below leaves it to be settled.
         try:
-            self._database.commit()
+            with nullcontext() if audit is None else audit.told(_parts(moves, parking, audit)):
+                self._database.commit()
         except OutcomeUnknown as error:
             raise Unavailable(f"{error}. Whether it was committed will be read from the position rows.") from error
         except Exception as error:
@@ -440,7 +476,7 @@ class SqlSink:
         """
         if self._doubt is None:
             return Applied()
-        moves, parking = self._doubt
+        moves, parking, audit = self._doubt
         failpoint("sink.before_settle")
         ours = [move for move in moves if self._is_current(move)]
         try:
@@ -467,6 +503,8 @@ class SqlSink:
             "carried out" if committed else "lost with its owner" if lost else "not carried out",
         )
         self._doubt = None
+        if audit is not None and len(lost) < len(ours):
+            audit.end("ok" if committed else "fail")
         self.release(lost)
         settled = self._accept(committed, parking) if committed else Applied()
         if lost:

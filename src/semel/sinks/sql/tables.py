@@ -42,22 +42,41 @@ CREATE TABLE IF NOT EXISTS semel_parked (
   PRIMARY KEY (sink, cluster_id, topic_id, part, record_offset)
 );
 """
+_AUDIT = """\
+
+-- What each call of a sink's handler was given, while a history is written (docs/proof.md). No unique constraint: it
+-- would hide what this table is to show.
+CREATE TABLE IF NOT EXISTS semel_audit (
+  seq {serial},
+  sink TEXT NOT NULL,
+  topic TEXT NOT NULL,
+  partition INTEGER NOT NULL,
+  owner_epoch BIGINT NOT NULL,
+  attempt TEXT NOT NULL,
+  offsets TEXT NOT NULL
+);
+"""
 _BYTES = {"SQLite": "BLOB", "PostgreSQL": "BYTEA"}
+_SERIAL = {
+    "SQLite": "INTEGER PRIMARY KEY AUTOINCREMENT",
+    "PostgreSQL": "BIGINT GENERATED ALWAYS AS IDENTITY",
+}
 _NAMES = ("semel_position", "semel_parked")
 
 
-def schema_sql(title: str) -> str:
+def schema_sql(title: str, *, audit: bool = False) -> str:
     """The SQL that makes Semel's tables in the database of this title; it may run again."""
-    return _TABLES.format(bytes=_BYTES[title])
+    return _TABLES.format(bytes=_BYTES[title]) + (_AUDIT.format(serial=_SERIAL[title]) if audit else "")
 
 
-def migrate(url: str, *, schema: str | None = None, print_only: bool = False) -> str:
+def migrate(url: str, *, schema: str | None = None, print_only: bool = False, audit: bool = False) -> str:
     """Make Semel's tables, and then the app's own `schema`, in one transaction. Returns the SQL.
 
-    With `print_only` nothing is connected to. Raises `ConfigurationError` for a URL that cannot work and for SQL that
-    the database refuses; the driver's own error when the database cannot be reached.
+    With `audit` it makes the audit ledger too; with `print_only` nothing is connected to. Raises `ConfigurationError`
+    for a URL that cannot work and for SQL that the database refuses; the driver's own error when the database cannot
+    be reached.
     """
-    tables = schema_sql(title_of(url))
+    tables = schema_sql(title_of(url), audit=audit)
     sql = "\n".join(part.strip() + "\n" for part in (tables, schema) if part and part.strip())
     if print_only:
         return sql
@@ -80,9 +99,9 @@ def migrate_connected(database: Database, sql: str) -> None:
         raise ConfigurationError(f"{without_password(database.url)} refused the schema: {error}") from error
 
 
-def check_tables(database: Database) -> None:
+def check_tables(database: Database, *, audit: bool = False) -> None:
     """Raise `ConfigurationError` when Semel's tables are missing; it says how to make them."""
-    for name in _NAMES:
+    for name in (*_NAMES, "semel_audit") if audit else _NAMES:
         try:
             database.query(f"SELECT 1 FROM {name} LIMIT 0")  # noqa: S608 - our own names
         except Exception as error:

@@ -1,0 +1,68 @@
+"""Where each output came from, and how each unit of work ended: for the history, and only while one is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from semel import history
+from semel.history import Outcome, Unit, UnitInput, UnitParked
+from semel.processing.effects import Write
+from semel.types import Record
+
+__all__ = ["PROOF", "Provenance"]
+
+PROOF: Final = "semel-proof"
+"""`attempt|topic|partition|offset|j|n`: the j-th of n outputs of the input that stands there; `|parked` behind it
+for the input itself in its park topic. Changelogs have no such header."""
+
+
+class Provenance:
+    """One unit of work as the history tells of it. A unit that is thrown away leaves no trace."""
+
+    __slots__ = ("_inputs", "_parked", "attempt")
+
+    def __init__(self) -> None:
+        self.attempt = history.attempt()
+        self._inputs: dict[tuple[str, int], UnitInput] = {}
+        self._parked: list[UnitParked] = []
+
+    def worked_on(self, record: Record, writes: Sequence[Write]) -> list[Write]:
+        """The outputs of one input, each with its header."""
+        at = (record.topic, record.partition)
+        held = self._inputs.get(at)
+        if held is None:
+            held = self._inputs[at] = UnitInput(*at, [], [])
+        held.offsets.append(record.offset)
+        held.outputs.append(len(writes))
+        return [_marked(write, f"{self._place(record)}|{number}|{len(writes)}") for number, write in enumerate(writes)]
+
+    def parked(self, record: Record, write: Write) -> Write:
+        """A parked input, with its header in the place of the one that it came with."""
+        self._parked.append(UnitParked(record.topic, record.partition, record.offset))
+        return _marked(write, f"{self._place(record)}|0|1|parked")
+
+    def _place(self, record: Record) -> str:
+        return f"{self.attempt}|{record.topic}|{record.partition}|{record.offset}"
+
+    def begin(self, component: str, transactional_id: str) -> None:
+        """The transaction is about to be tried."""
+        history.note(
+            Unit(
+                type="invoke",
+                a=self.attempt,
+                component=component,
+                transactional_id=transactional_id,
+                inputs=list(self._inputs.values()),
+                parked=self._parked,
+            )
+        )
+
+    def end(self, outcome: Outcome) -> None:
+        """It is over."""
+        history.note(Unit(type=outcome, a=self.attempt))
+
+
+def _marked(write: Write, proof: str) -> Write:
+    headers = tuple(header for header in write.headers if header[0] != PROOF)
+    return Write(write.topic, write.key, write.value, (*headers, (PROOF, proof.encode())), write.partition)
