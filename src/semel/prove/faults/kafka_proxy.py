@@ -49,7 +49,7 @@ class KafkaProxy(Proxy):
         key = api_key_of(api)
         if key is None:
             raise ConfigurationError(f"There is no API {api!r} in Kafka's protocol: EndTxn, for example, is one.")
-        return self.add(Rule(action, key, version, nth, times))
+        return self.add(Rule(action, key, version, on=nth, times=times))
 
     def add(self, rule: Rule) -> Rule:
         """Put a rule in force; the first that takes a request wins."""

@@ -11,9 +11,13 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from typing import Any, Literal
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
 
 from semel.env import listen
+
+if TYPE_CHECKING:
+    from semel.prove.faults.rules import Trap
 
 __all__ = ["Address", "Direction", "Pipe", "Proxy"]
 
@@ -106,6 +110,8 @@ class Pipe:
         self.client.other, self.server.other = self.server, self.client
         self.client.pause("connecting")
         self._connecting: asyncio.Task[None] | None = None
+        self.waiting: set[asyncio.Task[None]] = set()
+        """What is held until its trap is released."""
 
     def from_client(self, data: bytes) -> None:
         """Bytes on their way to the server."""
@@ -120,15 +126,42 @@ class Pipe:
         self.server.close()
 
     def server_gone(self) -> None:
-        """The server closed. What it sent still arrives, unless this is overridden."""
+        """The server closed. What it sent still arrives; what is held for it never does."""
+        self._drop_what_waits()
         self.client.close()
+
+    def done_waiting(self) -> None:
+        """Something that was held has gone its way."""
 
     def close(self, *, reset: bool = False) -> None:
         """End both connections."""
         if self._connecting is not None:
             self._connecting.cancel()
+        self._drop_what_waits()
         self.client.close(reset=reset)
         self.server.close(reset=reset)
+
+    def when_let_go(self, trap: Trap, seconds: float | None, action: Callable[[], None]) -> None:
+        """Do it after so many seconds, or when the trap is released; never, when the server is gone before."""
+
+        async def wait() -> None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(trap.released.wait(), seconds)
+            action()
+
+        def done(task: asyncio.Task[None]) -> None:
+            self.waiting.discard(task)
+            if task.cancelled():
+                trap.settle(None)
+            self.done_waiting()
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self.waiting.add(task)
+        task.add_done_callback(done)
+
+    def _drop_what_waits(self) -> None:
+        for task in list(self.waiting):
+            task.cancel()
 
     def connect(self) -> asyncio.Protocol:
         """Begin to reach the server; returns the protocol of the client's socket, which is not read until then."""

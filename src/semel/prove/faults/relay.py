@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from semel.errors import ProtocolError
@@ -70,7 +68,6 @@ class Relay(Pipe):
         self._deaf = False
         """A response was dropped: nothing behind it reaches the client."""
         self._overtaken: _Overtaken | None = None
-        self._later: set[asyncio.Task[None]] = set()
         self._client_left = False
 
     def from_client(self, data: bytes) -> None:
@@ -121,7 +118,7 @@ class Relay(Pipe):
             case Hold("request", seconds):
                 self._requests.halt()
                 self.client.pause("held")
-                self._when_let_go(rule, seconds, lambda: self._let_request_go(asked, frame))
+                self.when_let_go(rule, seconds, lambda: self._let_request_go(asked, frame))
             case Reorder(behind, seconds) if self._overtaken is None:
                 timer = asyncio.get_running_loop().call_later(seconds, self._requests.between_frames, self._catch_up)
                 self._overtaken = _Overtaken(asked, frame, behind, timer)
@@ -133,7 +130,7 @@ class Relay(Pipe):
                 def again() -> None:
                     self._forward(copy, frame)
 
-                self._when_let_go(rule, seconds, lambda: self._requests.between_frames(again))
+                self.when_let_go(rule, seconds, lambda: self._requests.between_frames(again))
             case Drop("request"):
                 self._cut_off = True
                 rule.settle(None)
@@ -212,7 +209,7 @@ class Relay(Pipe):
                 assert asked.rule is not None
                 self._responses.halt()
                 self.server.pause("held")
-                self._when_let_go(asked.rule, seconds, lambda: self._let_response_go(frame))
+                self.when_let_go(asked.rule, seconds, lambda: self._let_response_go(frame))
             case Drop("response"):
                 self._deaf = True
             case Cut("response", at, reset):
@@ -236,29 +233,6 @@ class Relay(Pipe):
 
     # --- Time, and the end ---
 
-    def _when_let_go(self, rule: Rule, seconds: float | None, action: Callable[[], None]) -> None:
-        """Do it after so many seconds, or when the rule is released; at once if it is."""
-        if rule.released.is_set():
-            asyncio.get_running_loop().call_soon(action)
-            return
-
-        async def wait() -> None:
-            try:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(rule.released.wait(), seconds)
-            except asyncio.CancelledError:
-                rule.settle(None)  # Its connection ended before it went.
-                raise
-            action()
-
-        task = asyncio.get_running_loop().create_task(wait())
-        self._later.add(task)
-        task.add_done_callback(self._done_waiting)
-
-    def _done_waiting(self, task: asyncio.Task[None]) -> None:
-        self._later.discard(task)
-        self._leave_if_idle()
-
     def _settle(self, asked: _Asked, answer: bytes | None) -> None:
         rule = asked.rule
         if rule is not None and (asked.is_copy or not isinstance(rule.action, Duplicate)):
@@ -266,7 +240,7 @@ class Relay(Pipe):
 
     def _is_busy(self) -> bool:
         """Whether something that a rule took is still on its way to the broker, or in its hands."""
-        return bool(self._later) or self._overtaken is not None or any(asked.rule for asked in self._asked)
+        return bool(self.waiting) or self._overtaken is not None or any(asked.rule for asked in self._asked)
 
     def client_gone(self) -> None:
         # What was taken must still arrive: a late frame is late because its client has gone on elsewhere.
@@ -276,7 +250,7 @@ class Relay(Pipe):
         self.server.close()
 
     def _leave_if_idle(self) -> None:
-        if not self._client_left or self._later:
+        if not self._client_left or self.waiting:
             return
         if self._is_busy():
             asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.server.close)
@@ -287,11 +261,7 @@ class Relay(Pipe):
         for asked in self._asked:
             self._settle(asked, None)
         self._asked.clear()
-        for task in list(self._later):
-            task.cancel()
-        self.client.close()
+        super().server_gone()
 
-    def close(self, *, reset: bool = False) -> None:
-        for task in list(self._later):
-            task.cancel()
-        super().close(reset=reset)
+    def done_waiting(self) -> None:
+        self._leave_if_idle()

@@ -1,6 +1,6 @@
-"""What shall happen to which request: rules for the Kafka proxy.
+"""What shall happen to which request: rules for the proxies.
 
-A rule counts the requests that it is about, and acts on the `on`-th and the `times` - 1 behind it. Over TCP nothing
+Over TCP nothing
 overtakes and nothing is missing in the middle: a dropped frame takes everything behind it with it, as a cut wire
 does, and a held one holds what comes after it. `Reorder` and `Duplicate` do what TCP cannot: they stand for a client's
 copy on another connection, and for a broker that takes requests of one connection in another order.
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from semel.prove.faults.pipe import Direction
 from semel.wire.messages import RequestHeader
 
-__all__ = ["Action", "Cut", "Drop", "Duplicate", "Hold", "Reorder", "Rule"]
+__all__ = ["Action", "Cut", "Drop", "Duplicate", "Hold", "Reorder", "Rule", "Trap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,35 +70,24 @@ Action = Hold | Reorder | Duplicate | Drop | Cut
 
 
 @dataclass(slots=True, eq=False)
-class Rule:
-    """An action for the `on`-th matching request and `times` - 1 more behind it."""
+class Trap:
+    """An action for the `on`-th occasion and `times` - 1 more behind it."""
 
     action: Action
-    api_key: int | None = None
-    """Of which API; None is every one."""
-    version: int | None = None
-    on: int = 1
-    times: int = 1
-    when: Callable[[RequestHeader, bytes], bool] | None = None
-    """Counts only requests for which this is true; it gets the frame without its length prefix."""
-    seen: int = 0
-    hits: int = 0
-    struck: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    """A request was taken."""
-    answered: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
-    """The broker answered what was taken (of a duplicate: the copy), or its connection is gone."""
-    answer: bytes | None = field(default=None, repr=False)
-    """That answer without its length prefix; None when the connection ended instead."""
-    released: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
+    on: int = field(default=1, kw_only=True)
+    times: int = field(default=1, kw_only=True)
+    seen: int = field(default=0, kw_only=True)
+    hits: int = field(default=0, kw_only=True)
+    struck: asyncio.Event = field(default_factory=asyncio.Event, repr=False, kw_only=True)
+    """An occasion was taken."""
+    answered: asyncio.Event = field(default_factory=asyncio.Event, repr=False, kw_only=True)
+    """The server answered what was taken (of a duplicate: the copy), or its connection is gone."""
+    answer: bytes | None = field(default=None, repr=False, kw_only=True)
+    """That answer; None when the connection ended instead. Kafka's is without its length prefix."""
+    released: asyncio.Event = field(default_factory=asyncio.Event, repr=False, kw_only=True)
 
-    def may_take(self, api_key: int, version: int) -> bool:
-        """Whether a request with this head could be meant."""
-        return self.api_key in (None, api_key) and self.version in (None, version)
-
-    def takes(self, header: RequestHeader, frame: bytes) -> bool:
-        """Count this request; whether the action is for it."""
-        if self.when is not None and not self.when(header, frame):
-            return False
+    def count(self) -> bool:
+        """Count this occasion; whether the action is for it."""
         self.seen += 1
         if not self.on <= self.seen < self.on + self.times:
             return False
@@ -111,7 +100,31 @@ class Rule:
         self.released.set()
 
     def settle(self, answer: bytes | None) -> None:
-        """The broker answered what was taken, or never will."""
+        """The server answered what was taken, or never will."""
         if not self.answered.is_set():
             self.answer = answer
             self.answered.set()
+
+
+@dataclass(slots=True, eq=False)
+class Rule(Trap):
+    """A trap for requests to Kafka."""
+
+    api_key: int | None = None
+    """Of which API; None is every one."""
+    version: int | None = None
+    when: Callable[[RequestHeader, bytes], bool] | None = None
+    """Counts only requests for which this is true; it gets the frame without its length prefix."""
+    header: RequestHeader | None = field(default=None, repr=False, kw_only=True)
+    """The head of the request that was taken last."""
+
+    def may_take(self, api_key: int, version: int) -> bool:
+        """Whether a request with this head could be meant."""
+        return self.api_key in (None, api_key) and self.version in (None, version)
+
+    def takes(self, header: RequestHeader, frame: bytes) -> bool:
+        """Count this request, if it is meant; whether the action is for it."""
+        if (self.when is not None and not self.when(header, frame)) or not self.count():
+            return False
+        self.header = header
+        return True
