@@ -94,7 +94,6 @@ def _table(result: DemoResult) -> str:
         lines.append("0 lost, 0 duplicated")
     else:
         lines.append(f"NOT EXACT: {findings.summary()}")
-        for name in ("lost", "duplicated", "phantom", "torn", "out_of_order"):
-            lines += [f"  {name}: {what}" for what in getattr(findings, name)[:5]]
+        lines += [f"  {anomaly}" for anomaly in findings.anomalies[:20]]
         lines += [f"  refused: {what}" for what in result.load.refused[:5]]
     return "\n".join(lines)

@@ -19,8 +19,9 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.errors import Retriable, SemelError
-from semel.prove.checker import Effect, Findings, check_effects, check_totals
+from semel.prove.check.findings import Findings
 from semel.prove.purchases import Expected, Purchase
+from semel.prove.check.totals import Effect, check_effects, check_totals
 from semel.settings import Settings
 from semel.sinks.sql import connect
 from semel.sinks.sql.database import is_missing_table
@@ -258,7 +259,7 @@ def judge(
         line, position = int(value["order_id"]), int(value["position"])
         name = str(value["sku"])
         if name != sku(line, position):
-            findings.phantom.append(f"item {position} of order {line} is {name}, expected {sku(line, position)}")
+            findings.add("E8", f"input {line}", f"item {position} is {name}, expected {sku(line, position)}")
         item_effects.append(Effect(line, position, (record.partition, record.offset), name, where.get(line)))
     findings.merge(check_effects({purchase.line: range(purchase.cds) for purchase in purchases}, item_effects))
     customers: dict[Hashable, tuple[int, ...]] = dict(expected.customers.items())
@@ -276,7 +277,7 @@ def _check_witness(seen: Log, topics: Log) -> Findings:
         final = topics.get(partition, [])
         for index, record in enumerate(records):
             if index >= len(final) or final[index].offset != record.offset or final[index].value != record.value:
-                findings.torn.append(f"{partition}: the concurrent reader saw offset {record.offset} out of place")
+                findings.add("L11", f"{partition}@{record.offset}", "the concurrent reader saw it out of place")
                 break
     return findings
 

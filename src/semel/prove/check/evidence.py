@@ -1,0 +1,170 @@
+"""What a run left behind, as values for the checker: the history, raw logs, positions, ledgers, parked rows.
+
+Everything large is given as something to read from the start again, a piece at a time, so that evidence of any size
+is checked in memory of a few bytes an offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from semel.history import Event
+from semel.wire.compression import decompress
+from semel.wire.records import BATCH_OVERHEAD, BatchHeader, check_crc, iter_batches
+
+__all__ = [
+    "PROOF",
+    "Evidence",
+    "InDoubt",
+    "Ingress",
+    "LedgerRow",
+    "Log",
+    "LogBatch",
+    "ParkedRow",
+    "Position",
+    "file_chunks",
+]
+
+PROOF = "semel-proof"
+"""The header that says where a record comes from. A unit's output: `a|topic|partition|offset|j|n`, with `|parked`
+behind it for a parked record; a record from outside: the attempt of its `Send` alone."""
+
+CHUNK_BYTES = 4 << 20
+"""How much of a log's file is in memory at once; it grows for a batch that is larger."""
+
+
+class LogBatch(NamedTuple):
+    """One batch of a raw log: its header, and where it lies in `buffer`."""
+
+    header: BatchHeader
+    buffer: bytes
+    at: int
+
+    @property
+    def is_intact(self) -> bool:
+        return check_crc(self.buffer, self.at, self.header)
+
+    def data(self) -> bytes:
+        """Its records, decompressed. Raises `CorruptBatch`."""
+        data = self.buffer[self.at + BATCH_OVERHEAD : self.at + self.header.size]
+        return decompress(self.header.codec, data) if self.header.codec else data
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The raw log of one partition, markers and aborted records included.
+
+    `chunks` gives buffers of whole batches, in order, and may be called again. `stable` is the last stable offset.
+    `begin` is the first offset that is judged: what stood there before the run is none of its business.
+    """
+
+    topic: str
+    partition: int
+    start: int
+    stable: int
+    end: int
+    chunks: Callable[[], Iterable[bytes]]
+    is_compacted: bool = False
+    begin: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.topic}-{self.partition}"
+
+    def batches(self) -> Iterator[LogBatch]:
+        """Every batch in order of offsets."""
+        for buffer in self.chunks():
+            for at, header in iter_batches(buffer):
+                yield LogBatch(header, buffer, at)
+
+
+def file_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """A file of batches in pieces of whole ones; a rest that is no batch comes last."""
+    rest = b""
+    with path.open("rb") as file:
+        while piece := file.read(max(chunk_bytes, len(rest))):
+            buffer = rest + piece
+            end = 0
+            for at, header in iter_batches(buffer):
+                end = at + header.size
+            rest = buffer[end:]
+            if end:
+                yield buffer[:end]
+    if rest:
+        yield rest
+
+
+class Position(NamedTuple):
+    """Where one consumer is in one partition; `begin` is where it was before the run.
+
+    One for each partition of its inputs, also where nothing was ever committed (then `next_offset` is `begin`).
+    """
+
+    component: str
+    topic: str
+    partition: int
+    next_offset: int
+    begin: int = 0
+    is_sink: bool = False
+
+
+class LedgerRow(NamedTuple):
+    """One row of an audit ledger: one call of a sink's handler, written in the transaction of its effects."""
+
+    sink: str
+    topic: str
+    partition: int
+    owner_epoch: int
+    attempt: str
+    offsets: Sequence[int]
+
+
+class ParkedRow(NamedTuple):
+    """One record that a sink parked in its database."""
+
+    sink: str
+    topic: str
+    partition: int
+    offset: int
+
+
+class InDoubt(NamedTuple):
+    """A transaction that is not over: `system` is "Kafka" or a database; `prepared` ones end by no time-out."""
+
+    system: str
+    name: str
+    state: str
+    is_prepared: bool
+
+
+class Ingress(NamedTuple):
+    """The topics between HTTP and the owner of keys. `scope` gives the records' key for an event's route and key."""
+
+    requests: str
+    responses: str
+    outcomes: str
+    """The changelog of stored responses."""
+    scope: Callable[[str, str], bytes]
+
+
+def _nothing() -> Iterable[LedgerRow]:
+    return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All that is judged. `events` and `ledger` may be called again; `ledger` gives rows in the order of `seq`."""
+
+    events: Callable[[], Iterable[Event]]
+    logs: Sequence[Log]
+    positions: Sequence[Position] = ()
+    ledger: Callable[[], Iterable[LedgerRow]] = _nothing
+    parked: Sequence[ParkedRow] = ()
+    in_doubt: Sequence[InDoubt] = ()
+    ingress: Ingress | None = None
+    changelogs: frozenset[str] = frozenset()
+    """Topics of keyed state: their records belong to a transaction, but are no outputs of one input."""
+    limits: Mapping[str, str] = field(default_factory=dict)
+    """What the readers could not get, and why; becomes part of the findings' notes."""

@@ -1,0 +1,81 @@
+"""Reading what sinks left in databases: audit ledgers, positions, parked records, prepared transactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from semel.prove.check.evidence import InDoubt, LedgerRow, ParkedRow, Position
+from semel.sinks.sql.database import Database, connect, is_missing_table
+from semel.types import TopicPartition
+
+__all__ = ["read_ledger", "read_parked", "read_prepared", "read_sink_positions"]
+
+ROWS_AT_ONCE = 5_000
+"""Rows of a ledger in memory; one holds the offsets of one call, at most a thousand."""
+
+_LEDGER = """
+SELECT seq, sink, topic, partition, owner_epoch, attempt, offsets FROM semel_audit WHERE seq > ? ORDER BY seq LIMIT ?
+"""
+_POSITIONS = "SELECT sink, topic, part, next_offset FROM semel_position ORDER BY sink, topic, part"
+_PARKED = "SELECT sink, topic, part, record_offset FROM semel_parked ORDER BY sink, topic, part, record_offset"
+
+_offsets = msgspec.json.Decoder(list[int]).decode
+
+
+def read_ledger(url: str) -> Iterator[LedgerRow]:
+    """Every row of a database's audit ledger, in the order of `seq`. Raises the driver's errors.
+
+    Rows of one sink and partition were numbered under the lock of its position, so their order is that of the commits.
+    A database without a ledger has no rows.
+    """
+    database = connect(url)
+    try:
+        last = -1
+        while rows := _query(database, _LEDGER, (last, ROWS_AT_ONCE)):
+            for last, sink, topic, partition, owner_epoch, attempt, offsets in rows:  # noqa: B007
+                yield LedgerRow(sink, topic, partition, owner_epoch, attempt, _offsets(offsets))
+            last = rows[-1][0]
+    finally:
+        database.close()
+
+
+def read_sink_positions(url: str, begin: Mapping[tuple[str, TopicPartition], int] | None = None) -> list[Position]:
+    """Every position row; `begin` says where a sink was before the run."""
+    known = begin or {}
+    return [
+        Position(sink, topic, part, next_offset, known.get((sink, TopicPartition(topic, part)), 0), True)
+        for sink, topic, part, next_offset in _once(url, _POSITIONS)
+    ]
+
+
+def read_parked(url: str) -> list[ParkedRow]:
+    """Every parked record of the sinks."""
+    return [ParkedRow(*row) for row in _once(url, _PARKED)]
+
+
+def read_prepared(url: str) -> list[InDoubt]:
+    """Prepared transactions that a PostgreSQL still holds; SQLite has none."""
+    if url.startswith("sqlite:"):
+        return []
+    rows = _once(url, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid")
+    return [InDoubt("PostgreSQL", gid, "prepared", True) for (gid,) in rows]
+
+
+def _once(url: str, sql: str) -> list[tuple[Any, ...]]:
+    database = connect(url)
+    try:
+        return _query(database, sql, ())
+    finally:
+        database.close()
+
+
+def _query(database: Database, sql: str, parameters: tuple[int, ...]) -> list[tuple[Any, ...]]:
+    try:
+        return database.query(sql, parameters)
+    except Exception as error:
+        if is_missing_table(error):
+            return []
+        raise

@@ -1,0 +1,618 @@
+"""One pass over the raw log of each partition: who wrote what, how each transaction ended, what a reader can see.
+
+Batch headers are judged as they come (offsets, checksums, epochs, sequence numbers). A record counts for its attempt
+when its transaction's marker comes, or at once when it is in none. Where a record came from stands in its last header,
+which is found from its end; only partitions whose keys or values matter are decoded whole.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from semel.errors import CorruptBatch
+from semel.history import digest
+from semel.processing.topics import DataError
+from semel.prove.check.evidence import PROOF, Log, LogBatch
+from semel.prove.check.findings import Findings
+from semel.prove.check.model import ATTEMPT_BITS, FAIL, NARROW, PARKED_BIT, Attempts, Lane, Model, ReadLane, read_digest
+from semel.types import Record
+from semel.wire.records import decode_records, read_control
+
+__all__ = ["ABORTED", "COMMITTED", "CONTROL", "HOLE", "SPLIT", "UNDECIDED", "VISIBLE", "LogFacts", "LogPass", "proofs"]
+
+HOLE, VISIBLE, GONE, CONTROL, UNDECIDED = range(5)
+"""What stands at an offset: nothing, a record that can be read, one of an aborted transaction, a marker, one of an open
+transaction."""
+
+COMMITTED, ABORTED, SPLIT, UNENDED = 1, 2, 4, 8
+"""Flags of an attempt: records of it stand in a committed or an aborted transaction; in two transactions of one
+partition, or in one with another attempt's; in one that is still open."""
+
+SEQUENCES = 1 << 31
+_NAME = bytes((len(PROOF) << 1,)) + PROOF.encode()
+_AFTER_NAME = len(_NAME)
+_BITS = {b"%d" % j: 1 << j for j in range(NARROW)}
+_ORDER = {b"%d" % j: j for j in range(NARROW)}
+_NO_ATTEMPT = 0
+
+
+class _Open(NamedTuple):
+    """An open transaction of one producer in one partition."""
+
+    epoch: int
+    first: int
+    entries: list[tuple[int, list[bytes | None]]]
+    """(base offset, where each record came from) of each batch."""
+    spans: list[tuple[int, int]]
+
+
+class _Place(NamedTuple):
+    """What the front of a header stands for: one attempt and one partition of its input."""
+
+    attempt: int
+    lane: Lane
+    low: int
+    size: int
+
+
+@dataclass(slots=True)
+class LogFacts:
+    """What one partition's log says, an element an offset from `start` on."""
+
+    log: Log
+    start: int
+    state: bytearray
+    writer: array[int]
+    """The attempt whose visible record stands there."""
+    keys: array[int] | None = None
+    """Hash of a visible record's key, where keys matter."""
+    survivors: dict[int, int] = field(default_factory=dict)
+    """Lane number to the input offset of its first output that is left, where the log's beginning is gone."""
+    is_cut: bool = False
+
+
+def proofs(batch: LogBatch) -> list[bytes | None]:
+    """Where each record of a batch came from: the value of its header `semel-proof`. Raises `CorruptBatch`."""
+    data = batch.data()
+    found: list[bytes | None] = []
+    add = found.append
+    at, size = 0, len(data)
+    rfind = data.rfind
+    for _ in range(batch.header.record_count):
+        raw = data[at]
+        if raw < 0x80:
+            begin = at + 1
+        elif (high := data[at + 1]) < 0x80:
+            raw, begin = raw & 0x7F | high << 7, at + 2
+        else:
+            raw, begin = _varint(data, at)
+        stop = begin + (raw >> 1)
+        if stop > size:
+            raise CorruptBatch("a record runs past the end of its batch")
+        name = rfind(_NAME, begin, stop)
+        if name < 0:
+            add(None)
+        else:
+            value = name + _AFTER_NAME + 1
+            length = data[value - 1]
+            if length >= 0x80:
+                length = length & 0x7F | data[value] << 7
+                value += 1
+            if value + (length >> 1) != stop:
+                return _decoded(batch)
+            add(data[value:stop])
+        at = stop
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    raw = shift = 0
+    while True:
+        byte = data[at]
+        at += 1
+        raw |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return raw, at
+        shift += 7
+
+
+def _decoded(batch: LogBatch) -> list[bytes | None]:
+    """As `proofs`, for records whose last header is another one."""
+    return [proof_of(record) for record in decode_records(batch.buffer, batch.at, batch.header, "", 0)]
+
+
+def proof_of(record: Record) -> bytes | None:
+    """Where one record came from."""
+    return next((value for name, value in reversed(record.headers) if name == PROOF), None)
+
+
+class LogPass:
+    """Takes in one log after the other; what it learns of attempts stands in the model afterwards."""
+
+    def __init__(
+        self, model: Model, findings: Findings, keyed: frozenset[str] = frozenset(), inert: frozenset[str] = frozenset()
+    ) -> None:
+        self._model = model
+        self._units: Attempts = model.units
+        self._findings = findings
+        self._keyed = keyed
+        self.conflicts: dict[tuple[int, int], bool] = {}
+        """(lane, input) with outputs of several attempts: whether one output is there twice."""
+        self.unknown: dict[str, list[str]] = {}
+        """Attempts that the history does not name, and where their records stand."""
+        self.misplaced: dict[str, list[str]] = {}
+        """Senders' attempts at places that nobody was told."""
+        self.strays: dict[int, list[str]] = {}
+        """Attempts with outputs of inputs that no unit names."""
+        self.ends: dict[tuple[int, int], int] = {}
+        """(producer, epoch) under transactions V2 to how its transaction ended."""
+        self.answers = ""
+        """The topic of replies: what stands there is no effect."""
+        self.effect_lane: dict[int, bytearray] = {}
+        """Lane of requests to which of them have effects."""
+        self.inert = inert
+        """Topics to which no unit writes."""
+
+    # --- One log ---
+
+    def read(self, log: Log) -> LogFacts:
+        """Read one log whole."""
+        size = max(0, log.end - log.start)
+        facts = LogFacts(log, log.start, bytearray(size), array(ATTEMPT_BITS, bytes(4 * size)))
+        facts.is_cut = log.start > log.begin
+        if log.topic in self._keyed:
+            facts.keys = array("q", bytes(8 * size))
+        _Reading(self, self._model, self._findings, facts).run()
+        return facts
+
+    def resolve(self, front: bytes) -> tuple[int, Lane | None]:
+        """The attempt and the lane that a header's front `a|topic|partition` names."""
+        name, topic, partition = front.decode().split("|")
+        attempt = self._units.index.get(name, 0)
+        if not attempt:
+            return 0, None
+        component = self._units.components[self._units.component[attempt]]
+        number = self._units.lane_numbers.get((component, topic, int(partition)))
+        return attempt, None if number is None else self._units.lanes[number]
+
+
+class _Reading:
+    """The pass over one log."""
+
+    def __init__(self, whole: LogPass, model: Model, findings: Findings, facts: LogFacts) -> None:
+        self._whole = whole
+        self._units = model.units
+        self._findings = findings
+        self._facts = facts
+        self._log = facts.log
+        place = (self._log.topic, self._log.partition)
+        self._reads: ReadLane | None = model.reads.get(place)
+        self._sent = model.sent.get(place)
+        self._unsettled = model.unsettled
+        self._places: dict[bytes, _Place | None] = {}
+        self._last: dict[int, tuple[int, int]] = {}
+        self._open: dict[int, _Open] = {}
+        self._before: dict[int, set[int]] = {}
+        self._producers: dict[int, tuple[int, int]] = {}
+        self._is_whole = self._reads is not None or facts.keys is not None
+        self._is_reply = self._log.topic == whole.answers
+        self._is_judged = self._log.begin <= self._log.start
+
+    def run(self) -> None:
+        log, next_offset = self._log, self._log.start
+        count = 0
+        try:
+            for batch in log.batches():
+                header = batch.header
+                if header.base_offset >= log.end:
+                    break
+                next_offset = self._offsets(batch, next_offset)
+                if header.producer_id >= 0:
+                    self._producer(batch)
+                if header.is_control:
+                    self._marker(batch)
+                else:
+                    self._records(batch)
+                count += header.record_count
+        except (CorruptBatch, IndexError, DataError) as error:
+            self._findings.add("L16", f"{log}@{next_offset}", f"a batch cannot be read: {error}")
+            next_offset = log.end
+        if next_offset < log.end and not log.is_compacted:
+            self._findings.add(
+                "L16", f"{log}@{next_offset}", f"nothing is there, and the log is said to end at {log.end}"
+            )
+        for producer, held in self._open.items():
+            self._unended(producer, held)
+        if not self._open and log.stable < log.end:
+            self._findings.add(
+                "L15", str(log), f"the last stable offset stays at {log.stable}, below the end {log.end}"
+            )
+        self._findings.checked["records"] += count
+
+    # --- Batches ---
+
+    def _offsets(self, batch: LogBatch, expected: int) -> int:
+        header, log = batch.header, self._log
+        if not batch.is_intact:
+            self._findings.add("L16", f"{log}@{header.base_offset}", "the batch's checksum is wrong, and it was served")
+        if header.base_offset < expected and header.last_offset >= log.start and expected > log.start:
+            self._findings.add(
+                "L1",
+                f"{log}@{header.base_offset}",
+                f"a second batch stands at offsets {header.base_offset} to {min(header.last_offset, expected - 1)}",
+            )
+        elif header.base_offset > expected:
+            if log.is_compacted:
+                self._cut()
+            else:
+                self._findings.add(
+                    "L16", f"{log}@{expected}", f"offsets {expected} to {header.base_offset - 1} are missing"
+                )
+        if header.record_count != header.last_offset_delta + 1 and not header.is_control:
+            self._cut()
+        return max(expected, header.next_offset)
+
+    def _cut(self) -> None:
+        """Records before this point may be gone without being lost."""
+        self._facts.is_cut = True
+        self._facts.survivors.clear()
+
+    def _producer(self, batch: LogBatch) -> None:
+        header, log = batch.header, self._log
+        at = f"{log}@{header.base_offset}"
+        known = self._producers.get(header.producer_id)
+        epoch, sequence = header.producer_epoch, header.base_sequence
+        if known is None:
+            is_first = self._log.start == 0 and not log.is_compacted
+            if is_first and not header.is_control and sequence != 0:
+                self._findings.add("L9", at, f"producer {header.producer_id} begins with sequence {sequence}, not 0")
+        elif epoch < known[0]:
+            self._findings.add(
+                "L8", at, f"producer {header.producer_id} wrote in epoch {epoch} after epoch {known[0]} had begun"
+            )
+            return
+        elif not header.is_control and not log.is_compacted:
+            wanted = known[1] if epoch == known[0] else 0
+            if sequence != wanted:
+                self._findings.add(
+                    "L9",
+                    at,
+                    f"producer {header.producer_id}, epoch {epoch}: sequence {sequence} where {wanted} was due",
+                )
+        if header.is_control:
+            following = 0 if known is None or epoch > known[0] else known[1]
+        else:
+            following = (sequence + header.last_offset_delta + 1) % SEQUENCES
+        self._producers[header.producer_id] = (epoch, following)
+
+    # --- Records ---
+
+    def _records(self, batch: LogBatch) -> None:
+        header = batch.header
+        if self._is_whole:
+            found = self._decode_whole(batch)
+        else:
+            found = proofs(batch)
+        if header.record_count != header.last_offset_delta + 1:
+            self._sparse(batch, found)
+            return
+        base, size = header.base_offset, header.record_count
+        if not header.is_transactional:
+            self._visible(base, size)
+            self._apply([(base, found)])
+            return
+        at = base - self._facts.start
+        self._facts.state[at : at + size] = bytes((UNDECIDED,)) * size
+        held = self._open.get(header.producer_id)
+        if held is None:
+            held = self._open[header.producer_id] = _Open(header.producer_epoch, base, [], [])
+        held.entries.append((base, found))
+        held.spans.append((base, size))
+
+    def _sparse(self, batch: LogBatch, found: list[bytes | None]) -> None:
+        """A batch of which compaction took records: each has a place of its own."""
+        header = batch.header
+        records = decode_records(batch.buffer, batch.at, header, "", 0)
+        for record, proof in zip(records, found, strict=True):
+            if header.is_transactional:
+                held = self._open.get(header.producer_id)
+                if held is None:
+                    held = self._open[header.producer_id] = _Open(header.producer_epoch, record.offset, [], [])
+                held.entries.append((record.offset, [proof]))
+                held.spans.append((record.offset, 1))
+                self._facts.state[record.offset - self._facts.start] = UNDECIDED
+            else:
+                self._visible(record.offset, 1)
+                self._apply([(record.offset, [proof])])
+
+    def _decode_whole(self, batch: LogBatch) -> list[bytes | None]:
+        """Keys and values too: they are compared with what readers got."""
+        facts, reads, log = self._facts, self._reads, self._log
+        found = []
+        for record in decode_records(batch.buffer, batch.at, batch.header, log.topic, log.partition):
+            found.append(proof_of(record))
+            at = record.offset
+            if facts.keys is not None and record.key is not None and record.value is not None:
+                facts.keys[at - facts.start] = hash(record.key) | 1
+            if reads is not None and at < len(reads.digests) and reads.digests[at]:
+                value = read_digest(digest(record.value))
+                if reads.digests[at] != value:
+                    self._findings.add("L1", f"{log}@{at}", "a reader got another value than the final log has")
+        return found
+
+    def _visible(self, base: int, size: int) -> None:
+        at = base - self._facts.start
+        if at < 0:
+            size, at = size + at, 0
+        self._facts.state[at : at + size] = bytes((VISIBLE,)) * size
+
+    # --- Ends of transactions ---
+
+    def _marker(self, batch: LogBatch) -> None:
+        header, facts = batch.header, self._facts
+        commit, _ = read_control(batch.buffer, batch.at, header)
+        if header.base_offset >= facts.start:
+            facts.state[header.base_offset - facts.start] = CONTROL
+        held = self._open.pop(header.producer_id, None)
+        if held is None:
+            return
+        kind = COMMITTED if commit else ABORTED
+        self._agree(header.producer_id, held, header.producer_epoch, kind, header.base_offset)
+        attempts = self._attempts_of(held)
+        units = self._units
+        for attempt in attempts:
+            units.flags[attempt] |= kind
+        again = self._before.get(header.producer_id)
+        if len(attempts) > 1 or (again and not again.isdisjoint(attempts)):
+            for attempt in attempts if len(attempts) > 1 else attempts & (again or set()):
+                units.flags[attempt] |= SPLIT
+        self._before[header.producer_id] = attempts
+        if commit:
+            for base, size in held.spans:
+                self._visible(base, size)
+            self._apply(held.entries)
+        else:
+            for base, size in held.spans:
+                at = base - facts.start
+                facts.state[at : at + size] = bytes((GONE,)) * size
+
+    def _agree(self, producer: int, held: _Open, epoch: int, kind: int, offset: int) -> None:
+        """Under V2 (the marker has the next epoch) a producer's epoch names its transaction in every partition."""
+        if epoch != held.epoch + 1:
+            return
+        known = self._whole.ends.setdefault((producer, held.epoch), kind)
+        if known != kind:
+            names = {COMMITTED: "committed", ABORTED: "aborted"}
+            self._findings.add(
+                "L6",
+                f"producer {producer}, epoch {held.epoch}",
+                f"{names[kind]} at {self._log}@{offset}, {names[known]} in another partition",
+            )
+
+    def _attempts_of(self, held: _Open) -> set[int]:
+        fronts = {
+            proof.rsplit(b"|", 3)[0]
+            for _, found in held.entries
+            # All records of a batch are of one attempt, unless somebody mixed transactions up: look at both ends.
+            for proof in (found[0], found[-1])
+            if proof is not None and not proof.endswith(b"parked") and b"|" in proof
+        }
+        fronts |= {
+            proof.rsplit(b"|", 4)[0]
+            for _, found in held.entries
+            for proof in (found[0], found[-1])
+            if proof is not None and proof.endswith(b"parked")
+        }
+        attempts = set()
+        for front in fronts:
+            place = self._places.get(front) or self._resolve(front)
+            if place is not None:
+                attempts.add(place.attempt)
+            else:
+                attempt, _ = self._whole.resolve(front)
+                if attempt:
+                    attempts.add(attempt)
+        return attempts
+
+    def _unended(self, producer: int, held: _Open) -> None:
+        attempts = self._attempts_of(held)
+        names = tuple(self._units.names[attempt] for attempt in sorted(attempts))
+        for attempt in attempts:
+            self._units.flags[attempt] |= UNENDED
+        self._findings.add(
+            "L15",
+            f"{self._log}@{held.first}",
+            f"the transaction of producer {producer}, epoch {held.epoch}, is open; readers wait behind it",
+            names,
+        )
+
+    # --- What is visible ---
+
+    def _resolve(self, front: bytes) -> _Place | None:
+        attempt, lane = self._whole.resolve(front)
+        place = None if lane is None else _Place(attempt, lane, lane.low, len(lane.mask))
+        if len(self._places) > 100_000:
+            self._places.clear()
+        self._places[front] = place
+        return place
+
+    def _apply(self, entries: list[tuple[int, list[bytes | None]]]) -> None:
+        """Visible records count for their attempts: which outputs of which inputs are there, and in which order."""
+        places, bits, order, last = self._places, _BITS, _ORDER, self._last
+        visible, start, writer = self._units.visible, self._facts.start, self._facts.writer
+        is_cut = self._facts.is_cut
+        effects = None if self._is_reply else self._whole.effect_lane
+        for base, found in entries:
+            offset = base - 1
+            for proof in found:
+                offset += 1
+                if proof is None:
+                    if self._sent is not None:
+                        self._plain(offset)
+                    continue
+                try:
+                    front, at, j, _ = proof.rsplit(b"|", 3)
+                    bit = bits[j]
+                    place = places[front]
+                    if place is None:
+                        raise KeyError
+                except (ValueError, KeyError):
+                    self._unusual(proof, offset)
+                    continue
+                attempt, lane, low, size = place
+                input_at = int(at)
+                i = input_at - low
+                if not 0 <= i < size:
+                    self._whole.strays.setdefault(attempt, []).append(f"{self._log}@{offset}")
+                    continue
+                mask = lane.mask
+                if not mask[i]:
+                    mask[i] = bit
+                    lane.owner[i] = attempt
+                elif lane.owner[i] == attempt and not mask[i] & bit:
+                    mask[i] |= bit
+                elif not self._again(lane, i, attempt, bit, offset):
+                    continue
+                visible[attempt] += 1
+                writer[offset - start] = attempt
+                rank = input_at << 6 | order[j]
+                before = last.get(lane.number)
+                if before is None:
+                    if is_cut:
+                        self._facts.survivors.setdefault(lane.number, input_at)
+                elif rank < before[0]:
+                    self._disorder(lane, input_at, attempt, before, offset)
+                last[lane.number] = (rank, attempt)
+                if effects is not None and (flags := effects.get(lane.number)) is not None:
+                    flags[i] = 1
+
+    def _again(self, lane: Lane, i: int, attempt: int, bit: int, offset: int) -> bool:
+        """An output of an input that has outputs of another attempt, or this very one; whether it counts."""
+        is_doubled = bool(lane.mask[i] & bit)
+        if lane.owner[i] == attempt and is_doubled:
+            self._findings.add(
+                "L2",
+                f"{self._log}@{offset}",
+                f"output {bit.bit_length() - 1} of {lane.topic}-{lane.partition}@{lane.low + i} stands here once more",
+                (self._units.names[attempt],),
+            )
+            return False
+        key = (lane.number, i)
+        self._whole.conflicts[key] = self._whole.conflicts.get(key, False) or is_doubled
+        lane.mask[i] |= bit
+        return True
+
+    def _disorder(self, lane: Lane, input_at: int, attempt: int, before: tuple[int, int], offset: int) -> None:
+        """An output before which one of a later input stands, of the same component and input partition."""
+        if self._whole.conflicts.get((lane.number, input_at - lane.low)):
+            return  # It is there a second time: that is what is reported.
+        names = self._units.names
+        was = before[0] >> 6
+        if before[1] == attempt:
+            why = f"output of {lane.topic}-{lane.partition}@{input_at} after one of @{was}, of the same attempt"
+            self._findings.add("L10", f"{self._log}@{offset}", why, (names[attempt],))
+            return
+        why = f"{lane}: the output of offset {input_at} stands behind that of offset {was}"
+        self._findings.add("E7", f"{self._log}@{offset}", why, (names[before[1]], names[attempt]))
+
+    def _unusual(self, proof: bytes, offset: int) -> None:
+        """A record from outside, a parked one, one with many siblings, or one that nobody knows."""
+        parts = proof.rsplit(b"|", 4)
+        if len(parts) < 4:
+            self._from_outside(proof.decode(errors="replace"), offset)
+            return
+        is_parked = parts[-1] == b"parked"
+        try:
+            front, at, j = proof.rsplit(b"|", 4)[:3] if is_parked else proof.rsplit(b"|", 3)[:3]
+            place = self._places.get(front) or self._resolve(front)
+            input_at, number = int(at), int(j)
+        except (ValueError, UnicodeDecodeError):
+            self._findings.add("E3", f"{self._log}@{offset}", f"its header says {proof[:80]!r}, which names no attempt")
+            return
+        if place is None:
+            self._unknown(front, offset)
+            return
+        attempt, lane, low, size = place
+        i = input_at - low
+        if not 0 <= i < size:
+            self._whole.strays.setdefault(attempt, []).append(f"{self._log}@{offset}")
+            return
+        if is_parked:
+            bit = PARKED_BIT
+        elif number < NARROW:
+            bit = 1 << number
+        else:
+            bit = 0
+        if not lane.mask[i] and i not in lane.wide:
+            lane.mask[i], lane.owner[i] = bit, attempt
+            if not bit:
+                lane.wide[i] = 1 << (number - NARROW)
+        elif not bit:
+            extra = 1 << (number - NARROW)
+            if lane.wide.get(i, 0) & extra or lane.owner[i] != attempt:
+                if lane.owner[i] == attempt:
+                    self._findings.add(
+                        "L2", f"{self._log}@{offset}", f"output {number} of {lane} @{input_at} stands here once more"
+                    )
+                    return
+                self._whole.conflicts[lane.number, i] = True
+            lane.wide[i] = lane.wide.get(i, 0) | extra
+        elif lane.owner[i] == attempt and not lane.mask[i] & bit:
+            lane.mask[i] |= bit
+        elif not self._again(lane, i, attempt, bit, offset):
+            return
+        self._units.visible[attempt] += 1
+        self._facts.writer[offset - self._facts.start] = attempt
+        rank = input_at << 6 | min(number, NARROW)
+        before = self._last.get(lane.number)
+        if before is None:
+            if self._facts.is_cut:
+                self._facts.survivors.setdefault(lane.number, input_at)
+        elif rank < before[0]:
+            self._disorder(lane, input_at, attempt, before, offset)
+        self._last[lane.number] = (rank, attempt)
+        flags = self._whole.effect_lane.get(lane.number)
+        if flags is not None and not self._is_reply and not is_parked:
+            flags[i] = 1
+
+    def _unknown(self, front: bytes, offset: int) -> None:
+        attempt, _ = self._whole.resolve(front)
+        where = f"{self._log}@{offset}"
+        if attempt:
+            self._whole.strays.setdefault(attempt, []).append(where)
+        elif offset >= self._log.begin:
+            self._whole.unknown.setdefault(front.decode(errors="replace").partition("|")[0], []).append(where)
+
+    # --- From outside ---
+
+    def _plain(self, offset: int) -> None:
+        """A record without a name where a sender was told that his stands."""
+        sent = self._sent
+        if sent is not None and offset < len(sent):
+            sent[offset] = 0
+
+    def _from_outside(self, attempt: str, offset: int) -> None:
+        sent = self._sent
+        if sent is not None and offset < len(sent) and sent[offset] == hash(attempt) | 1:
+            sent[offset] = 0
+            return
+        known = self._unsettled.get(attempt)
+        where = f"{self._log}@{offset}"
+        if known is not None and known.outcome == FAIL:
+            why = f"the sender of {known.id} was told that it failed, and it can be read"
+            self._findings.add("L4", where, why)
+            self._findings.add("E17", where, why)
+        else:
+            self._whole.misplaced.setdefault(attempt, []).append(where)
+
+
+def entries_of(log: Log) -> Iterator[tuple[LogBatch, list[bytes | None], bool | None]]:
+    """Each batch of a log with where its records came from, and for a marker whether it commits."""
+    for batch in log.batches():
+        if batch.header.is_control:
+            yield batch, [], read_control(batch.buffer, batch.at, batch.header)[0]
+        else:
+            yield batch, proofs(batch), None
