@@ -20,8 +20,8 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.errors import Retriable, SemelError
 from semel.prove.check.findings import Findings
-from semel.prove.purchases import Expected, Purchase
 from semel.prove.check.totals import Effect, check_effects, check_totals
+from semel.prove.purchases import Expected, Purchase
 from semel.settings import Settings
 from semel.sinks.sql import connect
 from semel.sinks.sql.database import is_missing_table

@@ -147,8 +147,8 @@ class LogPass:
         """Senders' attempts at places that nobody was told."""
         self.strays: dict[int, list[str]] = {}
         """Attempts with outputs of inputs that no unit names."""
-        self.ends: dict[tuple[int, int], int] = {}
-        """(producer, epoch) under transactions V2 to how its transaction ended."""
+        self.ends: dict[tuple[int, int], tuple[int, bool]] = {}
+        """(producer, epoch) under transactions V2 to how its transaction ended, and whether records name attempts."""
         self.answers = ""
         """The topic of replies: what stands there is no effect."""
         self.effect_lane: dict[int, bytearray] = {}
@@ -360,8 +360,8 @@ class _Reading:
         if held is None:
             return
         kind = COMMITTED if commit else ABORTED
-        self._agree(header.producer_id, held, header.producer_epoch, kind, header.base_offset)
         attempts = self._attempts_of(held)
+        self._agree(header.producer_id, held, header.producer_epoch, kind, header.base_offset, bool(attempts))
         units = self._units
         for attempt in attempts:
             units.flags[attempt] |= kind
@@ -379,12 +379,12 @@ class _Reading:
                 at = base - facts.start
                 facts.state[at : at + size] = bytes((GONE,)) * size
 
-    def _agree(self, producer: int, held: _Open, epoch: int, kind: int, offset: int) -> None:
-        """Under V2 (the marker has the next epoch) a producer's epoch names its transaction in every partition."""
+    def _agree(self, producer: int, held: _Open, epoch: int, kind: int, offset: int, is_named: bool) -> None:
+        """Changelogs name no attempt. Under V2 (the marker has the next epoch) the epoch names the transaction."""
         if epoch != held.epoch + 1:
             return
-        known = self._whole.ends.setdefault((producer, held.epoch), kind)
-        if known != kind:
+        known, was_named = self._whole.ends.setdefault((producer, held.epoch), (kind, is_named))
+        if known != kind and not (is_named and was_named):
             names = {COMMITTED: "committed", ABORTED: "aborted"}
             self._findings.add(
                 "L6",
@@ -492,7 +492,8 @@ class _Reading:
     def _again(self, lane: Lane, i: int, attempt: int, bit: int, offset: int) -> bool:
         """An output of an input that has outputs of another attempt, or this very one; whether it counts."""
         is_doubled = bool(lane.mask[i] & bit)
-        if lane.owner[i] == attempt and is_doubled:
+        key = (lane.number, i)
+        if lane.owner[i] == attempt and is_doubled and key not in self._whole.conflicts:
             self._findings.add(
                 "L2",
                 f"{self._log}@{offset}",
@@ -500,7 +501,6 @@ class _Reading:
                 (self._units.names[attempt],),
             )
             return False
-        key = (lane.number, i)
         self._whole.conflicts[key] = self._whole.conflicts.get(key, False) or is_doubled
         lane.mask[i] |= bit
         return True

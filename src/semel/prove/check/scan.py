@@ -140,6 +140,7 @@ async def _fetch_all(
     """Write every partition's batches; where each file begins (a log's start may move while it is read)."""
     reached: dict[tuple[str, int], int] = {tuple(at): start for at, start in starts.items()}  # type: ignore[misc]
     positions = {at: start for at, start in starts.items() if start < ends[at]}
+
     async def one_round() -> None:
         by_leader: dict[int, list[TopicPartition]] = defaultdict(list)
         for at in positions:
