@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from semel.errors import ConfigurationError
 from semel.prove.faults.contract import Fault
+from semel.prove.faults.database import DatabaseFault
+from semel.prove.faults.net import Net
 from semel.prove.faults.processes import Kill, Pause
 
 __all__ = ["KINDS", "kinds_named"]
 
-KINDS: dict[str, type[Fault]] = {fault.kind: fault for fault in (Kill, Pause)}
+KINDS: dict[str, type[Fault]] = {fault.kind: fault for fault in (Kill, Pause, Net, DatabaseFault)}
 
 
 def kinds_named(text: str) -> list[type[Fault]]:

@@ -12,11 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from semel import history
 from semel.errors import SemelError
 from semel.history import Strike
+
+if TYPE_CHECKING:
+    from semel.prove.faults.links import Links
 
 __all__ = ["Fault", "NotNow", "Outcome", "Targets", "inflict", "role_of"]
 
@@ -46,6 +49,10 @@ class Targets:
     """The data of the run; the broker's is in `broker` below it."""
     session_seconds: float = 6.0
     """After so much silence a member of a group is given up."""
+    links: Links | None = None
+    """The ways of the processes to Kafka and PostgreSQL, when they lead through proxies."""
+    sqlite_files: Sequence[Path] = ()
+    """The app's databases that are SQLite files."""
 
     def of_role(self, *roles: str) -> list[str]:
         """The processes of these roles."""

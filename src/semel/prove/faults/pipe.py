@@ -234,6 +234,11 @@ class Proxy:
         """How many there are now."""
         return len(self._pipes)
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing is carried in some direction."""
+        return bool(self._silent)
+
     def silence(self, *directions: Direction) -> None:
         """Carry nothing in these directions (default: both) until `restore`; nobody is told.
 
