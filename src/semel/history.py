@@ -21,13 +21,14 @@ from hashlib import blake2b
 from heapq import heapify, heappop, heapreplace
 from itertools import chain, count
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 
 from semel.errors import ConfigurationError
 
 __all__ = [
+    "PROOF",
     "Batch",
     "BatchPart",
     "Event",
@@ -52,6 +53,11 @@ __all__ = [
 ]
 
 log = logging.getLogger("semel.history")
+
+PROOF: Final = "semel-proof"
+"""The header of a record that says where it came from, ASCII. Of one from outside: the attempt of its `Send`. Of a
+unit's output `attempt|topic|partition|offset|j|n`: the j-th of n outputs of the input that stands there; `|parked`
+behind it for the input itself in its park topic. Changelogs have no such header."""
 
 Outcome = Literal["invoke", "ok", "fail", "info"]
 """Begun; done; certainly not done; unknown (it may have happened at any time since it began, or never)."""

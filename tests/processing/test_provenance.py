@@ -14,13 +14,12 @@ from semel.app import App
 from semel.env import Env
 from semel.errors import AbortTransaction, Fatal, Fenced, OutcomeUnknown, Retriable
 from semel.failpoints import arm_failpoints
-from semel.history import Event, Unit, UnitInput, UnitParked
+from semel.history import PROOF, Event, Unit, UnitInput, UnitParked
 from semel.ingress.owner import owner_component
 from semel.ingress.requests import STORE, Request, requests_topic, responses_topic, write
 from semel.processing import engine as engine_module
 from semel.processing.component import park_topic, state_topic
 from semel.processing.effects import Write
-from semel.processing.provenance import PROOF
 from semel.types import Record, TopicPartition
 from tests.processing import test_engine
 from tests.processing.fake_kafka import FakeKafka

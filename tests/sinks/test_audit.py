@@ -239,7 +239,7 @@ def test_history_and_ledger_agree_wherever_the_process_was_killed(
     url: str, tmp_path: Path, point: str, nth: int
 ) -> None:
     """Each process dies after a batch or two, until the work is done; then the two are compared."""
-    folder, total, deaths = tmp_path / "history", 30, 0
+    folder, total, deaths = tmp_path / "history", 20, 0
     while True:
         process = subprocess.run(
             [sys.executable, "-m", "tests.sinks.child", url, str(total)],

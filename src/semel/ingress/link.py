@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from semel import history
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.client.producer import Producer
 from semel.env import Env
-from semel.errors import ConfigurationError, ErrorCode, Fatal, SemelError
+from semel.errors import ConfigurationError, ErrorCode, Fatal, OutcomeUnknown, SemelError
 from semel.failpoints import failpoint
+from semel.history import PROOF, Outcome, Send
 from semel.ingress.requests import STORE, requests_topic, responses_topic
 from semel.processing.component import state_topic
 from semel.types import Record, TopicPartition
@@ -146,12 +148,31 @@ class KafkaLink:
     async def append(self, partition: int, key: bytes, value: bytes) -> None:
         """Append to the requests topic."""
         assert self._producer is not None
+        attempt = history.attempt()
         try:
-            await self._producer.send(self._requests, partition, key, value)
+            if attempt:
+                await self._append_told(attempt, partition, key, value)
+            else:
+                await self._producer.send(self._requests, partition, key, value)
         except Fatal as error:
             if error.code not in _ABOUT_THE_RECORD:
                 self._failure = error
             raise
+
+    async def _append_told(self, attempt: str, partition: int, key: bytes, value: bytes) -> None:
+        """Append, with a history: it knows of the attempt before, and of the outcome after."""
+        assert self._producer is not None
+        history.note(Send(type="invoke", a=attempt, id=attempt, topic=self._requests))
+        headers = ((PROOF, attempt.encode()),)
+        try:
+            written = await self._producer.send(self._requests, partition, key, value, headers)
+        except SemelError as error:
+            history.note(Send(type="info" if isinstance(error, OutcomeUnknown) else "fail", a=attempt))
+            raise
+        # Without an offset nobody knows where it stands, so nobody could look whether it does.
+        outcome: Outcome = "ok" if written.offset >= 0 else "info"
+        done = Send(type=outcome, a=attempt, topic=self._requests, partition=partition, offset=written.offset)
+        history.note(done)
 
     async def replies(self) -> Sequence[Record]:
         """The next records of the reply partition. Raises what the producer can never recover from, too."""

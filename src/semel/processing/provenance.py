@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from semel import history
-from semel.history import Outcome, Unit, UnitInput, UnitParked
+from semel.history import PROOF, Outcome, Unit, UnitInput, UnitParked
 from semel.processing.effects import Write
 from semel.types import Record
 
-__all__ = ["PROOF", "Provenance"]
-
-PROOF: Final = "semel-proof"
-"""`attempt|topic|partition|offset|j|n`: the j-th of n outputs of the input that stands there; `|parked` behind it
-for the input itself in its park topic. Changelogs have no such header."""
+__all__ = ["Provenance"]
 
 
 class Provenance:

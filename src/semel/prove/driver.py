@@ -25,8 +25,6 @@ from semel.wire.partitioner import partition_for
 
 __all__ = ["Driver", "Sent"]
 
-PROOF = "semel-proof"
-"""Header that says where a record comes from; of one from outside it is the attempt that sent it."""
 _COPIES_SHARE = 0.1
 _RECORD_DONE = 200
 _DELIVERY_MS = 120_000
@@ -195,7 +193,7 @@ class Driver:
         partitions = (await self._kafka.topic(job.topic)).partitions
         key = job.record_key
         partition = self._rng.randrange(partitions) if key is None else partition_for(key, partitions)
-        headers = ((PROOF, attempt.encode()),)
+        headers = ((history.PROOF, attempt.encode()),)
         try:
             written = await self._producer.send(job.topic, partition, key, job.body, headers)
         except Retriable:
@@ -204,7 +202,8 @@ class Driver:
         except OutcomeUnknown:
             history.note(note(type="info"))
             return -1
-        history.note(note(type="ok", partition=partition, offset=written.offset))
+        is_placed = written.offset >= 0  # Else the broker knows the record and has forgotten where it stands.
+        history.note(note(type="ok" if is_placed else "info", partition=partition, offset=written.offset))
         return written.offset
 
 
