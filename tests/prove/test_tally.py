@@ -103,3 +103,18 @@ def test_strikes_that_did_nothing_are_no_faults() -> None:
         Strike(t=2, type="fail", a=name, kind="kill", target="worker-0"),
     ]
     assert tally(events).recoveries == []
+
+
+def test_where_faults_overlap_a_recovery_begins_with_the_end_of_the_last() -> None:
+    found = tally(
+        in_order(
+            unit(1, "worker-0", 0, [0]),
+            unit(1.2, "worker-1", 1, [0]),
+            strike(2, 2, "kill", "worker-0"),
+            strike(3, 6, "pause", "worker-1"),
+            unit(6.5, "worker-0", 0, [1]),
+            unit(7, "worker-1", 1, [1]),
+        )
+    )
+    assert [(item.kind, item.seconds) for item in found.recoveries] == [("kill", 0.5), ("pause", 1.0)]
+    assert [item.back for item in found.recoveries] == [6_500_000_000, 7_000_000_000]

@@ -244,6 +244,56 @@ def demo(output: str, **options: Any) -> None:
     raise click.exceptions.Exit(_run(run_demo(output, **options)))
 
 
+@main.command()
+@click.argument("app")
+@click.option("--minutes", default=3.0, show_default=True, help="How long the load lasts.")
+@click.option("--faults", default="all", show_default=True, metavar="KIND,...", help="Which kinds; see below.")
+@click.option("--every", default=1.2, show_default=True, help="Seconds between two faults, on average.")
+@click.option("--seed", default=1, show_default=True, help="Decides inputs and faults.")
+@click.option("--workers", default=2, show_default=True, help="Worker processes.")
+@click.option("--http", default=2, show_default=True, help="HTTP instances.")
+@click.option("--clients", default=64, show_default=True, help="Inputs under way at one moment, at most.")
+@click.option("--rate", default=400.0, show_default=True, help="Inputs a second at most; 0: no limit.")
+@click.option("--inputs", type=click.IntRange(min=1), help="At most so many inputs.")
+@click.option(
+    "--plan", metavar="MODULE:NAME", help="The proof plan; default: plan of <app module>_proof, if it is there."
+)
+@click.option(
+    "--kafka", metavar="HOST:PORT", help="A Kafka of yours, without records of this app; default: the embedded broker."
+)
+@click.option(
+    "--database",
+    multiple=True,
+    metavar="[NAME=]URL",
+    help="An empty database; default: a new SQLite file, or what the app names.",
+)
+@click.option("--keep", type=click.Path(path_type=Path), metavar="DIR", help="Keep data, logs and histories there.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("semel-proof.html"),
+    show_default=True,
+    metavar="FILE",
+)
+@_FORMAT
+def prove(
+    app: str, output: str, report: Path, plan: str | None, database: tuple[str, ...], rate: float, **options: Any
+) -> None:
+    """Break APP (module:attribute) on purpose, and show that nothing was lost or doubled.
+
+    Starts the app with a broker, sends inputs, strikes processes, network, disk and database with faults, waits until
+    everything is worked off, and compares every log and table with what each process wrote down before it tried it.
+    Your own rows and topics are never touched: a database with rows, or a Kafka with records of the app, is refused.
+
+    Exits 0 only without any anomaly; 1 with one, and with the command that runs the same again.
+    """
+    from semel.ops.prove import parse_databases, run_prove
+    from semel.prove.campaign import CampaignOptions
+
+    chosen = CampaignOptions(app, databases=parse_databases(database), rate=rate or None, **options)
+    raise click.exceptions.Exit(_run(run_prove(output, chosen, plan=plan, report=report)))
+
+
 # --- Looking ---
 
 

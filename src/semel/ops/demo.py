@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 import msgspec
 
+from semel.ops.terminal import Terminal
 from semel.prove.demo import Demo, DemoOptions, DemoResult
 
 __all__ = ["run_demo"]
-
-
-class _Terminal:
-    """One line that is written over on a terminal; a line every few seconds elsewhere."""
-
-    def __init__(self) -> None:
-        self._live = sys.stderr.isatty()
-        self.interval = 0.5 if self._live else 5.0
-
-    def line(self, text: str) -> None:
-        click.echo(f"\r\x1b[K{text}" if self._live else text, err=True)
-
-    def progress(self, text: str) -> None:
-        click.echo(f"\r\x1b[K{text}" if self._live else text, err=True, nl=not self._live)
 
 
 async def run_demo(
@@ -51,7 +37,7 @@ async def run_demo(
         rate=rate,
         clients=clients,
     )
-    terminal = _Terminal()
+    terminal = Terminal()
     demo = Demo(options, terminal)
     try:
         result = await demo.run()

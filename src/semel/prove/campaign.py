@@ -24,6 +24,8 @@ from semel.client.cluster import KafkaClient
 from semel.errors import ConfigurationError, SemelError
 from semel.processing.ports import free_ports
 from semel.processing.supervisor import ChildSpec, Supervisor
+from semel.prove.check.evidence import Evidence
+from semel.prove.collect import collect
 from semel.prove.deployment import Progress, child_specs, until_ready
 from semel.prove.drain import STALL_SECONDS, Drain
 from semel.prove.driver import Driver
@@ -31,7 +33,7 @@ from semel.prove.faults.catalogue import kinds_named
 from semel.prove.faults.contract import Fault, Targets
 from semel.prove.inputs import InputSource
 from semel.prove.plan import ProofPlan
-from semel.prove.stores import check_empty, choose_databases
+from semel.prove.stores import check_empty, choose_databases, describe
 from semel.prove.striker import Striker, plan_strikes
 from semel.settings import Settings
 from semel.types import TopicPartition
@@ -68,7 +70,7 @@ class CampaignOptions:
     seed: int = 1
     workers: int = 2
     http: int = 2
-    clients: int = 32
+    clients: int = 64
     rate: float | None = 400.0
     inputs: int | None = None
     """At most so many."""
@@ -95,7 +97,9 @@ class Observed:
     """Kinds of faults that cannot be done here, and why."""
     exits: Counter[str]
     """Ends of processes that no fault of the campaign asked for, in words."""
-    transaction_version: int
+    evidence: Evidence
+    run_on: Mapping[str, str]
+    """Broker and databases, with their versions."""
 
 
 class Campaign:
@@ -110,6 +114,7 @@ class Campaign:
             raise ConfigurationError("Give --workers and --http at least 1.")
         self.app = app
         self.plan = plan
+        self.plan_name = plan_name
         self.options = options
         self.source = InputSource(app, plan, options.seed, name=plan_name)
         self._say = say
@@ -117,13 +122,14 @@ class Campaign:
         self._scratch = tempfile.TemporaryDirectory(prefix="semel-prove-") if options.keep is None else None
         self.folder = Path(self._scratch.name if self._scratch else options.keep or ".").absolute()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.settings = Settings.from_environment(None, kafka=options.kafka, data=self.folder)
+        self.own_broker = options.kafka is None
+        environ = {key: value for key, value in os.environ.items() if not (self.own_broker and _is_kafkas(key))}
+        self.settings = Settings.from_environment(environ, kafka=options.kafka, data=self.folder)
         self._databases = choose_databases(app, options.databases, self.folder)
         app.use_databases(self._databases)
         self._ports = free_ports(options.http + 1)
-        self._http = self._ports[: options.http] if app.endpoints else []
+        self.http_ports = self._ports[: options.http] if app.endpoints else []
         self.bootstrap = options.kafka or f"127.0.0.1:{self._ports[-1]}"
-        self.own_broker = options.kafka is None
         self.targets = Targets(
             names=[spec.name for spec in self._specs()],
             pid=self._pid,
@@ -159,18 +165,21 @@ class Campaign:
             self.folder,
             self._environment,
             broker=self.bootstrap if self.own_broker else None,
-            http=self._http,
+            http=self.http_ports,
             workers=self.options.workers,
         )
 
     def _environment(self, name: str) -> Mapping[str, str]:
         """Called at every start: an armed failpoint is used up by the start that it was laid for."""
+        # Logins for another Kafka would keep the processes away from ours.
+        inherited = {key: value for key, value in os.environ.items() if not (self.own_broker and _is_kafkas(key))}
         return {
-            **os.environ,
+            **inherited,
             **self._databases,
             "SEMEL_KAFKA": self.bootstrap,
             "SEMEL_DATA": str(self.folder),
             "SEMEL_INSTANCE": INSTANCE,
+            "SEMEL_PROFILE": "dev",  # Production refuses what is done here on purpose.
             "SEMEL_SESSION_TIMEOUT_MS": str(self.options.session_timeout_ms),
             "SEMEL_HISTORY": str(self.history),
             "SEMEL_FAILPOINT": self.targets.armed.pop(name, ""),
@@ -220,7 +229,7 @@ class Campaign:
                         f"starting {', '.join(spec.name for spec in specs)} on Kafka at {self.bootstrap}; "
                         f"data in {self.folder}"
                     )
-                    await until_ready(self._http, running, self.folder)
+                    await until_ready(self.http_ports, running, self.folder)
                     admin = Admin(client)
                     drain = Drain(
                         self.app,
@@ -230,16 +239,28 @@ class Campaign:
                         stall_seconds=self.options.stall_seconds,
                     )
                     await self._guarded(drain.run(), running)  # All topics are there, and every position.
-                    observed = await self._break(client, running)
+                    load = await self._break(client, running)
                     self._say.line("the load is over and everything is healed; waiting until all is worked off")
-                    observed.stalled = await self._guarded(drain.run(), running)
-                return observed
+                    stalled = await self._guarded(drain.run(), running)
+                self._say.line("the app's processes have stopped; reading every log and table")
+                settings, logs = self.settings.kafka_client, self.folder / "logs"
+                evidence = await collect(self.app, client, self.bootstrap, settings, self.history, logs)
+                run_on = {"broker": self._broker(client)}
+                databases = await asyncio.to_thread(describe, self.app)
+                if databases:
+                    run_on["database"] = ", ".join(databases)
+                return Observed(*load, stalled, self.refused, self._exits, evidence, run_on)
         finally:
             history.stop()
 
     def _client(self) -> KafkaClient:
         settings = {**self.settings.kafka_client, **_SETUP}
         return KafkaClient(self.bootstrap, client_id="semel-prove", settings=settings)
+
+    def _broker(self, client: KafkaClient) -> str:
+        """What Kafka it was, without its address."""
+        kind = "Semel's embedded broker" if self.own_broker else "Kafka"
+        return f"{kind}, transactions V{max(1, client.transaction_version)}"
 
     async def _check_no_records(self, client: KafkaClient) -> None:
         """What is counted at the end must come from this campaign."""
@@ -259,11 +280,11 @@ class Campaign:
                 "campaign needs topics of its own: delete these, or name another Kafka."
             )
 
-    async def _break(self, client: KafkaClient, running: asyncio.Task[int]) -> Observed:
+    async def _break(self, client: KafkaClient, running: asyncio.Task[int]) -> tuple[Driver, Striker, int, float]:
         """Load and faults, then load alone until what was struck had its time to come back."""
         options = self.options
         seconds = options.minutes * 60
-        addresses = [("127.0.0.1", port) for port in self._http]
+        addresses = [("127.0.0.1", port) for port in self.http_ports]
         driver = Driver(
             self.source.jobs(f"prove-{options.seed}"),
             lambda: addresses,
@@ -293,7 +314,7 @@ class Campaign:
                 task.cancel()
             await asyncio.gather(load, strikes, showing, return_exceptions=True)
             await driver.close()
-        return Observed(driver, striker, began, load_seconds, [], self.refused, self._exits, client.transaction_version)
+        return driver, striker, began, load_seconds
 
     async def _guarded(self, wanted: Awaitable[T], running: asyncio.Task[int], *others: asyncio.Task[None]) -> T:
         """Wait for `wanted`; an error of `others`, or a supervisor that ends, is seen at once."""
@@ -329,3 +350,7 @@ class Campaign:
                 f"{now - began:>5.0f} of {seconds:.0f} s  {done:>8,} inputs answered {rate:>6,.0f}/s  "
                 f"{striker.counts.total():>4} faults  {'breaking now: ' + breaking if breaking else ''}"
             )
+
+
+def _is_kafkas(variable: str) -> bool:
+    return variable.startswith("SEMEL_KAFKA")

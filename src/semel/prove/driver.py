@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from random import Random
-from zlib import crc32
 
 from semel import history
 from semel.client.cluster import KafkaClient
@@ -39,7 +38,7 @@ class Sent:
     statuses: array[int] = field(default_factory=lambda: array("H"))
     """The final HTTP status, 200 for an acknowledged record, 0 for no answer."""
     checksums: array[int] = field(default_factory=lambda: array("L"))
-    """CRC-32 of what was sent."""
+    """Of what was sent."""
     answered_at: array[float] = field(default_factory=lambda: array("d"))
     """Seconds of the monotonic clock, one for each input with a final answer."""
     by_address: dict[Address, array[float]] = field(default_factory=dict)
@@ -141,7 +140,7 @@ class Driver:
             self._stopping = True
             return None
         self.sent.statuses.append(0)
-        self.sent.checksums.append(crc32(job.data))
+        self.sent.checksums.append(job.checksum)
         return job
 
     async def _send(self, job: Job, connection: Connection, second: Connection) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import msgspec
 
@@ -17,7 +18,7 @@ from semel.prove.clients import request_bytes
 from semel.prove.plan import Input, ProofPlan, Request, SourceRecord
 from semel.prove.values import made_up
 
-__all__ = ["InputSource", "Job", "source_topics"]
+__all__ = ["InputSource", "Job", "checksum", "source_topics"]
 
 _KEYS = 64
 """Made-up records have so many keys, so that keys come again and their order can be seen."""
@@ -33,6 +34,7 @@ class Job(NamedTuple):
     """The Idempotency-Key, or the id of the record."""
     data: bytes
     body: bytes
+    checksum: int
     topic: str = ""
     record_key: bytes | None = None
 
@@ -88,14 +90,14 @@ class InputSource:
             body = item.body if isinstance(item.body, bytes) else msgspec.json.encode(item.body)
             key = item.key if item.key is not None else name
             data = request_bytes(item.method, item.path, key, body, item.headers)
-            return Job(number, self._route(item), key, data, body)
+            return Job(number, self._route(item), key, data, body, checksum(item))
         if not isinstance(item, SourceRecord):
             raise TypeError("it is neither a Request nor a SourceRecord")
         topic = self._app.topics.get(item.topic)
         if topic is None:
             raise ValueError(f"the app has no topic {item.topic!r}")
         value = topic.encode_value(item.value) or b""
-        return Job(number, "", name, value, value, topic.name, topic.encode_key(item.key))
+        return Job(number, "", name, value, value, checksum(item), topic.name, topic.encode_key(item.key))
 
     def _route(self, item: Request) -> str:
         path = item.path.partition("?")[0]
@@ -103,6 +105,13 @@ class InputSource:
             if spec.method == item.method and spec.pattern.fullmatch(path):
                 return spec.route
         raise ValueError(f"the app has no endpoint {item.method} {path}")
+
+
+def checksum(item: Input) -> int:
+    """CRC-32 of an input, to see that it is the same one again."""
+    if isinstance(item, Request):
+        return crc32(msgspec.json.encode((item.method, item.path, item.body, item.key, item.headers)))
+    return crc32(msgspec.json.encode((item.topic, item.key, item.value)))
 
 
 def _make(maker: EndpointSpec | Topic[Any, Any], rng: Random) -> Input:

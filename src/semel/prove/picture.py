@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.sax.saxutils import escape
 
+from semel.prove.chart import round_up
+
 __all__ = ["Mark", "throughput_svg"]
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 960, 340, 64, 16, 56, 64
@@ -32,7 +34,7 @@ def throughput_svg(finished: Sequence[float], marks: Sequence[Mark], title: str,
     width = seconds / buckets
     counts = Counter(min(buckets - 1, int(at / width)) for at in finished)
     rates = [counts[index] / width for index in range(buckets)]
-    top = _round_up(max([*rates, 1.0]))
+    top = round_up(max([*rates, 1.0]))
     plot_w, plot_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
     def x(at: float) -> float:
@@ -83,11 +85,3 @@ def throughput_svg(finished: Sequence[float], marks: Sequence[Mark], title: str,
         "orders answered per second</text></svg>"
     )
     return "\n".join(parts) + "\n"
-
-
-def _round_up(value: float) -> float:
-    """The next of 1, 2, 2.5, 5 times a power of ten."""
-    scale = 1.0
-    while scale * 10 <= value:
-        scale *= 10
-    return next(scale * step for step in (1, 2, 2.5, 5, 10) if scale * step >= value)

@@ -2,7 +2,8 @@
 
 A recovery begins when a fault is over (a kill: when it struck) and ends when every partition that the struck process
 had been committing to was committed to again, by whomever. For a fault that strikes no single process, that is every
-partition of the app.
+partition of the app. Where faults overlap, it begins when the last one that struck before its end was over: how long
+one fault is felt cannot be told apart from the next.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ _AGAIN = 2
 
 
 class Recovery(NamedTuple):
-    """One fault and what came after it. `seconds` None: the load ended, or all was idle, before it could be seen."""
+    """One fault and what came after it. Times are nanoseconds of the monotonic clock, as in the history."""
 
     kind: str
     target: str
     began: int
-    """Nanoseconds of the monotonic clock, as in the history."""
     ended: int
-    outcome: str
+    done: str
+    """What it did, in words."""
+    back: int | None
+    """When all was committed to again; None: the load ended before, or nothing had to come back."""
     seconds: float | None
 
 
@@ -77,6 +80,7 @@ class _Open:
     strike: Strike
     began: int
     ended: int
+    since: int
     waiting: set[Lane]
 
 
@@ -149,7 +153,9 @@ class _Pass:
             return
         begun, owned = self._struck.pop(event.a, (None, set()))
         if begun is not None and event.type == "ok":
-            item = _Open(event, begun.t, event.t, owned)
+            for other in self._open:
+                other.since = event.t
+            item = _Open(event, begun.t, event.t, event.t, owned)
             if owned and not event.target.startswith("http-"):
                 self._open.append(item)
             else:
@@ -157,10 +163,10 @@ class _Pass:
 
     def _recovered(self, item: _Open, at: int | None) -> None:
         strike = item.strike
-        seconds = None if at is None else (at - item.ended) / 1e9
-        self.result.recoveries.append(
-            Recovery(strike.kind, strike.target, item.began, item.ended, strike.outcome, seconds)
-        )
+        seconds = None if at is None else (at - item.since) / 1e9
+        done = strike.detail if strike.outcome in ("", "healed") else f"{strike.detail}; {strike.outcome}"
+        found = Recovery(strike.kind, strike.target, item.began, item.ended, done, at, seconds)
+        self.result.recoveries.append(found)
 
 
 def _given(event: Unit | Batch) -> list[tuple[Lane, list[int]]]:
@@ -180,5 +186,5 @@ def tally(events: Iterable[Event], answered: Mapping[str, Iterable[int]] | None 
             after = (at for at in (answered or {}).get(item.target, ()) if at >= item.ended)
             first = next(iter(after), None)
             if first is not None:
-                result.recoveries[index] = item._replace(seconds=(first - item.ended) / 1e9)
+                result.recoveries[index] = item._replace(back=first, seconds=(first - item.ended) / 1e9)
     return result
