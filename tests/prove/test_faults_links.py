@@ -164,6 +164,8 @@ def test_a_lock_on_sqlite_is_held_and_let_go(tmp_path: Path) -> None:
     def write() -> None:
         with sqlite3.connect(path, timeout=0.01, isolation_level=None) as connection:
             connection.execute("CREATE TABLE IF NOT EXISTS t (n)")
+            connection.execute("INSERT INTO t VALUES (1)")
+        connection.close()
 
     async def refused(seconds: float) -> None:
         assert 0 < seconds < 10
