@@ -53,7 +53,11 @@ def _zombie(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 
 def _older_end(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Kafka still knows the epoch before that of the last TV2 end, though a TV1 transaction came after it."""
-    if program[at][0] != "init" or ours["before"] is None or ours["before"] != kafka["before"]:
+    name, parameters = program[at]
+    if name == "end" and parameters["version"] == 5 and isinstance(kafka, dict):
+        older = any(name == "end" and earlier["version"] < 5 for name, earlier in program[:at])
+        return bool(older and ours["error_code"] == 90 and kafka["error_code"] in (0, 48))
+    if name != "init" or ours["before"] is None or ours["before"] != kafka["before"]:
         return False
     before, asked = ours["before"], ours["asked"]
     return bool(
@@ -107,7 +111,7 @@ def _produced(program: Program, at: int, ours: Any, kafka: Any, *pairs: tuple[in
 def _checked_by_coordinator(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Kafka asks nobody while the log has the producer's transaction open."""
     parameters = program[at][1]
-    refusals = [(code, taken) for code in (47, 48, 49, 120) for taken in (0, 45)]
+    refusals = [(code, taken) for code in (47, 48, 49, 120) for taken in (0, 32, 45, 87)]
     return bool(
         _produced(program, at, ours, kafka, *refusals)
         and parameters["transactional"]
@@ -124,13 +128,21 @@ def _no_producer(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     )
 
 
+_REFUSED_BEFORE = ((0, 45), (45, 0))
+
+
 def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
-    """Earlier in the program a transactional batch went to the same partition."""
+    """A sequence is in order on one side alone, and a transactional batch may have been refused here."""
     if program[at][0] != "produce" or not (
         (program[at][1]["acks"] == 0 and (ours, kafka) == ("no answer", CLOSED))
-        or _produced(program, at, ours, kafka, (0, 45), (45, 0))
+        or _produced(program, at, ours, kafka, *_REFUSED_BEFORE)
     ):
         return False
+    return _transactional_before(program, at)
+
+
+def _transactional_before(program: Program, at: int) -> bool:
+    """Earlier in the program a transactional batch went to the same partition."""
     here = {(topic, partition) for topic, partition, _ in program[at][1]["parts"]}
     return any(
         name == "produce"
@@ -199,8 +211,8 @@ def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """A batch with a right header and checksum around a record that is none."""
     if program[at][0] != "produce" or not any(spec["defect"] == "unfit-body" for *_, spec in program[at][1]["parts"]):
         return False
-    if program[at][1]["acks"] == 0:
-        return bool(ours == "no answer" and kafka == CLOSED)
+    if program[at][1]["acks"] == 0:  # Whatever else is in the request, only ours has the batch now.
+        return {ours, kafka} <= {"no answer", CLOSED}
     ours_first = [(code, found) for code in (0, 45, 47, 48, 87) for found in (87, 2, -1)]
     return _produced(program, at, ours, kafka, *ours_first)
 
@@ -208,7 +220,9 @@ def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 def _unknown_codec(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     if program[at][0] != "produce" or not any(spec["defect"] == "codec" for *_, spec in program[at][1]["parts"]):
         return False
-    return _produced(program, at, ours, kafka, *((code, -1) for code in (0, 3, 21, 47, 48, 49, 53, 76, 87, 120)))
+    others = _REFUSED_BEFORE if _transactional_before(program, at) else ()
+    codes = (0, 3, 21, 47, 48, 49, 53, 76, 87, 120)
+    return _produced(program, at, ours, kafka, *others, *((code, -1) for code in codes))
 
 
 def _duplicates_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -301,6 +315,73 @@ def _group_of_nobody(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     )
 
 
+def _left_while_synchronising(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A member's SyncGroup waits for the leader when it leaves."""
+    if program[at][0] != "leave" or not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    extra = {name: answer for name, answer in ours["answers"].items() if name not in kafka["answers"]}
+    rest = {name: answer for name, answer in ours["answers"].items() if name not in extra}
+    synced = all(answer.get("error_code") == 25 and "assignment" in answer for answer in extra.values())
+    return bool(extra and synced and ours | {"answers": rest} == kafka)
+
+
+def _waits_for_who_never_came(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """The last member left a group in which somebody else was told to come back with an id."""
+    name = program[at][0]
+    earlier = {name for name, _ in program[:at]}
+    if not {"leave", "join"} <= earlier or not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    if name == "join":
+        codes = [
+            (one["error_code"], kafka["answers"].get(slot, {}).get("error_code"))
+            for slot, one in ours["answers"].items()
+        ]
+        return any(pair[1] == 23 and pair[0] in (0, 25, 79) for pair in codes)
+    where, field = {"describe_groups": ("groups", "group_state"), "list_groups": ("groups", "group_state")}.get(
+        name, ("", "")
+    )
+    if not where or len(ours[where]) != len(kafka[where]):
+        return False
+    pairs = [(one, other) for one, other in zip(ours[where], kafka[where], strict=True) if one != other]
+    return all((one.get(field), other.get(field)) == ("Empty", "PreparingRebalance") for one, other in pairs)
+
+
+def _deleted_topics_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """Only offsets of a topic that the program deleted are there on one side and gone on the other."""
+    if program[at][0] != "offset_fetch" or not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    return any(name == "delete" for name, _ in program[:at]) and _offsets(ours) < _offsets(kafka)
+
+
+def _offsets(answer: dict[str, Any]) -> set[tuple[Any, ...]]:
+    """Every offset that an OffsetFetch answer has."""
+    return {
+        (topic.get("name", topic.get("topic_id")), item["partition_index"], item["committed_offset"])
+        for group in answer.get("groups", [answer])
+        for topic in group["topics"]
+        for item in topic["partitions"]
+        if item["committed_offset"] >= 0
+    }
+
+
+def _deleted_records_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """ListOffsets by time where DeleteRecords took records from a segment that is still there."""
+    name, parameters = program[at]
+    if name != "list_offsets" or not any(name == "delete_records" for name, _ in program[:at]):
+        return False
+    if not any(time >= 0 or time == -3 for *_, time in parameters["parts"]) or CLOSED in (ours, kafka):
+        return False
+    unknown = {"timestamp": None, "offset": None, "leader_epoch": None}
+
+    def rest(answer: Any) -> Any:
+        return [
+            (topic["name"], [item | {key: None for key in unknown if key in item} for item in topic["partitions"]])
+            for topic in answer["topics"]
+        ]
+
+    return bool(rest(ours) == rest(kafka))
+
+
 DELIBERATE: tuple[Deliberate, ...] = (
     Deliberate(
         "APIs that are not served",
@@ -318,8 +399,8 @@ DELIBERATE: tuple[Deliberate, ...] = (
     ),
     Deliberate(
         "a retry of what came before",
-        "InitProducerId with the epoch before the last is fenced when a transaction of the older protocol came after "
-        "it; Apache Kafka 4.3.1 takes it for a retry.",
+        "InitProducerId or EndTxn with the epoch before the last is fenced when a transaction of the older protocol "
+        "came after it; Apache Kafka 4.3.1 takes it for a retry.",
         _older_end,
         parts=True,
     ),
@@ -363,6 +444,7 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "each of them.",
         _opaque,
         parts=True,
+        hidden=True,
     ),
     Deliberate(
         "unknown codec",
@@ -437,6 +519,31 @@ DELIBERATE: tuple[Deliberate, ...] = (
         _group_of_nobody,
         parts=True,
         hidden=True,
+    ),
+    Deliberate(
+        "left while synchronising",
+        "Whoever leaves while its SyncGroup waits is told so (UNKNOWN_MEMBER_ID); Apache Kafka 4.3.1 never answers it.",
+        _left_while_synchronising,
+        parts=True,
+    ),
+    Deliberate(
+        "waiting for who never came",
+        "A group whose last member left is empty; Apache Kafka waits for whoever was told to come back with an id.",
+        _waits_for_who_never_came,
+        parts=True,
+    ),
+    Deliberate(
+        "the offsets of a deleted topic",
+        "The committed offsets of a topic are deleted with it; in Apache Kafka a moment later.",
+        _deleted_topics_offsets,
+        parts=False,
+    ),
+    Deliberate(
+        "the time of deleted records",
+        "ListOffsets by time knows only records that DeleteRecords left; Apache Kafka also looks at those before them "
+        "in the segment, and answers with one of them or with nothing.",
+        _deleted_records_time,
+        parts=False,
     ),
     Deliberate(
         "aborted transactions of what is sent",

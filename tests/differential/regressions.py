@@ -47,6 +47,12 @@ def _fetch(version: int, partition: int = 0, **changed: Any) -> Step:
 _TIMED_OUT = [_init(60), _add(3), ("time_out", {"slot": "x0"})]
 _IN_TRANSACTION = {"slot": "x0", "transactional": True, "request_id": "x0"}
 
+
+def _in_session(session: str, parts: list[list[int]], forget: list[list[int]]) -> Step:
+    fields = {"version": 16, "committed": False, "max_bytes": 1 << 20, "leader_epoch": -1}
+    return "fetch", fields | {"session": session, "parts": parts, "forget": forget}
+
+
 REGRESSIONS: dict[str, Program] = {
     "zstd in an old Produce": [_topics(), _produce(6, codec=4), _produce(6, codec=4, defect="two")],
     "transactional batch without an id": [
@@ -115,6 +121,33 @@ REGRESSIONS: dict[str, Program] = {
             },
         ),
         _init(),
+    ],
+    "refused offsets make no group": [
+        _topics(),
+        (
+            "commit",
+            {"version": 7, "group": 0, "member": ["none", "", None], "parts": [[0, 0, 3]], "metadata": "m" * 5000},
+        ),
+        ("list_groups", {"version": 1, "states": [], "types": []}),
+    ],
+    "nobody waits for who leaves with the same request": [
+        _topics(),
+        _join(5, "c"),
+        _join(4, "c"),
+        _join(9, "b", instance="two"),
+        _join(4, "a"),
+        _join(4, "c"),
+        ("leave", {"version": 4, "group": 0, "leaving": ["a", "c"], "instance": None}),
+    ],
+    "what could not be read comes last": [
+        _topics(),
+        _in_session("new", [[9, 0, 8, 80]], []),
+        _in_session("next", [[1, 0, 8, 80], [1, 1, 0, 80]], []),
+    ],
+    "a topic comes up again in the answer of a session": [
+        _topics(),
+        _in_session("new", [[0, 0, -1, 80], [1, 1, 1, 80]], [[0, 0]]),
+        _in_session("next", [[0, 5, 0, 80]], []),
     ],
     "offsets of no partition make no group": [
         _topics(),

@@ -275,11 +275,6 @@ class GroupCoordinator(Rebalancer):
     ) -> OffsetWrite:
         if error:
             return OffsetWrite(error, dict.fromkeys(offsets, error), [])
-        if identity.group_id not in self.consumers.groups:
-            group = self._groups.setdefault(identity.group_id, Group(identity.group_id, state_ms=now_ms))
-            member = group.members.get(identity.member_id)
-            if member is not None:
-                member.renew(now_ms)
         errors: dict[TopicPartition, ErrorCode] = {}
         records: list[LogRecord] = []
         for partition, commit in offsets.items():
@@ -289,6 +284,11 @@ class GroupCoordinator(Rebalancer):
             errors[partition] = ErrorCode.NONE
             value = CommittedOffset(*commit, commit_ms=now_ms)
             records.append(encode(identity.group_id, partition, value))
+        if records and identity.group_id not in self.consumers.groups:
+            self._groups.setdefault(identity.group_id, Group(identity.group_id, state_ms=now_ms))
+        group = self._groups.get(identity.group_id)
+        if group is not None and identity.member_id in group.members:
+            group.members[identity.member_id].renew(now_ms)
         return OffsetWrite(ErrorCode.NONE, errors, records)
 
     def end_transaction(self, producer_id: int, commit: bool) -> list[LogRecord]:

@@ -290,11 +290,14 @@ class Rebalancer:
             member.renew(now_ms)
 
     def _drop(self, group: Group, member: Member, now_ms: int) -> None:
-        """The member left or was lost."""
+        """The member was lost."""
+        self._remove(group, member)
+        self._rebalance_or_wait(group, now_ms)
+
+    def _remove(self, group: Group, member: Member) -> None:
         self._answer(member.join_token, JoinAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
         self._answer(member.sync_token, SyncAnswer(ErrorCode.UNKNOWN_MEMBER_ID))
         group.remove(member)
-        self._rebalance_or_wait(group, now_ms)
 
     # -- SyncGroup, Heartbeat, LeaveGroup -----------------------------------------------------------------------
 
@@ -357,19 +360,24 @@ class Rebalancer:
         group = self._groups.get(group_id)
         if group is None:
             return [ErrorCode.UNKNOWN_MEMBER_ID for _ in members]
-        return [self._leave_one(group, leaving, now_ms) for leaving in members]
+        before = len(group.members)
+        errors = [self._leave_one(group, leaving) for leaving in members]
+        # Once all are gone: no generation is made for somebody who leaves with the same request.
+        if len(group.members) < before:
+            self._rebalance_or_wait(group, now_ms)
+        elif group.state is PREPARING:
+            self._try_complete_join(group, now_ms)
+        return errors
 
-    def _leave_one(self, group: Group, leaving: LeavingMember, now_ms: int) -> ErrorCode:
+    def _leave_one(self, group: Group, leaving: LeavingMember) -> ErrorCode:
         member_id = leaving.member_id
         if group.pending.pop(member_id, None) is not None:
-            if group.state is PREPARING:
-                self._try_complete_join(group, now_ms)
             return ErrorCode.NONE
         if not member_id and leaving.group_instance_id is not None:
             member_id = group.static_members.get(leaving.group_instance_id, "")
         error = check_member(group, member_id, leaving.group_instance_id)
         if not error:
-            self._drop(group, group.members[member_id], now_ms)
+            self._remove(group, group.members[member_id])
         return error
 
     def abandon(self, token: int, now_ms: int) -> None:

@@ -126,16 +126,21 @@ class _Fetch:
                 del reader.changed[entry]
         if not (force or failed or total >= self._min_bytes or not reader.entries):
             return None
-        topics: dict[TopicKey, list[FetchedPartition]] = {}
+        # In Apache Kafka's order: as they were read, and then what could not be. So a topic may come up again.
+        if failed:
+            news.sort(key=lambda item: item[1].error in _NOT_READ)
+        topics: list[tuple[TopicKey, list[FetchedPartition]]] = []
         for entry, result, stays in news:
-            topics.setdefault(entry.topic, []).append(result)
+            if not topics or topics[-1][0] != entry.topic:
+                topics.append((entry.topic, []))
+            topics[-1][1].append(result)
             if self._session_id:
                 entry.told(result.error, result.high_watermark, result.log_start_offset)
                 if not stays or result.slices:
                     reader.changed.pop(entry, None)
                 if stays and result.slices:
                     reader.changed[entry] = None  # The others first, next time.
-        return fetch_response(self._version, self._correlation_id, list(topics.items()), session_id=self._session_id)
+        return fetch_response(self._version, self._correlation_id, topics, session_id=self._session_id)
 
     def _read(self, entry: Entry, room: int, *, first: bool) -> tuple[FetchedPartition, bool]:
         """One partition's part of the response, and whether there may be more to tell without anything moving."""
