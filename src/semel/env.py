@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from semel.errors import ConfigurationError
 
-__all__ = ["Env", "listen"]
+__all__ = ["Env", "clock_off_ms", "listen", "wall_ms"]
 
 
 _BACKLOG = 1024
@@ -44,12 +44,22 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
+clock_off_ms: Callable[[], int] | None = None
+"""By how much a campaign of faults puts the wall clock off; see `semel.faultpage`."""
+
+
+def wall_ms() -> int:
+    """Milliseconds since 1970 in UTC, as this process is to see them."""
+    now = time.time_ns() // 1_000_000
+    return now if clock_off_ms is None else now + clock_off_ms()
+
+
 @dataclass(frozen=True, slots=True)
 class Env:
     """The outside world. `monotonic` is seconds, `wall_ms` milliseconds since 1970 in UTC."""
 
     monotonic: Callable[[], float] = time.monotonic
-    wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
+    wall_ms: Callable[[], int] = wall_ms
     rng: random.Random = field(default_factory=random.Random)
     new_id: Callable[[], uuid.UUID] = uuid.uuid4
     listen: Callable[[str, int], socket.socket] = listen

@@ -72,7 +72,12 @@ def main(verbose: bool) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         stream=sys.stderr,
     )
-    arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""), profile=os.environ.get("SEMEL_PROFILE", "dev"))
+    profile = os.environ.get("SEMEL_PROFILE", "dev")
+    arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""), profile=profile)
+    if page := os.environ.get("SEMEL_FAULT_PAGE", ""):
+        from semel.faultpage import use_fault_page
+
+        use_fault_page(page, profile=profile)
 
 
 def _settings(**overrides: object) -> Settings:

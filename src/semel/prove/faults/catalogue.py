@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from semel.errors import ConfigurationError
+from semel.prove.faults.clock import Clock
 from semel.prove.faults.contract import Fault
 from semel.prove.faults.database import DatabaseFault
+from semel.prove.faults.duplicate import Duplicate
+from semel.prove.faults.limits import Descriptors, Memory
 from semel.prove.faults.net import Net
+from semel.prove.faults.poison import Poison
 from semel.prove.faults.processes import Kill, Pause
+from semel.prove.faults.rebalance import Rebalance
+from semel.prove.faults.storage import Disk
 
 __all__ = ["KINDS", "kinds_named"]
 
-KINDS: dict[str, type[Fault]] = {fault.kind: fault for fault in (Kill, Pause, Net, DatabaseFault)}
+_ALL: tuple[type[Fault], ...] = (
+    Kill,
+    Pause,
+    Net,
+    Disk,
+    DatabaseFault,
+    Clock,
+    Rebalance,
+    Duplicate,
+    Poison,
+    Memory,
+    Descriptors,
+)
+KINDS = {fault.kind: fault for fault in _ALL}
 
 
 def kinds_named(text: str) -> list[type[Fault]]:

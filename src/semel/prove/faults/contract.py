@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from semel import history
 from semel.errors import SemelError
+from semel.faultpage import FaultPage
 from semel.history import Strike
 
 if TYPE_CHECKING:
+    from semel.prove.faults.intake import Intake
     from semel.prove.faults.links import Links
 
 __all__ = ["Fault", "NotNow", "Outcome", "Targets", "inflict", "role_of"]
@@ -44,7 +46,7 @@ class Targets:
     pid: Callable[[str], int | None] = lambda _name: None
     """The process id of one of them, None while it does not run. Whoever is killed is started again by its keeper."""
     armed: dict[str, str] = field(default_factory=dict)
-    """By name: SEMEL_FAILPOINT for the next start. Whoever starts the process takes its entry out."""
+    """By name: SEMEL_FAILPOINT for the next start. `environment` takes it out."""
     folder: Path = Path()
     """The data of the run; the broker's is in `broker` below it."""
     session_seconds: float = 6.0
@@ -53,6 +55,26 @@ class Targets:
     """The ways of the processes to Kafka and PostgreSQL, when they lead through proxies."""
     sqlite_files: Sequence[Path] = ()
     """The app's databases that are SQLite files."""
+    pages: Mapping[str, FaultPage] = field(default_factory=dict)
+    """By process: the page that it was started with; see `make_pages`."""
+    copies: Callable[[int], None] | None = None
+    """Tells the load to send every request so many times at once, until it is told 1 again."""
+    intake: Intake | None = None
+    """Where records and requests go into the app."""
+
+    def make_pages(self) -> None:
+        """Make a fault page for every process; `environment` hands them over."""
+        self.pages = {name: FaultPage.make(self._page(name)) for name in self.names}
+
+    def environment(self, name: str) -> dict[str, str]:
+        """What a process is to be started with, so that it can be struck. An armed failpoint is used up by that."""
+        found = {"SEMEL_FAILPOINT": self.armed.pop(name, "")}
+        if name in self.pages:
+            found["SEMEL_FAULT_PAGE"] = str(self._page(name))
+        return found if self.links is None else found | self.links.environment(name)
+
+    def _page(self, name: str) -> Path:
+        return self.folder / "faults" / f"{name}.page"
 
     def of_role(self, *roles: str) -> list[str]:
         """The processes of these roles."""

@@ -13,12 +13,13 @@ from semel.prove.faults.contract import Fault, NotNow, Outcome, Targets, role_of
 __all__ = ["Kill", "Pause", "Process", "points_of"]
 
 _POINTS = {
-    "worker": ("ingress.owner", "state.", "unit.", "sink."),
+    "worker": ("engine.", "consume.", "restore.", "owner.", "handler.", "unit.", "producer.", "sink.", "shared."),
     "http": ("ingress.",),
-    "broker": ("broker.", "log.", "compaction."),
+    "broker": ("broker.", "log.", "file.", "recovery.", "retention.", "compaction."),
 }
-_FARTHEST_HIT = 60
-"""An armed failpoint acts within so many passes: a run of minutes gets there."""
+_NTH = (1, 1, 1, 2, 3, 10, 40)
+"""Which pass of an armed failpoint acts: some are passed once in a process' life, others at every record."""
+_TORN_BYTES = 200
 
 
 class Process:
@@ -47,12 +48,17 @@ class Process:
 
 def points_of(role: str) -> list[str]:
     """The failpoints that a process of this role passes."""
-    of_owner = _POINTS["worker"][0]
-    return [
-        name
-        for name in FAILPOINTS
-        if name.startswith(_POINTS.get(role, ())) and not (role == "http" and name.startswith(of_owner))
-    ]
+    return [name for name in FAILPOINTS if name.startswith(_POINTS.get(role, ()))]
+
+
+def _trap(role: str, rng: Random) -> str:
+    """A failpoint for the next start, as SEMEL_FAILPOINT takes it; for every second start there is none."""
+    points = points_of(role)
+    if not points or rng.random() < 0.5:
+        return ""
+    name = rng.choice(points)
+    action = f"torn={rng.randrange(_TORN_BYTES)}" if FAILPOINTS[name].writes and rng.random() < 0.5 else "kill"
+    return f"{name}:{action}:{rng.choice(_NTH)}"
 
 
 class Kill(Fault):
@@ -68,8 +74,7 @@ class Kill(Fault):
 
     async def strike(self, target: str, rng: Random) -> Outcome:
         pid = self.targets.running(target)
-        points = points_of(role_of(target))
-        trap = f"{rng.choice(points)}:kill:{rng.randint(1, _FARTHEST_HIT)}" if points and rng.random() < 0.5 else ""
+        trap = _trap(role_of(target), rng)
         process = Process(pid)
         try:
             # Before the kill: the keeper may start the successor at once.
