@@ -75,7 +75,7 @@ def test_strikes_do_not_pile_up_and_all_are_healed() -> None:
 
 def test_a_target_that_stays_away_is_counted_as_missed() -> None:
     planned = plan_strikes([Away], TARGETS, 1, 1.0, 1.0)
-    striker = Striker([strike._replace(at=0.0) for strike in planned], [Away], TARGETS, try_seconds=0.0)
+    striker = Striker([strike._replace(at=0.0) for strike in planned], [Away], TARGETS, late_seconds=0.1)
     asyncio.run(striker.run())
     assert striker.missed == {"away": len(planned)}
     assert not striker.counts

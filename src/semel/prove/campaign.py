@@ -31,9 +31,10 @@ from semel.prove.drain import STALL_SECONDS, Drain
 from semel.prove.driver import Driver
 from semel.prove.faults.catalogue import kinds_named
 from semel.prove.faults.contract import Fault, Targets
+from semel.prove.faults.links import Links
 from semel.prove.inputs import InputSource
 from semel.prove.plan import ProofPlan
-from semel.prove.stores import check_empty, choose_databases, describe
+from semel.prove.stores import check_empty, choose_databases, describe, sqlite_files
 from semel.prove.striker import Striker, plan_strikes
 from semel.settings import Settings
 from semel.types import TopicPartition
@@ -130,11 +131,20 @@ class Campaign:
         self._ports = free_ports(options.http + 1)
         self.http_ports = self._ports[: options.http] if app.endpoints else []
         self.bootstrap = options.kafka or f"127.0.0.1:{self._ports[-1]}"
+        names = [spec.name for spec in self._specs()]
+        links = Links(
+            [name for name in names if not name.startswith("broker-")],
+            self.bootstrap,
+            self._databases,
+            security=self.settings.kafka_client.get("security.protocol", "plaintext"),
+        )
         self.targets = Targets(
-            names=[spec.name for spec in self._specs()],
+            names=names,
             pid=self._pid,
             folder=self.folder,
             session_seconds=options.session_timeout_ms / 1000,
+            links=links,
+            sqlite_files=sqlite_files(app),
         )
         self.kinds, self.refused = self._kinds(kinds_named(options.faults))
         self._exits: Counter[str] = Counter()
@@ -175,8 +185,7 @@ class Campaign:
         inherited = {key: value for key, value in os.environ.items() if not (self.own_broker and _is_kafkas(key))}
         return {
             **inherited,
-            **self._databases,
-            "SEMEL_KAFKA": self.bootstrap,
+            **(self.targets.links.environment(name) if self.targets.links else {}),
             "SEMEL_DATA": str(self.folder),
             "SEMEL_INSTANCE": INSTANCE,
             "SEMEL_PROFILE": "dev",  # Production refuses what is done here on purpose.
@@ -251,6 +260,8 @@ class Campaign:
                     run_on["database"] = ", ".join(databases)
                 return Observed(*load, stalled, self.refused, self._exits, evidence, run_on)
         finally:
+            if self.targets.links is not None:
+                await self.targets.links.close()
             history.stop()
 
     def _client(self) -> KafkaClient:
@@ -345,7 +356,7 @@ class Campaign:
             now, done = time.monotonic(), len(driver.sent.answered_at)
             rate = (done - last) / (now - before)
             last, before = done, now
-            breaking = ", ".join(f"{kind} {target}" for target, kind in striker.now.items())
+            breaking = ", ".join(f"{kind} {target.rpartition('/')[2]}" for target, kind in striker.now.items())
             self._say.progress(
                 f"{now - began:>5.0f} of {seconds:.0f} s  {done:>8,} inputs answered {rate:>6,.0f}/s  "
                 f"{striker.counts.total():>4} faults  {'breaking now: ' + breaking if breaking else ''}"

@@ -110,6 +110,11 @@ def _tiles(proof: Proof) -> str:
     )
 
 
+def _short(target: str) -> str:
+    """A file by its name; where it lay is of no use later."""
+    return target.rpartition("/")[2]
+
+
 def _many(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -134,8 +139,8 @@ def _picture(proof: Proof) -> str:
     for item in proof.recoveries:
         back = None if item.back is None else seconds(item.back)
         after = "" if item.seconds is None else f"; back after {item.seconds:.2f} s"
-        label = f"{item.kind} {item.target} at {seconds(item.began):.1f} s: {item.done}{after}"
-        bars.append(Bar(item.target, item.kind, seconds(item.began), seconds(item.ended), back, label))
+        label = f"{item.kind} {_short(item.target)} at {seconds(item.began):.1f} s: {item.done}{after}"
+        bars.append(Bar(_short(item.target), item.kind, seconds(item.began), seconds(item.ended), back, label))
     answered = [at - began / 1e9 for at in proof.sent.answered_at]
     end = max([proof.load_seconds, *(bar.ended for bar in bars)])
     svg = campaign_svg(answered, bars, proof.targets, _colours(), end)
@@ -193,7 +198,7 @@ def _slowest(proof: Proof) -> str:
         return ""
     rows = "".join(
         f'<tr><td class="n">{seconds:.2f} s</td><td class="n">{(item.began - proof.load_began) / 1e9:.1f} s</td>'
-        f'<td class="k">{_chip(item.kind)}{escape(item.kind)}</td><td>{escape(item.target)}</td>'
+        f'<td class="k">{_chip(item.kind)}{escape(item.kind)}</td><td>{escape(_short(item.target))}</td>'
         f"<td>{escape(item.done)}</td></tr>"
         for seconds, item in slowest
     )

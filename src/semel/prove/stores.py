@@ -10,7 +10,7 @@ from semel.errors import ConfigurationError, Retriable
 from semel.settings import database_variable
 from semel.sinks.sql.database import Database, open_database, without_password
 
-__all__ = ["check_empty", "choose_databases", "describe"]
+__all__ = ["check_empty", "choose_databases", "describe", "sqlite_files"]
 
 _SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
 _POSTGRES_TABLES = """
@@ -52,6 +52,12 @@ def check_empty(app: App) -> None:
                 f"{without_password(url)} is not empty: there are rows in {', '.join(filled[:5])}. A campaign needs a "
                 "database of its own: name an empty one with --database URL."
             )
+
+
+def sqlite_files(app: App) -> list[Path]:
+    """The files of the app's databases that are SQLite's."""
+    paths = {getattr(open_database(spec.url), "path", None) for spec in app.databases.values()}
+    return sorted(path for path in paths if path is not None)
 
 
 def describe(app: App) -> list[str]:

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from itertools import count
 from random import Random
 from typing import NamedTuple
 
@@ -19,8 +20,10 @@ log = logging.getLogger("semel.prove")
 FIRST_SECONDS = 2.0
 AT_ONCE_MAX = 3
 """Faults that last at one moment: more, and nothing is left that could make progress."""
-TRIES, TRY_SECONDS = 40, 0.25
-"""A target that is just being started again is waited for so often."""
+LATE_SECONDS = 10.0
+"""A fault that cannot strike for so long (its target is being started again, is struck by another one, sends nothing of
+the kind that is waited for) is given up: a queue of them would outlast the load."""
+TRY_SECONDS = 0.25
 
 
 class Planned(NamedTuple):
@@ -37,15 +40,15 @@ def plan_strikes(
 ) -> list[Planned]:
     """Faults over so many seconds, one each `every` seconds on average; each kind comes as often as any other."""
     rng = Random(f"{seed}:strikes")
-    count = max(len(kinds), int((seconds - FIRST_SECONDS) / every))
+    wanted = max(len(kinds), int((seconds - FIRST_SECONDS) / every))
     planned = []
     order: list[type[Fault]] = []
-    for number in range(count):
+    for number in range(wanted):
         if not order:
             order = list(kinds)
             rng.shuffle(order)
         fault = order.pop()
-        at = FIRST_SECONDS + max(0.0, seconds - FIRST_SECONDS) * (number + rng.random()) / count
+        at = FIRST_SECONDS + max(0.0, seconds - FIRST_SECONDS) * (number + rng.random()) / wanted
         planned.append(Planned(at, fault.kind, rng.choice(sorted(fault.aims(targets))), f"{seed}:{number}"))
     return sorted(planned)
 
@@ -59,10 +62,10 @@ class Striker:
         kinds: Sequence[type[Fault]],
         targets: Targets,
         *,
-        try_seconds: float = TRY_SECONDS,
+        late_seconds: float = LATE_SECONDS,
     ) -> None:
         self._planned = planned
-        self._try_seconds = try_seconds
+        self._late_seconds = late_seconds
         self._kinds = {fault.kind: fault for fault in kinds}
         self._targets = targets
         self._busy: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -70,7 +73,7 @@ class Striker:
         self.counts: Counter[str] = Counter()
         """Faults that struck, by kind."""
         self.missed: Counter[str] = Counter()
-        """Planned ones whose target was not there for ten seconds."""
+        """Planned ones that could not strike within ten seconds."""
         self.now: dict[str, str] = {}
         """What is being broken: target to kind."""
         self.failed: list[str] = []
@@ -85,24 +88,32 @@ class Striker:
         async with asyncio.TaskGroup() as group:
             for planned in self._planned:
                 await asyncio.sleep(max(0.0, began + planned.at - time.monotonic()))
-                group.create_task(self._strike(planned))
+                group.create_task(self._strike(planned, time.monotonic() + self._late_seconds))
 
-    async def _strike(self, planned: Planned) -> None:
+    async def _strike(self, planned: Planned, latest: float) -> None:
         async with self._busy[planned.target], self._room:
-            for _ in range(TRIES):
-                fault = self._kinds[planned.kind](self._targets)
+            for number in count():
+                if time.monotonic() > latest:
+                    break
                 self.now[planned.target] = planned.kind
                 try:
-                    await inflict(fault, planned.target, Random(planned.seed))
-                except NotNow:
-                    await asyncio.sleep(self._try_seconds)
-                    continue
-                except Exception as error:  # A fault that fails is told at the end; the others go on.
-                    log.exception("%s of %s failed", planned.kind, planned.target)
-                    self.failed.append(f"{planned.kind} of {planned.target}: {type(error).__name__}: {error}")
-                    return
+                    if await self._inflict(planned, Random(f"{planned.seed}:{number}")):
+                        return
                 finally:
                     self.now.pop(planned.target, None)
-                self.counts[planned.kind] += 1
-                return
+                await asyncio.sleep(TRY_SECONDS)
             self.missed[planned.kind] += 1
+
+    async def _inflict(self, planned: Planned, rng: Random) -> bool:
+        """False when the target was not there."""
+        fault = self._kinds[planned.kind](self._targets)
+        try:
+            await inflict(fault, planned.target, rng)
+        except NotNow:
+            return False
+        except Exception as error:  # A fault that fails is told at the end; the others go on.
+            log.exception("%s of %s failed", planned.kind, planned.target)
+            self.failed.append(f"{planned.kind} of {planned.target}: {type(error).__name__}: {error}")
+        else:
+            self.counts[planned.kind] += 1
+        return True

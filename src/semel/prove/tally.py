@@ -8,6 +8,7 @@ one fault is felt cannot be told apart from the next.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -93,6 +94,8 @@ class _Pass:
         """When a lane was last committed to, and by which process."""
         self._struck: dict[str, tuple[Strike, set[Lane]]] = {}
         self._open: list[_Open] = []
+        self.ends: list[int] = []
+        """When faults were over that keep partitions from being worked on."""
 
     def take(self, event: Event) -> None:
         if isinstance(event, Unit | Batch):
@@ -153,10 +156,12 @@ class _Pass:
             return
         begun, owned = self._struck.pop(event.a, (None, set()))
         if begun is not None and event.type == "ok":
-            for other in self._open:
-                other.since = event.t
+            if not _is_http(event.target):  # It takes no partition away.
+                self.ends.append(event.t)
+                for other in self._open:
+                    other.since = event.t
             item = _Open(event, begun.t, event.t, event.t, owned)
-            if owned and not event.target.startswith("http-"):
+            if owned and not _is_http(event.target):
                 self._open.append(item)
             else:
                 self._recovered(item, None)
@@ -182,9 +187,14 @@ def tally(events: Iterable[Event], answered: Mapping[str, Iterable[int]] | None 
         work.take(event)
     result = work.finish()
     for index, item in enumerate(result.recoveries):
-        if item.target.startswith("http-"):
-            after = (at for at in (answered or {}).get(item.target, ()) if at >= item.ended)
-            first = next(iter(after), None)
-            if first is not None:
-                result.recoveries[index] = item._replace(back=first, seconds=(first - item.ended) / 1e9)
+        if _is_http(item.target):
+            back = next((at for at in (answered or {}).get(item.target, ()) if at >= item.ended), None)
+            if back is not None:
+                before = work.ends[: bisect_right(work.ends, back)]
+                since = max(item.ended, before[-1] if before else 0)
+                result.recoveries[index] = item._replace(back=back, seconds=(back - since) / 1e9)
     return result
+
+
+def _is_http(target: str) -> bool:
+    return target.startswith("http-")
