@@ -56,6 +56,8 @@ ANSWER_SECONDS = 60.0
 SILENCE_SESSIONS = 4
 """A worker may be silent for so many sessions: a paused one must wake up as a zombie and find itself fenced."""
 _SETUP = {"delivery.timeout.ms": 30_000}
+_REACH = {"delivery.timeout.ms": 10_000}
+"""How long a Kafka is looked for that is not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +229,14 @@ class Campaign:
         await asyncio.to_thread(check_empty, self.app)
         if self.history.exists():
             raise ConfigurationError(f"{self.folder} holds an earlier campaign. Name another folder, or remove it.")
+        if not self.own_broker:
+            async with self._client(_REACH) as client:
+                await self._check_no_records(client)
         specs = self._specs()
         brokers = [spec for spec in specs if spec.is_last]
         history.start(self.history, "campaign", 0)
         try:
-            async with self._supervised(brokers), self._client() as client:
-                await self._check_no_records(client)
+            async with self._supervised(brokers), self._client(_SETUP) as client:
                 async with self._supervised([spec for spec in specs if not spec.is_last]) as running:
                     self._say.line(
                         f"starting {', '.join(spec.name for spec in specs)} on Kafka at {self.bootstrap}; "
@@ -264,8 +268,8 @@ class Campaign:
                 await self.targets.links.close()
             history.stop()
 
-    def _client(self) -> KafkaClient:
-        settings = {**self.settings.kafka_client, **_SETUP}
+    def _client(self, patience: Mapping[str, object]) -> KafkaClient:
+        settings = {**self.settings.kafka_client, **patience}
         return KafkaClient(self.bootstrap, client_id="semel-prove", settings=settings)
 
     def _broker(self, client: KafkaClient) -> str:

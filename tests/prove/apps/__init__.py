@@ -1,0 +1,1 @@
+"""Apps that tests prove, and one that they refute."""
