@@ -31,6 +31,7 @@ from semel.prove.drain import STALL_SECONDS, Drain
 from semel.prove.driver import Driver
 from semel.prove.faults.catalogue import kinds_named
 from semel.prove.faults.contract import Fault, Targets
+from semel.prove.faults.intake import Intake
 from semel.prove.faults.links import Links
 from semel.prove.inputs import InputSource
 from semel.prove.plan import ProofPlan
@@ -147,7 +148,11 @@ class Campaign:
             session_seconds=options.session_timeout_ms / 1000,
             links=links,
             sqlite_files=sqlite_files(app),
+            copies=self._send_copies if app.endpoints else None,
+            intake=Intake.of(app, self.bootstrap, self.settings.kafka_client, self._addresses),
         )
+        self.targets.make_pages()
+        self._driver: Driver | None = None
         self.kinds, self.refused = self._kinds(kinds_named(options.faults))
         self._exits: Counter[str] = Counter()
 
@@ -187,14 +192,20 @@ class Campaign:
         inherited = {key: value for key, value in os.environ.items() if not (self.own_broker and _is_kafkas(key))}
         return {
             **inherited,
-            **(self.targets.links.environment(name) if self.targets.links else {}),
+            **self.targets.environment(name),
             "SEMEL_DATA": str(self.folder),
             "SEMEL_INSTANCE": INSTANCE,
             "SEMEL_PROFILE": "dev",  # Production refuses what is done here on purpose.
             "SEMEL_SESSION_TIMEOUT_MS": str(self.options.session_timeout_ms),
             "SEMEL_HISTORY": str(self.history),
-            "SEMEL_FAILPOINT": self.targets.armed.pop(name, ""),
         }
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        return [("127.0.0.1", port) for port in self.http_ports]
+
+    def _send_copies(self, count: int) -> None:
+        if self._driver is not None:
+            self._driver.copies = count
 
     def _pid(self, name: str) -> int | None:
         supervisor = self._supervisors.get(name)
@@ -299,10 +310,9 @@ class Campaign:
         """Load and faults, then load alone until what was struck had its time to come back."""
         options = self.options
         seconds = options.minutes * 60
-        addresses = [("127.0.0.1", port) for port in self.http_ports]
-        driver = Driver(
+        driver = self._driver = Driver(
             self.source.jobs(f"prove-{options.seed}"),
-            lambda: addresses,
+            self._addresses,
             client,
             seed=options.seed,
             clients=options.clients,

@@ -84,6 +84,8 @@ class Driver:
         self._stopping = False
         self._gave_up = False
         self.sent = Sent()
+        self.copies = 1
+        """How often each request is posted at the same moment."""
 
     def __repr__(self) -> str:
         return f"<Driver {self.sent.inputs} inputs sent>"
@@ -147,6 +149,9 @@ class Driver:
         if job.topic:
             await self._append(job)
             return
+        if self.copies > 1:
+            await self._send_at_once(job, self.copies)
+            return
         copy = self._rng.random()
         if copy < _COPIES_SHARE / 2:
             answer, _ = await asyncio.gather(self._post(job, connection), self._post(job, second))
@@ -155,6 +160,15 @@ class Driver:
         self._settled(job, answer)
         if _COPIES_SHARE / 2 <= copy < _COPIES_SHARE:
             await self._post(job, second)
+
+    async def _send_at_once(self, job: Job, copies: int) -> None:
+        connections = [Connection(self._pick) for _ in range(copies)]
+        try:
+            answers = await asyncio.gather(*(self._post(job, connection) for connection in connections))
+        finally:
+            for connection in connections:
+                connection.close()
+        self._settled(job, next((answer for answer in answers if answer.is_final), answers[0]))
 
     async def _post(self, job: Job, connection: Connection) -> Answer:
         return await until_answered(connection, job.data, _Attempts(job, self.sent), lambda: not self._gave_up)
