@@ -233,12 +233,19 @@ def test_where_tables_are_not_made_the_ledger_is_asked_for(url: str, events: lis
 
 
 @pytest.mark.parametrize(
-    ("point", "nth"), [("sink.before_effects", 4), ("sink.before_db_commit", 2), ("sink.after_db_commit", 2)]
+    ("kind", "point", "nth"),
+    [
+        ("sqlite", "sink.before_effects", 4),
+        ("sqlite", "sink.before_db_commit", 2),
+        ("sqlite", "sink.after_db_commit", 2),
+        pytest.param("postgres", "sink.after_db_commit", 2, marks=pytest.mark.postgres),
+    ],
 )
 def test_history_and_ledger_agree_wherever_the_process_was_killed(
-    url: str, tmp_path: Path, point: str, nth: int
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, point: str, nth: int
 ) -> None:
     """Each process dies after a batch or two, until the work is done; then the two are compared."""
+    url = f"sqlite:///{tmp_path}/sink.db" if kind == "sqlite" else request.getfixturevalue("postgres").new_database()
     folder, total, deaths = tmp_path / "history", 20, 0
     while True:
         process = subprocess.run(

@@ -22,7 +22,7 @@ class Provenance:
         self._inputs: dict[tuple[str, int], UnitInput] = {}
         self._parked: list[UnitParked] = []
 
-    def worked_on(self, record: Record, writes: Sequence[Write]) -> list[Write]:
+    def worked_on(self, record: Record, writes: Sequence[Write]) -> Sequence[Write]:
         """The outputs of one input, each with its header."""
         at = (record.topic, record.partition)
         held = self._inputs.get(at)
@@ -30,15 +30,18 @@ class Provenance:
             held = self._inputs[at] = UnitInput(*at, [], [])
         held.offsets.append(record.offset)
         held.outputs.append(len(writes))
-        return [_marked(write, f"{self._place(record)}|{number}|{len(writes)}") for number, write in enumerate(writes)]
+        if not writes:
+            return writes
+        place, count = self._place(record), len(writes)
+        return [_marked(write, b"%b|%d|%d" % (place, number, count)) for number, write in enumerate(writes)]
 
     def parked(self, record: Record, write: Write) -> Write:
         """A parked input, with its header in the place of the one that it came with."""
         self._parked.append(UnitParked(record.topic, record.partition, record.offset))
-        return _marked(write, f"{self._place(record)}|0|1|parked")
+        return _marked(write, b"%b|0|1|parked" % self._place(record))
 
-    def _place(self, record: Record) -> str:
-        return f"{self.attempt}|{record.topic}|{record.partition}|{record.offset}"
+    def _place(self, record: Record) -> bytes:
+        return f"{self.attempt}|{record.topic}|{record.partition}|{record.offset}".encode()
 
     def begin(self, component: str, transactional_id: str) -> None:
         """The transaction is about to be tried."""
@@ -58,6 +61,8 @@ class Provenance:
         history.note(Unit(type=outcome, a=self.attempt))
 
 
-def _marked(write: Write, proof: str) -> Write:
-    headers = tuple(header for header in write.headers if header[0] != PROOF)
-    return Write(write.topic, write.key, write.value, (*headers, (PROOF, proof.encode())), write.partition)
+def _marked(write: Write, proof: bytes) -> Write:
+    headers = write.headers
+    if headers:
+        headers = tuple(header for header in headers if header[0] != PROOF)
+    return Write(write.topic, write.key, write.value, (*headers, (PROOF, proof)), write.partition)
