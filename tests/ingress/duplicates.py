@@ -15,7 +15,7 @@ import time
 from base64 import urlsafe_b64encode
 from collections import Counter, defaultdict
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
@@ -83,7 +83,8 @@ class Figures:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        return json.dumps(asdict(self))
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return json.dumps(fields | {"answers": dict(sorted(self.answers.items()))})
 
 
 class Answer(NamedTuple):
@@ -258,6 +259,7 @@ def run(plan: Plan, folder: Path) -> Figures:
         figures, outcomes = asyncio.run(_load(plan, running))
         bootstrap = (folder / ".semel" / KAFKA_ADDRESS).read_text().strip()
         effects = asyncio.run(_effects(bootstrap, name))
+    print(figures)
     judge(plan, outcomes, effects)
     return figures
 

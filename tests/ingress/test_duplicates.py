@@ -21,5 +21,4 @@ def test_eight_copies_of_fifty_requests_while_instances_are_killed(tmp_path: Pat
 @pytest.mark.timeout(3600)
 def test_sixty_four_copies_of_two_thousand_requests_while_instances_are_killed(tmp_path: Path) -> None:
     figures = duplicates.run(Plan(keys=2_000, copies=64, kills=200, http=3, workers=2), tmp_path)
-    print(figures)
     assert (figures.keys, figures.clients, figures.kills) == (2_000, 128_000, 200)
