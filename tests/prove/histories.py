@@ -208,15 +208,7 @@ class World:
 
     def run(self, steps: int) -> World:
         """So many steps, and then until everything is done."""
-        actions = [
-            *[self.post] * 3,
-            *[self.send] * 2,
-            *[self.begin_unit] * 3,
-            *[self.end_unit] * 4,
-            *[self.apply] * 3,
-            *[self.read] * 2,
-            self.answer,
-        ]
+        actions = self.actions()
         when = self.rng.randrange(steps // 4, steps) if self.spoil else steps
         for step in range(steps):
             if step >= when and self.spoil is not None and self.spoil():
@@ -224,6 +216,21 @@ class World:
             self.rng.choice(actions)()
         self.drain()
         return self
+
+    def actions(self) -> list[Callable[[], Any]]:
+        inside = [*[self.begin_unit] * 3, *[self.end_unit] * 4, *[self.apply] * 3, *[self.read] * 2, self.answer]
+        return [*[self.post] * 3, *[self.send] * 2, *inside]
+
+    def run_until(self, events: int) -> None:
+        """A long run, in rounds of as many requests as fill the units of work."""
+        choose, actions = self.rng.choice, self.actions()[5:]
+        while self.count < events:
+            for _ in range(self.unit_records):
+                self.post()
+                self.send()
+            for _ in range(30):
+                choose(actions)()
+        self.drain()
 
     def drain(self) -> None:
         for _ in range(10_000):

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from semel.errors import CorruptBatch
 from semel.history import Event
 from semel.wire.compression import decompress
-from semel.wire.records import BATCH_OVERHEAD, BatchHeader, check_crc, iter_batches
+from semel.wire.records import BATCH_OVERHEAD, BatchHeader, iter_batches
 
 __all__ = [
     "PROOF",
@@ -43,12 +44,8 @@ class LogBatch(NamedTuple):
     buffer: bytes
     at: int
 
-    @property
-    def is_intact(self) -> bool:
-        return check_crc(self.buffer, self.at, self.header)
-
     def data(self) -> bytes:
-        """Its records, decompressed. Raises `CorruptBatch`."""
+        """Its encoded records, decompressed. Raises `CorruptBatch`."""
         data = self.buffer[self.at + BATCH_OVERHEAD : self.at + self.header.size]
         return decompress(self.header.codec, data) if self.header.codec else data
 
@@ -57,7 +54,7 @@ class LogBatch(NamedTuple):
 class Log:
     """The raw log of one partition, markers and aborted records included.
 
-    `chunks` gives buffers of whole batches, in order, and may be called again. `stable` is the last stable offset.
+    `chunks` gives its bytes in pieces of any size, and may be called again. `stable` is the last stable offset.
     `begin` is the first offset that is judged: what stood there before the run is none of its business.
     """
 
@@ -74,26 +71,24 @@ class Log:
         return f"{self.topic}-{self.partition}"
 
     def batches(self) -> Iterator[LogBatch]:
-        """Every batch in order of offsets."""
-        for buffer in self.chunks():
-            for at, header in iter_batches(buffer):
-                yield LogBatch(header, buffer, at)
-
-
-def file_chunks(path: Path, chunk_bytes: int = CHUNK_BYTES) -> Iterator[bytes]:
-    """A file of batches in pieces of whole ones; a rest that is no batch comes last."""
-    rest = b""
-    with path.open("rb") as file:
-        while piece := file.read(max(chunk_bytes, len(rest))):
-            buffer = rest + piece
+        """Every batch in order of offsets. Raises `CorruptBatch` for bytes that are no whole batch."""
+        rest = b""
+        for piece in self.chunks():
+            buffer = rest + piece if rest else piece
             end = 0
             for at, header in iter_batches(buffer):
                 end = at + header.size
+                yield LogBatch(header, buffer, at)
             rest = buffer[end:]
-            if end:
-                yield buffer[:end]
-    if rest:
-        yield rest
+        if rest:
+            raise CorruptBatch(f"{len(rest)} bytes at the end of {self} are no whole batch")
+
+
+def file_chunks(path: Path) -> Iterator[bytes]:
+    """A file in pieces."""
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
 
 
 class Position(NamedTuple):

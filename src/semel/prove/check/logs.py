@@ -12,14 +12,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from crc32c import crc32c
+
 from semel.errors import CorruptBatch
-from semel.history import digest
-from semel.processing.topics import DataError
 from semel.prove.check.evidence import PROOF, Log, LogBatch
 from semel.prove.check.findings import Findings
-from semel.prove.check.model import ATTEMPT_BITS, FAIL, NARROW, PARKED_BIT, Attempts, Lane, Model, ReadLane, read_digest
+from semel.prove.check.model import (
+    ATTEMPT_BITS,
+    FAIL,
+    NARROW,
+    PARKED_BIT,
+    Attempts,
+    Lane,
+    Model,
+    ReadLane,
+    value_digest,
+)
 from semel.types import Record
-from semel.wire.records import decode_records, read_control
+from semel.wire.records import decode_records
 
 __all__ = ["ABORTED", "COMMITTED", "CONTROL", "HOLE", "SPLIT", "UNDECIDED", "VISIBLE", "LogFacts", "LogPass", "proofs"]
 
@@ -32,11 +42,15 @@ COMMITTED, ABORTED, SPLIT, UNENDED = 1, 2, 4, 8
 partition, or in one with another attempt's; in one that is still open."""
 
 SEQUENCES = 1 << 31
+_CRC_FROM, _LENGTH_FROM = 21, 12
+"""Where a batch's checksummed part begins, and what its length counts from."""
+_TRANSACTIONAL, _CONTROL = 0x10, 0x20
+_VISIBLE, _GONE, _UNDECIDED = bytes((VISIBLE,)), bytes((GONE,)), bytes((UNDECIDED,))
 _NAME = bytes((len(PROOF) << 1,)) + PROOF.encode()
 _AFTER_NAME = len(_NAME)
 _BITS = {b"%d" % j: 1 << j for j in range(NARROW)}
 _ORDER = {b"%d" % j: j for j in range(NARROW)}
-_NO_ATTEMPT = 0
+_ABORT, _COMMIT = b"\0\0\0\0", b"\0\0\0\1"
 
 
 class _Open(NamedTuple):
@@ -46,7 +60,6 @@ class _Open(NamedTuple):
     first: int
     entries: list[tuple[int, list[bytes | None]]]
     """(base offset, where each record came from) of each batch."""
-    spans: list[tuple[int, int]]
 
 
 class _Place(NamedTuple):
@@ -106,6 +119,46 @@ def proofs(batch: LogBatch) -> list[bytes | None]:
             add(data[value:stop])
         at = stop
     return found
+
+
+def bodies(batch: LogBatch) -> list[tuple[bytes | None, bytes | None, bytes | None]]:
+    """Key, value and where it came from of each record of a batch. Raises `CorruptBatch`."""
+    data, found = batch.data(), []
+    at, size = 0, len(data)
+    for _ in range(batch.header.record_count):
+        raw, begin = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        stop = begin + (raw >> 1)
+        if stop > size:
+            raise CorruptBatch("a record runs past the end of its batch")
+        at = begin + 2 if data[begin + 1] < 0x80 else _varint(data, begin + 1)[1]  # attributes, time
+        at = at + 1 if data[at] < 0x80 else _varint(data, at)[1]  # offset
+        raw, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        key = value = proof = None
+        if not raw & 1:
+            key = data[at : at + (raw >> 1)]
+            at += raw >> 1
+        raw, at = (data[at], at + 1) if data[at] < 0x80 else _varint(data, at)
+        if not raw & 1:
+            value = data[at : at + (raw >> 1)]
+            at += raw >> 1
+        name = data.rfind(_NAME, at, stop)
+        if name >= 0:
+            length, begin = _varint(data, name + _AFTER_NAME)
+            if begin + (length >> 1) != stop:
+                records = decode_records(batch.buffer, batch.at, batch.header, "", 0)
+                return [(record.key, record.value, proof_of(record)) for record in records]
+            proof = data[begin:stop]
+        found.append((key, value, proof))
+        at = stop
+    return found
+
+
+def ends_committed(batch: LogBatch) -> bool:
+    """What a marker says. Raises `CorruptBatch`."""
+    key = bodies(batch)[0][0]
+    if key not in (_ABORT, _COMMIT):
+        raise CorruptBatch("a control record is not a transaction marker")
+    return key == _COMMIT
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -199,161 +252,139 @@ class _Reading:
         self._producers: dict[int, tuple[int, int]] = {}
         self._is_whole = self._reads is not None or facts.keys is not None
         self._is_reply = self._log.topic == whole.answers
-        self._is_judged = self._log.begin <= self._log.start
 
     def run(self) -> None:
-        log, next_offset = self._log, self._log.start
-        count = 0
+        log, end, producers = self._log, self._log.end, self._producers
+        count, expected = 0, self._log.start
         try:
             for batch in log.batches():
-                header = batch.header
-                if header.base_offset >= log.end:
+                header, buffer, at = batch
+                base, length, _, _, crc, attributes, last_delta, _, _, producer, epoch, sequence, records = header
+                if base >= end:
                     break
-                next_offset = self._offsets(batch, next_offset)
-                if header.producer_id >= 0:
-                    self._producer(batch)
-                if header.is_control:
+                if crc32c(buffer[at + _CRC_FROM : at + _LENGTH_FROM + length]) != crc:
+                    self._findings.add("L16", f"{log}@{base}", "the batch's checksum is wrong, and it was served")
+                if base != expected or records != last_delta + 1:
+                    self._offsets(batch, expected)
+                expected = max(expected, base + last_delta + 1)
+                if producer >= 0:
+                    if producers.get(producer) == (epoch, sequence):
+                        producers[producer] = (epoch, (sequence + last_delta + 1) % SEQUENCES)
+                    else:
+                        self._producer(batch)
+                if attributes & _CONTROL:
                     self._marker(batch)
                 else:
-                    self._records(batch)
-                count += header.record_count
-        except (CorruptBatch, IndexError, DataError) as error:
-            self._findings.add("L16", f"{log}@{next_offset}", f"a batch cannot be read: {error}")
-            next_offset = log.end
-        if next_offset < log.end and not log.is_compacted:
-            self._findings.add(
-                "L16", f"{log}@{next_offset}", f"nothing is there, and the log is said to end at {log.end}"
-            )
+                    self._records(batch, bool(attributes & _TRANSACTIONAL))
+                count += records
+        except (CorruptBatch, IndexError) as error:
+            self._findings.add("L16", f"{log}@{expected}", f"a batch cannot be read: {error}")
+            expected = end
+        if expected < end and not log.is_compacted:
+            self._findings.add("L16", f"{log}@{expected}", f"nothing is there, and the log is said to end at {end}")
         for producer, held in self._open.items():
             self._unended(producer, held)
-        if not self._open and log.stable < log.end:
-            self._findings.add(
-                "L15", str(log), f"the last stable offset stays at {log.stable}, below the end {log.end}"
-            )
+        if not self._open and log.stable < end:
+            self._findings.add("L15", str(log), f"the last stable offset stays at {log.stable}, below the end {end}")
         self._findings.checked["records"] += count
 
     # --- Batches ---
 
-    def _offsets(self, batch: LogBatch, expected: int) -> int:
+    def _offsets(self, batch: LogBatch, expected: int) -> None:
+        """A batch that does not begin where the one before ended, or that has fewer records than offsets."""
         header, log = batch.header, self._log
-        if not batch.is_intact:
-            self._findings.add("L16", f"{log}@{header.base_offset}", "the batch's checksum is wrong, and it was served")
-        if header.base_offset < expected and header.last_offset >= log.start and expected > log.start:
-            self._findings.add(
-                "L1",
-                f"{log}@{header.base_offset}",
-                f"a second batch stands at offsets {header.base_offset} to {min(header.last_offset, expected - 1)}",
-            )
-        elif header.base_offset > expected:
-            if log.is_compacted:
-                self._cut()
-            else:
-                self._findings.add(
-                    "L16", f"{log}@{expected}", f"offsets {expected} to {header.base_offset - 1} are missing"
-                )
-        if header.record_count != header.last_offset_delta + 1 and not header.is_control:
-            self._cut()
-        return max(expected, header.next_offset)
-
-    def _cut(self) -> None:
-        """Records before this point may be gone without being lost."""
-        self._facts.is_cut = True
-        self._facts.survivors.clear()
+        if header.base_offset < expected and expected > log.start:
+            until = min(header.last_offset, expected - 1)
+            why = f"a second batch stands at offsets {header.base_offset} to {until}"
+            self._findings.add("L1", f"{log}@{header.base_offset}", why)
+        elif header.base_offset > expected and not log.is_compacted:
+            why = f"offsets {expected} to {header.base_offset - 1} are missing"
+            self._findings.add("L16", f"{log}@{expected}", why)
+        if log.is_compacted and not header.is_control:
+            # Records before this point may be gone without being lost.
+            self._facts.is_cut = True
+            self._facts.survivors.clear()
 
     def _producer(self, batch: LogBatch) -> None:
+        """A batch that does not simply continue its producer's numbers."""
         header, log = batch.header, self._log
         at = f"{log}@{header.base_offset}"
-        known = self._producers.get(header.producer_id)
-        epoch, sequence = header.producer_epoch, header.base_sequence
-        if known is None:
-            is_first = self._log.start == 0 and not log.is_compacted
-            if is_first and not header.is_control and sequence != 0:
-                self._findings.add("L9", at, f"producer {header.producer_id} begins with sequence {sequence}, not 0")
-        elif epoch < known[0]:
-            self._findings.add(
-                "L8", at, f"producer {header.producer_id} wrote in epoch {epoch} after epoch {known[0]} had begun"
-            )
+        producer, epoch, sequence = header.producer_id, header.producer_epoch, header.base_sequence
+        known = self._producers.get(producer)
+        if known is not None and epoch < known[0]:
+            why = f"producer {producer} wrote in epoch {epoch} after epoch {known[0]} had begun"
+            self._findings.add("L8", at, why)
             return
-        elif not header.is_control and not log.is_compacted:
-            wanted = known[1] if epoch == known[0] else 0
-            if sequence != wanted:
-                self._findings.add(
-                    "L9",
-                    at,
-                    f"producer {header.producer_id}, epoch {epoch}: sequence {sequence} where {wanted} was due",
-                )
         if header.is_control:
-            following = 0 if known is None or epoch > known[0] else known[1]
-        else:
-            following = (sequence + header.last_offset_delta + 1) % SEQUENCES
-        self._producers[header.producer_id] = (epoch, following)
+            self._producers[producer] = (epoch, known[1] if known is not None and known[0] == epoch else 0)
+            return
+        due = known[1] if known is not None and known[0] == epoch else 0
+        is_told = known is not None or log.start == 0  # What a producer wrote below the log's start is not known.
+        if sequence != due and is_told and not log.is_compacted:
+            why = f"producer {producer}, epoch {epoch}: sequence {sequence} where {due} was due"
+            self._findings.add("L9", at, why)
+        self._producers[producer] = (epoch, (sequence + header.last_offset_delta + 1) % SEQUENCES)
 
     # --- Records ---
 
-    def _records(self, batch: LogBatch) -> None:
+    def _records(self, batch: LogBatch, is_transactional: bool) -> None:
         header = batch.header
-        if self._is_whole:
-            found = self._decode_whole(batch)
-        else:
-            found = proofs(batch)
-        if header.record_count != header.last_offset_delta + 1:
-            self._sparse(batch, found)
+        base, size, start = header.base_offset, header.record_count, self._facts.start
+        if size != header.last_offset_delta + 1:
+            self._sparse(batch)
             return
-        base, size = header.base_offset, header.record_count
-        if not header.is_transactional:
-            self._visible(base, size)
+        found = self._decode_whole(batch) if self._is_whole else proofs(batch)
+        if base < start:  # The log begins inside this batch.
+            found = found[start - base :]
+            base, size = start, len(found)
+        if not is_transactional:
+            self._facts.state[base - start : base - start + size] = _VISIBLE * size
             self._apply([(base, found)])
             return
-        at = base - self._facts.start
-        self._facts.state[at : at + size] = bytes((UNDECIDED,)) * size
+        self._facts.state[base - start : base - start + size] = _UNDECIDED * size
         held = self._open.get(header.producer_id)
         if held is None:
-            held = self._open[header.producer_id] = _Open(header.producer_epoch, base, [], [])
+            held = self._open[header.producer_id] = _Open(header.producer_epoch, base, [])
         held.entries.append((base, found))
-        held.spans.append((base, size))
 
-    def _sparse(self, batch: LogBatch, found: list[bytes | None]) -> None:
-        """A batch of which compaction took records: each has a place of its own."""
-        header = batch.header
-        records = decode_records(batch.buffer, batch.at, header, "", 0)
-        for record, proof in zip(records, found, strict=True):
+    def _sparse(self, batch: LogBatch) -> None:
+        """A batch of which compaction took records: each that is left has a place of its own."""
+        header, facts = batch.header, self._facts
+        for record in decode_records(batch.buffer, batch.at, header, "", 0):
+            at = record.offset - facts.start
+            if at < 0:
+                continue
+            if facts.keys is not None and record.key is not None and record.value is not None:
+                facts.keys[at] = hash(record.key) | 1
+            entry = (record.offset, [proof_of(record)])
             if header.is_transactional:
                 held = self._open.get(header.producer_id)
                 if held is None:
-                    held = self._open[header.producer_id] = _Open(header.producer_epoch, record.offset, [], [])
-                held.entries.append((record.offset, [proof]))
-                held.spans.append((record.offset, 1))
-                self._facts.state[record.offset - self._facts.start] = UNDECIDED
+                    held = self._open[header.producer_id] = _Open(header.producer_epoch, record.offset, [])
+                held.entries.append(entry)
+                facts.state[at] = UNDECIDED
             else:
-                self._visible(record.offset, 1)
-                self._apply([(record.offset, [proof])])
+                facts.state[at] = VISIBLE
+                self._apply([entry])
 
     def _decode_whole(self, batch: LogBatch) -> list[bytes | None]:
         """Keys and values too: they are compared with what readers got."""
-        facts, reads, log = self._facts, self._reads, self._log
+        keys, digests, start = self._facts.keys, self._reads.digests if self._reads else (), self._facts.start
         found = []
-        for record in decode_records(batch.buffer, batch.at, batch.header, log.topic, log.partition):
-            found.append(proof_of(record))
-            at = record.offset
-            if facts.keys is not None and record.key is not None and record.value is not None:
-                facts.keys[at - facts.start] = hash(record.key) | 1
-            if reads is not None and at < len(reads.digests) and reads.digests[at]:
-                value = read_digest(digest(record.value))
-                if reads.digests[at] != value:
-                    self._findings.add("L1", f"{log}@{at}", "a reader got another value than the final log has")
+        for at, (key, value, proof) in enumerate(bodies(batch), batch.header.base_offset):
+            found.append(proof)
+            if keys is not None and key is not None and value is not None and at >= start:
+                keys[at - start] = hash(key) | 1
+            if at < len(digests) and digests[at] and digests[at] != value_digest(value):
+                why = "a reader got another value than the final log has"
+                self._findings.add("L1", f"{self._log}@{at}", why)
         return found
-
-    def _visible(self, base: int, size: int) -> None:
-        at = base - self._facts.start
-        if at < 0:
-            size, at = size + at, 0
-        self._facts.state[at : at + size] = bytes((VISIBLE,)) * size
 
     # --- Ends of transactions ---
 
     def _marker(self, batch: LogBatch) -> None:
         header, facts = batch.header, self._facts
-        commit, _ = read_control(batch.buffer, batch.at, header)
+        commit = ends_committed(batch)
         if header.base_offset >= facts.start:
             facts.state[header.base_offset - facts.start] = CONTROL
         held = self._open.pop(header.producer_id, None)
@@ -370,14 +401,12 @@ class _Reading:
             for attempt in attempts if len(attempts) > 1 else attempts & (again or set()):
                 units.flags[attempt] |= SPLIT
         self._before[header.producer_id] = attempts
+        fill = _VISIBLE if commit else _GONE
+        for base, found in held.entries:
+            at = base - facts.start
+            facts.state[at : at + len(found)] = fill * len(found)
         if commit:
-            for base, size in held.spans:
-                self._visible(base, size)
             self._apply(held.entries)
-        else:
-            for base, size in held.spans:
-                at = base - facts.start
-                facts.state[at : at + size] = bytes((GONE,)) * size
 
     def _agree(self, producer: int, held: _Open, epoch: int, kind: int, offset: int, is_named: bool) -> None:
         """Changelogs name no attempt. Under V2 (the marker has the next epoch) the epoch names the transaction."""
@@ -393,28 +422,13 @@ class _Reading:
             )
 
     def _attempts_of(self, held: _Open) -> set[int]:
-        fronts = {
-            proof.rsplit(b"|", 3)[0]
-            for _, found in held.entries
-            # All records of a batch are of one attempt, unless somebody mixed transactions up: look at both ends.
-            for proof in (found[0], found[-1])
-            if proof is not None and not proof.endswith(b"parked") and b"|" in proof
+        # All records of a batch are of one attempt, unless somebody mixed transactions up: look at both ends.
+        ends = {proof for _, found in held.entries for proof in (found[0], found[-1]) if proof is not None}
+        index = self._units.index
+        attempts = {
+            index.get(name.decode(errors="replace"), 0) for name in {proof.partition(b"|")[0] for proof in ends}
         }
-        fronts |= {
-            proof.rsplit(b"|", 4)[0]
-            for _, found in held.entries
-            for proof in (found[0], found[-1])
-            if proof is not None and proof.endswith(b"parked")
-        }
-        attempts = set()
-        for front in fronts:
-            place = self._places.get(front) or self._resolve(front)
-            if place is not None:
-                attempts.add(place.attempt)
-            else:
-                attempt, _ = self._whole.resolve(front)
-                if attempt:
-                    attempts.add(attempt)
+        attempts.discard(0)
         return attempts
 
     def _unended(self, producer: int, held: _Open) -> None:
@@ -443,15 +457,18 @@ class _Reading:
         """Visible records count for their attempts: which outputs of which inputs are there, and in which order."""
         places, bits, order, last = self._places, _BITS, _ORDER, self._last
         visible, start, writer = self._units.visible, self._facts.start, self._facts.writer
-        is_cut = self._facts.is_cut
+        is_cut, sent = self._facts.is_cut, self._sent
         effects = None if self._is_reply else self._whole.effect_lane
         for base, found in entries:
             offset = base - 1
             for proof in found:
                 offset += 1
                 if proof is None:
-                    if self._sent is not None:
+                    if sent is not None:
                         self._plain(offset)
+                    continue
+                if sent is not None and b"|" not in proof:
+                    self._from_outside(proof.decode(errors="replace"), offset)
                     continue
                 try:
                     front, at, j, _ = proof.rsplit(b"|", 3)
@@ -613,6 +630,6 @@ def entries_of(log: Log) -> Iterator[tuple[LogBatch, list[bytes | None], bool | 
     """Each batch of a log with where its records came from, and for a marker whether it commits."""
     for batch in log.batches():
         if batch.header.is_control:
-            yield batch, [], read_control(batch.buffer, batch.at, batch.header)[0]
+            yield batch, [], ends_committed(batch)
         else:
             yield batch, proofs(batch), None

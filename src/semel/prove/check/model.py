@@ -7,15 +7,30 @@ bytes an attempt (most of it is its name), 15 an input of a component, 12 a reco
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from hashlib import blake2b
 from itertools import pairwise
 from typing import NamedTuple
 
 from semel.history import Batch, Event, Gap, Http, Read, Send, Strike, Unit
 from semel.prove.check.findings import Findings
 
-__all__ = ["FAIL", "INFO", "OK", "OPEN", "PARKED", "Attempts", "Lane", "Model", "ReadLane", "Run", "runs_of"]
+__all__ = [
+    "FAIL",
+    "INFO",
+    "OK",
+    "OPEN",
+    "PARKED",
+    "Attempts",
+    "Lane",
+    "Model",
+    "ReadLane",
+    "Run",
+    "runs_of",
+    "value_digest",
+]
 
 OPEN, OK, FAIL, INFO = 0, 1, 2, 3
 OUTCOMES = {"ok": OK, "fail": FAIL, "info": INFO}
@@ -30,6 +45,7 @@ EXPECTED = [*((1 << count) - 1 for count in range(NARROW + 1)), *([PARKED_BIT] *
 """The bits of all outputs, by that byte."""
 
 ATTEMPT_BITS = "i"
+_NO_VALUE = 1
 Key = tuple[str, str, int]
 
 
@@ -356,14 +372,17 @@ class Model:
         digests = lane.digests
         if (top := max(event.offsets)) >= len(digests):
             digests.frombytes(bytes(8 * (top - len(digests) + 1024)))
-        for offset, text in zip(event.offsets, event.digests, strict=True):
-            digest = read_digest(text)
-            if digests[offset] not in (0, digest):
-                self.findings.add(
-                    "L1", f"{event.topic}-{event.partition}@{offset}", f"reader {event.a} got another value than before"
-                )
-            digests[offset] = digest
+        at = 0
         for low, size in runs_of(event.offsets):
+            given = digests_of(event.digests[at : at + size])
+            at += size
+            if not any(digests[low : low + size]):
+                digests[low : low + size] = given
+            for offset, digest in enumerate(given, low) if digests[low : low + size] != given else ():
+                if digests[offset] not in (0, digest):
+                    why = f"reader {event.a} got another value than before"
+                    self.findings.add("L1", f"{event.topic}-{event.partition}@{offset}", why)
+                digests[offset] = digest
             runs.extend((low, low + size - 1, event.t))
         self.findings.checked["reads"] += len(event.offsets)
 
@@ -400,6 +419,14 @@ class Model:
         request.answered += 1
 
 
-def read_digest(text: str) -> int:
-    """A digest of the history as a number; never 0, which stands for "not read"."""
-    return (int(text, 16) if text else 1) or 2
+def value_digest(value: bytes | None) -> int:
+    """What stands for a record's value, as `digests_of` has it."""
+    return _NO_VALUE if value is None else int.from_bytes(blake2b(value, digest_size=8).digest(), "big")
+
+
+def digests_of(texts: Sequence[str]) -> array[int]:
+    """Digests of the history (`semel.history.digest`) as numbers."""
+    found = array("Q", bytes.fromhex("".join(text or f"{_NO_VALUE:016x}" for text in texts)))
+    if sys.byteorder == "little":
+        found.byteswap()
+    return found
