@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -71,3 +73,10 @@ def test_thousands_of_valid_runs_have_no_finding() -> None:
         findings = check(World(f"valid:{seed}", version=1 + seed % 2, unit_records=1 + seed % 9).run(200).evidence())
         assert findings.clean, (seed, [str(anomaly) for anomaly in findings.anomalies[:5]])
         assert not findings.notes
+
+
+def test_the_table_in_the_docs_has_every_class() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "proof.md").read_text()
+    for name, (title, meaning) in CLASSES.items():
+        assert f"| {name} | {title} | {meaning} |" in text
+    assert f"in {len(KINDS)} ways" in text
