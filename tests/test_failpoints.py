@@ -15,6 +15,7 @@ import pytest
 import semel
 from semel.errors import ConfigurationError
 from semel.failpoints import FAILPOINTS, FailpointRaised, arm_failpoints, failpoint, failpoint_hits
+from tests.failpoints.page import PAGE, text
 
 SOURCE = Path(semel.__file__).parent
 CALL = re.compile(r'failpoint\(\s*"([^"]+)"')
@@ -164,3 +165,7 @@ def test_what_cannot_be_armed_is_refused_with_what_can_and_arms_nothing(spec: st
 def test_production_refuses_every_failpoint(spec: str) -> None:
     with pytest.raises(ConfigurationError, match="SEMEL_PROFILE is production"):
         arm_failpoints(spec, profile="production")
+
+
+def test_the_page_of_failpoints_is_that_of_the_source() -> None:
+    assert PAGE.read_text() == text(), "write it anew: python -m tests.failpoints.page"

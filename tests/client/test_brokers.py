@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
@@ -146,6 +147,25 @@ def test_offsets_go_with_the_transaction_and_a_stable_fetch_waits_for_it(any_bro
             await cluster.admin.committed_offsets(group, [source], timeout=0.3)
         await producer.abort()
         await producer.close()
+
+    run(any_broker, test)
+
+
+def test_a_producer_can_ask_whether_it_has_a_successor(any_broker: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        older = await cluster.producer()
+        await older.check_owner()
+        for commit in (True, False):
+            older.begin()
+            await older.produce(cluster.topic, 0, records("mine"))
+            await older.flush()
+            await older.check_owner()
+            await older.end_transaction(commit)
+            await older.check_owner()
+        newer = await cluster.producer()
+        with pytest.raises(Fenced, match=re.escape(f"owns it now as {newer.identity}")):
+            await older.check_owner()
+        await newer.check_owner()
 
     run(any_broker, test)
 

@@ -122,6 +122,9 @@ class FakeProducer:
     async def init_transactions(self) -> None:
         self.kafka.hit("init")
 
+    async def check_owner(self) -> None:
+        self.kafka.hit("check_owner")
+
     def begin(self) -> None:
         assert not self.is_open, "a transaction is open already"
         self.is_open = True

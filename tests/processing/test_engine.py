@@ -158,6 +158,22 @@ def test_a_fatal_refusal_ends_the_engine() -> None:
         process(kafka, app_with(copy), lambda: False)
 
 
+def test_a_zombie_whose_records_are_gone_says_that_it_has_a_successor() -> None:
+    kafka = kafka_with(5)
+    kafka.fail("poll", Fatal("the position to read from is not in the log any more"))
+    kafka.fail("check_owner", Fenced("another process owns it now as 7:3"))
+    with pytest.raises(Fenced, match=r"a\.p\.test\.0 .*7:3.*SEMEL_INSTANCE"):
+        process(kafka, app_with(copy), lambda: False)
+
+
+def test_an_engine_that_cannot_ask_for_its_successor_keeps_its_error() -> None:
+    kafka = kafka_with(5)
+    kafka.fail("poll", Fatal("the position to read from is not in the log any more"))
+    kafka.fail("check_owner", Retriable("away"))
+    with pytest.raises(Fatal, match="not in the log"):
+        process(kafka, app_with(copy), lambda: False)
+
+
 def test_many_records_become_few_transactions() -> None:
     kafka = kafka_with(3_000)
     process(kafka, app_with(copy))

@@ -26,6 +26,7 @@ from semel.errors import (
     ConfigurationError,
     ErrorCode,
     Fatal,
+    Fenced,
     OutcomeUnknown,
     Retriable,
     SemelError,
@@ -268,6 +269,22 @@ class TransactionalProducer:
             await self.init_transactions()
         elif protocol.state is not State.Ready:
             await self.end_transaction(commit=False)
+
+    async def check_owner(self) -> None:
+        """Raise `Fenced` when somebody else owns our transactional id now. Asks the coordinator and changes nothing.
+
+        Raises `Retriable` and the like when it cannot be asked. A later epoch of ours is no other owner while a
+        transaction is open: it may have timed out.
+        """
+        self._check()
+        ours = self.identity
+        for found in await Admin(self._client).describe_transactions([self.transactional_id]):
+            theirs = Identity(found.producer_id, found.producer_epoch)
+            if theirs.producer_id != ours.producer_id or (self.state is State.Ready and theirs.epoch > ours.epoch):
+                raise Fenced(
+                    f"transactional id {self.transactional_id!r} was ours as {ours}; another process owns it now as "
+                    f"{theirs} ({found.state})."
+                )
 
     async def close(self) -> None:
         """Abort what is open, if anybody answers, and stop. The next owner of the id aborts what is left."""

@@ -50,6 +50,8 @@ log = logging.getLogger("semel.engine")
 
 IDLE_POLL_SECONDS = 0.5
 BACKOFF_SECONDS = (0.05, 5.0)
+OWNER_SECONDS = 5.0
+"""How long an engine that fails may ask whether it has a successor."""
 LAG_SECONDS = 5.0
 
 _WAIT = (Retriable, OutcomeUnknown, ConnectionError, TimeoutError)
@@ -156,6 +158,9 @@ class Engine:
                 await self._step()
         except Fenced as error:
             raise self._explain(error) from error
+        except Fatal as error:
+            await self._blame_successor(error)
+            raise
         finally:
             if lag is not None:
                 lag.cancel()
@@ -203,6 +208,19 @@ class Engine:
             "Two processes run with the same instance id and slot. Stop one of them, or give each host its own "
             "SEMEL_INSTANCE (a copied data folder copies the instance id: remove its file 'instance')."
         )
+
+    async def _blame_successor(self, error: Fatal) -> None:
+        """Who stood still long enough finds the records gone that its successor is through with: say that instead.
+
+        Raises `Fenced` when another process has our identity; a Kafka that cannot be asked leaves the error as it is.
+        """
+        try:
+            async with asyncio.timeout(OWNER_SECONDS):
+                await self._producer.check_owner()
+        except Fenced as fenced:
+            raise self._explain(fenced) from error
+        except (*_WAIT, SemelError):
+            return
 
     # --- One unit of work ---
 

@@ -12,11 +12,6 @@ from semel.prove.faults.contract import Fault, NotNow, Outcome, Targets, role_of
 
 __all__ = ["Kill", "Pause", "Process", "points_of"]
 
-_POINTS = {
-    "worker": ("engine.", "consume.", "restore.", "owner.", "handler.", "unit.", "producer.", "sink.", "shared."),
-    "http": ("ingress.",),
-    "broker": ("broker.", "log.", "file.", "recovery.", "retention.", "compaction."),
-}
 _NTH = (1, 1, 1, 2, 3, 10, 40)
 """Which pass of an armed failpoint acts: some are passed once in a process' life, others at every record."""
 _TORN_BYTES = 200
@@ -48,7 +43,7 @@ class Process:
 
 def points_of(role: str) -> list[str]:
     """The failpoints that a process of this role passes."""
-    return [name for name in FAILPOINTS if name.startswith(_POINTS.get(role, ()))]
+    return [name for name, point in FAILPOINTS.items() if point.role == role]
 
 
 def _trap(role: str, rng: Random) -> str:

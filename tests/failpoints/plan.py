@@ -1,0 +1,134 @@
+"""Which cases there are: every failpoint by every action by first, second and last hit, and what leads to the point.
+
+A point's *scene* is what has to happen beside ordinary load so that a process comes by. The table is generated from
+`semel.failpoints.FAILPOINTS`; only scenes are written by hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from zlib import crc32
+
+from semel.failpoints import FAILPOINTS
+
+DELAY_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What happens in a case beside orders, a repeated one, a refused one and some that cannot be processed."""
+
+    also: str = ""
+    """Armed in the same process, to lead it there."""
+    others: Mapping[str, str] = field(default_factory=dict)
+    """Armed in the processes of other roles."""
+    before: str = ""
+    """The process of this role before it died here."""
+    torn: bool = False
+    """Something torn stands behind the last batch of every log when the broker starts."""
+    no_index: bool = False
+    """The index files of closed segments are gone when the broker starts."""
+    forgotten: bool = False
+    """The broker has lost its log of transactions when it starts, as with the power."""
+    joins: bool = False
+    """A second worker comes, and goes again."""
+    restarts: str = ""
+    """A process of this role is killed in the middle."""
+    topics: bool = False
+    """Topics are made and deleted."""
+    doubt: bool = False
+    """Some answers of the database to COMMIT are lost."""
+    stalls: bool = False
+    """A worker stands still with a transaction open until that has timed out."""
+
+
+_FAILING = "unit.after_produce:raise:2,unit.before_produce:raise:5,unit.before_end_transaction:raise:4"
+SCENES: dict[str, Scene] = {
+    "consume.before_revoke": Scene(joins=True),
+    "consume.after_revoke": Scene(joins=True),
+    "consume.before_assign": Scene(joins=True),
+    "consume.after_assign": Scene(joins=True),
+    "restore.after_offsets": Scene(joins=True),
+    "restore.after_ends": Scene(joins=True),
+    "restore.between_polls": Scene(joins=True),
+    "restore.after_state": Scene(joins=True),
+    "sink.before_take_over": Scene(joins=True),
+    "sink.before_fence_commit": Scene(joins=True),
+    "sink.after_fence": Scene(joins=True),
+    "unit.before_recovery": Scene(also=_FAILING),
+    "unit.after_abort": Scene(also=_FAILING),
+    "unit.after_recovery": Scene(also=_FAILING),
+    "producer.before_resolve": Scene(others={"broker": "broker.before_prepare:delay=5:2"}),
+    "sink.before_seek": Scene(doubt=True),
+    "sink.before_settle": Scene(doubt=True),
+    "sink.after_settle": Scene(doubt=True),
+    "broker.before_init": Scene(restarts="worker"),
+    "broker.after_init": Scene(restarts="worker"),
+    "broker.before_time_out": Scene(stalls=True),
+    "broker.before_finish": Scene(before="broker.after_prepare:kill:2"),
+    "broker.before_orphan": Scene(before="broker.before_offsets:kill:3", forgotten=True),
+    "broker.before_metadata": Scene(topics=True),
+    "broker.after_metadata": Scene(topics=True),
+    "recovery.before_cut": Scene(torn=True),
+    "recovery.after_cut": Scene(torn=True),
+    "recovery.before_index": Scene(no_index=True, restarts="worker"),
+    "recovery.after_index": Scene(no_index=True, restarts="worker"),
+}
+
+
+def scene_of(point: str) -> Scene:
+    """What leads to a point; ordinary load where nothing is said."""
+    return SCENES.get(point, Scene())
+
+
+class Case(NamedTuple):
+    """One case. `hit` is the number of the pass that acts; `which` says what that is meant to be."""
+
+    point: str
+    action: str
+    which: str
+    hit: int
+
+    def __str__(self) -> str:
+        return f"{self.point}:{self.action}:{self.which}"
+
+    @property
+    def spec(self) -> str:
+        """As in SEMEL_FAILPOINT."""
+        return f"{self.point}:{self.action}:{self.hit}"
+
+
+def actions_of(point: str) -> list[str]:
+    """Every action of a point; how much of a write is left is drawn from its name."""
+    found = ["kill", "stop", "raise", f"delay={DELAY_SECONDS}"]
+    if FAILPOINTS[point].in_task:
+        found.append("cancel")
+    if FAILPOINTS[point].writes:
+        found += [f"torn={crc32(f'{point}{part}'.encode()) % 1_000}" for part in range(2)]
+    return found
+
+
+def hits_of(passes: int) -> dict[str, int]:
+    """First, second and last pass, as far as they are different ones."""
+    found = {"first": 1}
+    if passes > 1:
+        found["second"] = 2
+    if passes > 2:
+        found["last"] = passes
+    return found
+
+
+def cases(passes: Mapping[str, int]) -> Iterator[Case]:
+    """Every case: first hits of all points, then second ones, then last ones; those of one role together.
+
+    `passes`: how often a counted run came by each point.
+    """
+    points = sorted(FAILPOINTS, key=lambda name: (FAILPOINTS[name].role, name))
+    for which in ("first", "second", "last"):
+        for point in points:
+            hit = hits_of(passes[point]).get(which)
+            for action in actions_of(point):
+                if hit and (which == "first" or not action.startswith("delay")):
+                    yield Case(point, action, which, hit)
