@@ -20,6 +20,8 @@ __all__ = ["Recovery", "Runs", "Tally", "tally"]
 _RECENT_NS = 10_000_000_000
 """A process is held to have owned a partition if it committed to it so shortly before it was struck."""
 _AGAIN = 2
+_GENTLE = frozenset({"duplicate", "poison", "clock"})
+"""Faults that take nothing away that would have to come back."""
 
 
 class Recovery(NamedTuple):
@@ -156,12 +158,12 @@ class _Pass:
             return
         begun, owned = self._struck.pop(event.a, (None, set()))
         if begun is not None and event.type == "ok":
-            if not _is_http(event.target):  # It takes no partition away.
+            if event.kind not in _GENTLE and not _is_http(event.target):  # Nor do these take a partition away.
                 self.ends.append(event.t)
                 for other in self._open:
                     other.since = event.t
             item = _Open(event, begun.t, event.t, event.t, owned)
-            if owned and not _is_http(event.target):
+            if owned and event.kind not in _GENTLE and not _is_http(event.target):
                 self._open.append(item)
             else:
                 self._recovered(item, None)
@@ -187,7 +189,7 @@ def tally(events: Iterable[Event], answered: Mapping[str, Iterable[int]] | None 
         work.take(event)
     result = work.finish()
     for index, item in enumerate(result.recoveries):
-        if _is_http(item.target):
+        if _is_http(item.target) and item.kind not in _GENTLE:
             back = next((at for at in (answered or {}).get(item.target, ()) if at >= item.ended), None)
             if back is not None:
                 before = work.ends[: bisect_right(work.ends, back)]

@@ -38,6 +38,7 @@ class Rebalance(Fault):
     def __init__(self, targets: Targets) -> None:
         super().__init__(targets)
         self._guests: list[_Guest] = []
+        self._leaving: list[asyncio.Task[None]] = []
 
     @classmethod
     def aims(cls, targets: Targets) -> list[str]:
@@ -65,7 +66,8 @@ class Rebalance(Fault):
                 joined += 1
             await asyncio.sleep(_BEAT_SECONDS)
             if beat % 2:
-                await self._guests.pop(0).leave()
+                # Not awaited: in a group that never rests a goodbye takes seconds, and the next one is to join now.
+                self._leaving.append(asyncio.create_task(self._guests.pop(0).leave()))
         return Outcome(f"group {group}: {joined} strangers joined and left within {beats * _BEAT_SECONDS:.1f} s")
 
     async def _stop_workers(self, beats: int) -> Outcome:
@@ -84,9 +86,9 @@ class Rebalance(Fault):
         return Outcome(f"workers told to stop {stopped} times within {beats * _BEAT_SECONDS:.1f} s")
 
     async def heal(self) -> None:
-        guests, self._guests = self._guests, []
-        for guest in guests:
-            await guest.leave()
+        self._leaving += [asyncio.create_task(guest.leave()) for guest in self._guests]
+        self._guests.clear()
+        await asyncio.gather(*self._leaving)
 
 
 async def _starts(
