@@ -9,7 +9,7 @@ from typing import Any
 from semel.app import App
 from semel.history import read_history
 from semel.prove.campaign import Campaign, Observed
-from semel.prove.check import Findings, check
+from semel.prove.check import Findings, check, timelines
 from semel.prove.driver import Sent
 from semel.prove.inputs import InputSource, checksum
 from semel.prove.plan import Accepted
@@ -53,6 +53,7 @@ def judge(campaign: Campaign, observed: Observed) -> Proof:
         exits=observed.exits,
         targets=campaign.targets.names,
         findings=findings,
+        timelines={number: story.svg() for number, story in timelines(observed.evidence, findings).items()},
         tally=tally(read_history(campaign.history), answered),
         run_on={**versions(), **observed.run_on},
     )

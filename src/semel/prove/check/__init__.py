@@ -3,6 +3,7 @@
 from semel.prove.check.checker import check
 from semel.prove.check.evidence import Evidence, InDoubt, Ingress, LedgerRow, Log, ParkedRow, Position
 from semel.prove.check.findings import CLASSES, Anomaly, Findings
+from semel.prove.check.timeline import Timeline, timelines
 
 __all__ = [
     "CLASSES",
@@ -15,5 +16,7 @@ __all__ = [
     "Log",
     "ParkedRow",
     "Position",
+    "Timeline",
     "check",
+    "timelines",
 ]

@@ -27,7 +27,7 @@ def check(evidence: Evidence) -> Findings:
     model.take_in(evidence.events())
     ingress = evidence.ingress
     keyed = frozenset((ingress.requests, ingress.outcomes)) if ingress else frozenset[str]()
-    logs = LogPass(model, findings, keyed, frozenset((ingress.requests,)) if ingress else frozenset())
+    logs = LogPass(model, findings, keyed, evidence.changelogs | {ingress.requests} if ingress else evidence.changelogs)
     if ingress is not None:
         logs.answers = ingress.responses
         for lane in model.units.lanes:

@@ -17,7 +17,6 @@ from semel.wire.compression import decompress
 from semel.wire.records import BATCH_OVERHEAD, BatchHeader, iter_batches
 
 __all__ = [
-    "PROOF",
     "Evidence",
     "InDoubt",
     "Ingress",
@@ -28,10 +27,6 @@ __all__ = [
     "Position",
     "file_chunks",
 ]
-
-PROOF = "semel-proof"
-"""The header that says where a record comes from. A unit's output: `a|topic|partition|offset|j|n`, with `|parked`
-behind it for a parked record; a record from outside: the attempt of its `Send` alone."""
 
 CHUNK_BYTES = 4 << 20
 """How much of a log's file is in memory at once; it grows for a batch that is larger."""

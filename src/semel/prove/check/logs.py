@@ -15,7 +15,8 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from semel.errors import CorruptBatch
-from semel.prove.check.evidence import PROOF, Log, LogBatch
+from semel.history import PROOF
+from semel.prove.check.evidence import Log, LogBatch
 from semel.prove.check.findings import Findings
 from semel.prove.check.model import (
     ATTEMPT_BITS,
