@@ -146,3 +146,8 @@ def test_a_strike_that_fails_is_healed_and_told() -> None:
         asyncio.run(inflict(Broken(Targets()), "it", Random(5), notes.append))
     assert healed == [True]
     assert notes[-1].outcome == "ended early by OSError: half of it was done"
+
+
+def test_every_kind_is_described_where_the_proof_is() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "proof.md").read_text()
+    assert [fault.kind for fault in KINDS.values() if f"\n| `{fault.kind}` |" not in page] == []
