@@ -346,6 +346,22 @@ def _waits_for_who_never_came(program: Program, at: int, ours: Any, kafka: Any) 
     return all((one.get(field), other.get(field)) == ("Empty", "PreparingRebalance") for one, other in pairs)
 
 
+def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """To a commit of a member there is no such group, or no such member; earlier offsets of nobody may be refused."""
+    commits = ("commit", "commit_in_transaction")
+    name, parameters = program[at]
+    if name not in commits or not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    pairs = {
+        (one["error_code"], other["error_code"])
+        for mine, theirs in zip(ours["topics"], kafka["topics"], strict=True)
+        for one, other in zip(mine["partitions"], theirs["partitions"], strict=True)
+        if one != other
+    }
+    earlier = [step for name, step in program[:at] if name in commits and step["group"] == parameters["group"]]
+    return bool(pairs and pairs <= {(22, 25), (69, 25)} and any(step["member"][0] == "none" for step in earlier))
+
+
 def _deleted_topics_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Only offsets of a topic that the program deleted are there on one side and gone on the other."""
     if program[at][0] != "offset_fetch" or not isinstance(ours, dict) or not isinstance(kafka, dict):
@@ -519,6 +535,12 @@ DELIBERATE: tuple[Deliberate, ...] = (
         _group_of_nobody,
         parts=True,
         hidden=True,
+    ),
+    Deliberate(
+        "a group of refused offsets",
+        "An offset commit that is refused makes no group; in Apache Kafka the next commit finds an empty one.",
+        _group_of_refused_offsets,
+        parts=False,
     ),
     Deliberate(
         "left while synchronising",

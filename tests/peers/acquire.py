@@ -19,10 +19,12 @@ from tests.services.kafka import ROOT, kafka_jars, missing_tools
 
 __all__ = [
     "CACHE",
+    "FRANZ_GO",
     "KAFKA_PYTHON",
     "LIBRDKAFKA",
     "Unavailable",
     "debian_root",
+    "franz_go",
     "kafka_home",
     "kafka_python",
     "librdkafka",
@@ -45,6 +47,9 @@ _ONE_REPLICA = (
 )
 _SDIST = "kafka-python==3.0.12"
 _SDIST_SHA256 = "4ccda3616b9aa5c353d74a97f2770d6cd1b950890d77ab0e8890e09a48eeed65"
+FRANZ_GO = "franz-go 1.22.2, `pkg/kgo`, from Go's module proxy"
+_KGO = "github.com/twmb/franz-go/pkg/kgo"
+_GO_MODULE = "github.com/twmb/franz-go v1.22.2 h1:EdwIHGzD/4mgCpl/sNS0C74JYn6cL/r2KYS+8UC96Ww="
 _BUILD_SECONDS = 1_800
 
 
@@ -209,6 +214,23 @@ def kafka_python() -> tuple[Path, Path]:
 
     needs("java")  # Its fixtures want a KAFKA_ROOT; the folder with Kafka's tools is one.
     return _once("kafka-python", sources), _once("kafka-python-venv", environment) / "venv/bin/python"
+
+
+def franz_go() -> tuple[Path, Path]:
+    """kgo's tests: the built test program, and the folder with their source."""
+    needs("go")
+
+    def make(folder: Path) -> None:
+        (folder / "go.mod").write_text("module peers\n\ngo 1.26\n")
+        module, version, _ = _GO_MODULE.split()
+        sh("go", "get", "-t", f"{_KGO}@{version}", cwd=folder)
+        if _GO_MODULE not in (folder / "go.sum").read_text().splitlines():
+            raise Unavailable(f"{module} {version} is not the module that was pinned")
+        sh("go", "test", "-c", "-o", "kgo.test", _KGO, cwd=folder)
+        sh("go", "list", "-f", "{{.Dir}}", _KGO, cwd=folder, log=folder / "source")
+
+    folder = _once("franz-go", make)
+    return folder / "kgo.test", Path((folder / "source").read_text().strip())
 
 
 def maven(name: str, pom: Path) -> Path:
