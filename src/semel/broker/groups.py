@@ -50,7 +50,7 @@ class _Catalog:
         return None if topic is None else TopicShape(topic.info.topic_id.bytes, len(topic.partitions))
 
     def names(self) -> Iterable[str]:
-        return (topic.info.name for topic in self._topics if not topic.info.internal)
+        return (topic.info.name for topic in self._topics)
 
 
 class Groups:
