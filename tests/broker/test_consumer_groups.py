@@ -83,6 +83,14 @@ def test_a_kill_in_the_middle_of_a_rebalance(core: Core) -> None:
     assert heartbeat(core, "m1", 2).error_code == E.FENCED_MEMBER_EPOCH
 
 
+def test_a_regular_expression_finds_internal_topics_too(core: Core) -> None:
+    """As in Apache Kafka: whoever means none of them says so."""
+    core.create("t", 1)
+    join(core, "m1", subscribed_topic_regex="t|__consumer_offsets")
+    member = described(core).members[0]
+    assert {item.topic_name for item in member.assignment.topic_partitions} == {"t", "__consumer_offsets"}
+
+
 def test_topics_come_grow_and_go(core: Core) -> None:
     core.create("t", 1)
     assert assigned(join(core, "m1", subscribed_topic_regex="t|u[0-9]")) == [0]
