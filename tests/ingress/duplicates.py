@@ -291,10 +291,11 @@ async def _load(plan: Plan, running: Deployment) -> tuple[Figures, dict[int, lis
 
 
 async def _copy(client: Client, plan: Plan, number: int, copy: int) -> Outcome:
-    """One copy: the first comes with another body, the second does not wait for its answer."""
+    """One copy. One of all, not always the first, comes with another body; another does not wait for its answer."""
     rng = random.Random(f"{plan.seed}:{number}:{copy}")
-    note = "other" if copy == 0 else "main"
-    prefer = "respond-async" if copy == 1 else ""
+    other = random.Random(f"{plan.seed}:{number}").randrange(plan.copies)
+    note = "other" if copy == other else "main"
+    prefer = "respond-async" if copy == (other + 1) % plan.copies else ""
     return await client.learn(f"key-{number}", number, note, rng, prefer=prefer)
 
 
