@@ -14,19 +14,22 @@ import pytest
 from click.testing import CliRunner
 
 from semel.ops.cli import main
+from tests.conftest import unavailable
+from tests.services.kafka import KafkaNode, missing_tools
+from tests.services.postgres import PostgresServer
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def prove(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def prove(folder: Path, *arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
     """`semel prove` as a user calls it, in a folder of its own."""
     return subprocess.run(
         [sys.executable, "-m", "semel", "prove", *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=timeout,
         check=False,
     )
 
@@ -91,6 +94,29 @@ def test_an_app_without_endpoints_and_plan(tmp_path: Path) -> None:
     assert (done.returncode, found["verdict"]) == (0, "clean")
     assert found["inputs"] == found["accepted"] > 200
     assert "There is no proof plan" in (tmp_path / "semel-proof.html").read_text()
+
+
+@pytest.mark.soak
+def test_the_shop_on_apache_kafka_and_postgres(tmp_path: Path, postgres: PostgresServer) -> None:
+    if missing_tools():
+        unavailable("Apache Kafka", f"{' and '.join(missing_tools())} not found")
+    node = KafkaNode()
+    try:
+        node.start()
+        done = prove(
+            tmp_path,
+            *("semel.examples.shop:app", "--minutes", "2", "--kafka", node.bootstrap, "--rate", "200"),
+            *("--database", postgres.new_database(), "--keep", "kept", "--format", "json"),
+            timeout=900,
+        )
+    finally:
+        node.stop()
+    found = figures(done)
+    assert (done.returncode, found["verdict"]) == (0, "clean")
+    assert found["faults"]["database"] >= 2
+    assert found["faults"]["net"] >= 2
+    assert list(found["faults_not_done"]) == ["disk"]
+    assert found["inputs"] == found["accepted"] > 1_000
 
 
 # --- What cannot be done is said before anything is started ---

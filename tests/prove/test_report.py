@@ -51,6 +51,7 @@ def proof(findings: Findings | None = None) -> Proof:
         refused={"net": f"because {HOSTILE}"},
         failed=[HOSTILE],
         exits={HOSTILE: 2},
+        killed=3,
         targets=["broker-0", "http-0", "worker-0", "worker-1"],
         findings=findings or Findings(),
         tally=Tally(9_000, 2_000, 300, {"reserve": Runs(2_000, 12, 2_012)}, recoveries),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tempfile
 import time
 from collections import Counter
@@ -100,7 +101,9 @@ class Observed:
     refused: Mapping[str, str]
     """Kinds of faults that cannot be done here, and why."""
     exits: Counter[str]
-    """Ends of processes that no fault of the campaign asked for, in words."""
+    """Ends of processes with an exit code of their own, in words."""
+    killed: int
+    """Processes that SIGKILL ended: by a fault, at a failpoint, or by the supervisor because they were silent."""
     evidence: Evidence
     run_on: Mapping[str, str]
     """Broker and databases, with their versions."""
@@ -155,6 +158,7 @@ class Campaign:
         self._driver: Driver | None = None
         self.kinds, self.refused = self._kinds(kinds_named(options.faults))
         self._exits: Counter[str] = Counter()
+        self._killed = 0
 
     def _kinds(self, wanted: list[type[Fault]]) -> tuple[list[type[Fault]], dict[str, str]]:
         """Those that can be done here, and why the others cannot. Raises `ConfigurationError` when none can."""
@@ -213,6 +217,7 @@ class Campaign:
 
     def _ended(self, name: str, returncode: int) -> None:
         """A child ended. By signals they end in a campaign; exit codes are their own doing."""
+        self._killed += returncode == -signal.SIGKILL
         if returncode > 0:
             self._exits[f"{name} ended with exit code {returncode}"] += 1
 
@@ -273,7 +278,7 @@ class Campaign:
                 databases = await asyncio.to_thread(describe, self.app)
                 if databases:
                     run_on["database"] = ", ".join(databases)
-                return Observed(*load, stalled, self.refused, self._exits, evidence, run_on)
+                return Observed(*load, stalled, self.refused, self._exits, self._killed, evidence, run_on)
         finally:
             if self.targets.links is not None:
                 await self.targets.links.close()
@@ -370,7 +375,10 @@ class Campaign:
             now, done = time.monotonic(), len(driver.sent.answered_at)
             rate = (done - last) / (now - before)
             last, before = done, now
-            breaking = ", ".join(f"{kind} {target.rpartition('/')[2]}" for target, kind in striker.now.items())
+            breaking = ", ".join(
+                f"{kind} {Path(target).name if target.startswith('/') else target}"
+                for target, kind in striker.now.items()
+            )
             self._say.progress(
                 f"{now - began:>5.0f} of {seconds:.0f} s  {done:>8,} inputs answered {rate:>6,.0f}/s  "
                 f"{striker.counts.total():>4} faults  {'breaking now: ' + breaking if breaking else ''}"

@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 __all__ = ["Bar", "campaign_svg", "round_up"]
 
-_WIDTH, _LEFT, _RIGHT, _TOP = 1000, 92, 12, 14
+_WIDTH, _LEFT, _RIGHT, _TOP = 1000, 132, 12, 14
 _PLOT_HEIGHT, _LANE_HEIGHT, _GAP, _AXIS = 200, 19, 14, 24
 _BAR_HEIGHT = 11
 _NARROWEST = 2.5
+_NAME_MAX = 20
 _BUCKETS_MAX, _BUCKETS_MIN = 240, 30
 
 
@@ -59,7 +60,7 @@ def campaign_svg(
     for number, target in enumerate(lanes):
         top = lanes_top + number * _LANE_HEIGHT
         parts.append(f'<rect class="lane" x="{_LEFT}" y="{top + 1}" width="{_WIDTH - _LEFT - _RIGHT}" height="17"/>')
-        parts.append(f'<text class="name" x="{_LEFT - 8}" y="{top + 13}" text-anchor="end">{escape(target)}</text>')
+        parts.append(f'<text class="name" x="{_LEFT - 8}" y="{top + 13}" text-anchor="end">{_name(target)}</text>')
         parts += [_bar(bar, top, x, colours) for bar in bars if bar.target == target]
     return "\n".join([*parts, "</svg>"])
 
@@ -98,6 +99,10 @@ def _bar(bar: Bar, top: float, x: Callable[[float], float], colours: Mapping[str
         )
     shape = f'x="{left:.1f}" y="{y:.1f}" width="{width:.1f}" height="{_BAR_HEIGHT}" rx="1.5"'
     return f'<g><title>{escape(bar.label)}</title>{tail}<rect class="{colours.get(bar.kind, "k0")}" {shape}/></g>'
+
+
+def _name(target: str) -> str:
+    return escape(target if len(target) <= _NAME_MAX else target[: _NAME_MAX - 1] + "…")
 
 
 def _tick(seconds: float) -> float:

@@ -51,6 +51,7 @@ def judge(campaign: Campaign, observed: Observed) -> Proof:
         refused=observed.refused,
         failed=observed.striker.failed,
         exits=observed.exits,
+        killed=observed.killed,
         targets=campaign.targets.names,
         findings=findings,
         timelines={number: story.svg() for number, story in timelines(observed.evidence, findings).items()},

@@ -36,6 +36,7 @@ class Proof:
     refused: Mapping[str, str]
     failed: Sequence[str]
     exits: Mapping[str, int]
+    killed: int
     targets: Sequence[str]
     findings: Findings
     tally: Tally
@@ -87,6 +88,7 @@ class Proof:
             "effects": self.tally.effects,
             "faults": dict(self.faults),
             "faults_total": sum(self.faults.values()),
+            "processes_killed": self.killed,
             "faults_not_done": dict(self.refused),
             "anomalies": dict(self.findings.counts),
             "recovery_p99_seconds": None if p99 is None else round(p99, 2),

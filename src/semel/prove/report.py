@@ -112,7 +112,7 @@ def _tiles(proof: Proof) -> str:
 
 def _short(target: str) -> str:
     """A file by its name; where it lay is of no use later."""
-    return target.rpartition("/")[2]
+    return target.rpartition("/")[2] if target.startswith("/") else target
 
 
 def _many(number: int, what: str) -> str:
@@ -271,6 +271,7 @@ def _run(proof: Proof) -> str:
     facts = [
         *proof.run_on.items(),
         ("processes", ", ".join(name for name in proof.targets if "-" in name)),
+        ("killed", f"{proof.killed:,} processes by SIGKILL, those that met a failpoint included"),
         ("seed", f"{options.seed}"),
         (
             "load",
