@@ -22,8 +22,10 @@ from semel.prove.tally import Recovery, Runs
 __all__ = ["report_html"]
 
 _SLOWEST = 8
-_ANOMALIES_SHOWN = 20
+_ANOMALIES_SHOWN = 12
 """Of each class; the count says how many there are."""
+_ORDER = sorted(CLASSES, key=lambda kind: kind in ("E8", "E9"))
+"""Totals come last: mostly they follow from what stands before them."""
 _YES = '<path d="M16 28l8 8 15-17" fill="none" stroke="currentColor" stroke-width="4" stroke-linecap="round"/>'
 _NO = '<path d="M19 19l16 16M35 19L19 35" fill="none" stroke="currentColor" stroke-width="4" stroke-linecap="round"/>'
 
@@ -218,24 +220,26 @@ def _anomalies(proof: Proof) -> str:
             f'<p class="note">None, of {len(CLASSES)} classes. Compared: {escape(checked or "nothing")}.</p>'
         )
     parts = ["<h2>Anomalies</h2>"]
-    numbered = list(enumerate(findings.anomalies))
-    numbered.sort(key=lambda item: list(CLASSES).index(item[1].kind))
+    numbered = sorted(enumerate(findings.anomalies), key=lambda item: _ORDER.index(item[1].kind))
     for kind, group in groupby(numbered, key=lambda item: item[1].kind):
-        shown = list(group)[:_ANOMALIES_SHOWN]
+        found = list(group)
+        more = findings.counts[kind] - len(found[:_ANOMALIES_SHOWN])
         parts.append(
-            f'<p class="note">{escape(kind)} {escape(CLASSES[kind].name)}: {findings.counts[kind]:,}. '
-            f"{escape(CLASSES[kind].meaning)}</p>"
+            f'<div class="card anomaly"><h3>{escape(kind)} {escape(CLASSES[kind].name)}: {findings.counts[kind]:,}</h3>'
+            f"<p>{escape(CLASSES[kind].meaning)}</p><table>"
+            + "".join(
+                _anomaly(anomaly, proof.timelines.get(number, "")) for number, anomaly in found[:_ANOMALIES_SHOWN]
+            )
+            + (f'<tr><td class="note" colspan="2">and {more:,} more</td></tr>' if more else "")
+            + "</table></div>"
         )
-        parts += [_anomaly(anomaly, proof.timelines.get(number, "")) for number, anomaly in shown]
     return "\n".join(parts)
 
 
 def _anomaly(anomaly: Anomaly, timeline: str) -> str:
     """`timeline` is SVG of our own making, in which every text is escaped already."""
-    return (
-        f'<div class="card anomaly"><h3>{escape(anomaly.kind)} {escape(CLASSES[anomaly.kind].name)}</h3>'
-        f"<p><code>{escape(', '.join(anomaly.ids))}</code></p><p>{escape(anomaly.why)}</p>{timeline}</div>"
-    )
+    row = f"<tr><td><code>{escape(', '.join(anomaly.ids))}</code></td><td>{escape(anomaly.why)}</td></tr>"
+    return row + (f'<tr><td class="timeline" colspan="2">{timeline}</td></tr>' if timeline else "")
 
 
 def _handlers(proof: Proof) -> str:
