@@ -12,6 +12,7 @@ import confluent_kafka
 
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
+from semel.history import PROOF
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
 
@@ -19,13 +20,17 @@ from semel.wire.records import BatchBuilder
 class PeerClient(Protocol):
     async def start(self) -> None: ...
     async def begin(self) -> None: ...
-    async def produce(self, partition: TopicPartition, value: str) -> None:
-        """Write one record and wait until it is acknowledged."""
+    async def produce(self, partition: TopicPartition, value: str, proof: str = "") -> None:
+        """Write one record and wait until it is acknowledged; `proof` says where it comes from (docs/proof.md)."""
 
     async def send_offsets(self, partition: TopicPartition, offset: int, group: str) -> None: ...
     async def commit(self) -> None: ...
     async def abort(self) -> None: ...
     async def close(self) -> None: ...
+
+
+def headers_of(proof: str) -> tuple[tuple[str, bytes], ...]:
+    return ((PROOF, proof.encode()),) if proof else ()
 
 
 class Semel:
@@ -41,9 +46,9 @@ class Semel:
     async def begin(self) -> None:
         self._producer.begin()
 
-    async def produce(self, partition: TopicPartition, value: str) -> None:
+    async def produce(self, partition: TopicPartition, value: str, proof: str = "") -> None:
         builder = BatchBuilder()
-        builder.append(None, value.encode(), 1_700_000_000_000)
+        builder.append(None, value.encode(), 1_700_000_000_000, headers_of(proof))
         await self._producer.produce(*partition, builder)
         await self._producer.flush()
 
@@ -92,8 +97,8 @@ class Confluent:
     async def begin(self) -> None:
         await self._run(self._producer.begin_transaction)
 
-    async def produce(self, partition: TopicPartition, value: str) -> None:
-        self._producer.produce(partition.topic, value, partition=partition.partition)
+    async def produce(self, partition: TopicPartition, value: str, proof: str = "") -> None:
+        self._producer.produce(partition.topic, value, partition=partition.partition, headers=[*headers_of(proof)])
         left = await self._run(self._producer.flush, 10)
         if left:
             raise TimeoutError("not delivered")
@@ -135,8 +140,11 @@ class Aiokafka:
     async def begin(self) -> None:
         await self._producer.begin_transaction()
 
-    async def produce(self, partition: TopicPartition, value: str) -> None:
-        await self._producer.send_and_wait(partition.topic, value.encode(), partition=partition.partition)
+    async def produce(self, partition: TopicPartition, value: str, proof: str = "") -> None:
+        headers = [*headers_of(proof)]
+        await self._producer.send_and_wait(
+            partition.topic, value.encode(), partition=partition.partition, headers=headers
+        )
 
     async def send_offsets(self, partition: TopicPartition, offset: int, group: str) -> None:
         where = aiokafka.structs.TopicPartition(*partition)

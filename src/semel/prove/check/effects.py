@@ -151,9 +151,9 @@ def _outputs(units: Attempts, lane: Lane, i: int, run: Run, k: int) -> tuple[int
 
 
 def _horizons(units: Attempts, logs: LogPass, facts: Facts) -> list[float]:
-    """For each lane, the input below which outputs may have been deleted or compacted away; 0 where nothing was."""
-    horizon = [0.0] * len(units.lanes)
-    cut = [item for item in facts.values() if item.is_cut and item.log.topic not in logs.inert]
+    """For each lane, the input up to which outputs may have been deleted or compacted away; -1 where nothing was."""
+    horizon = [-1.0] * len(units.lanes)
+    cut = [item for item in facts.values() if item.cut >= 0 and item.log.topic not in logs.inert]
     if not cut:
         return horizon
     writers: dict[str, set[str]] = {}
@@ -176,7 +176,7 @@ def _horizons(units: Attempts, logs: LogPass, facts: Facts) -> list[float]:
 
 def _may_be_gone(units: Attempts, number: int, horizon: list[float]) -> bool:
     """Whether what is missing of an attempt may have been taken by retention or compaction."""
-    return any(run.low < horizon[run.lane] for run in units.runs(number))
+    return any(run.low <= horizon[run.lane] for run in units.runs(number))
 
 
 # --- Sinks ---
@@ -269,11 +269,11 @@ def judge_positions(
         seen.add(key)
         if position.is_sink:
             lane = sinks.get(key) or _sink_lane(key, 0, facts)
-            _judge_lane(position, lane, known, findings, logs, parked.get(key, set()), 0)
+            _judge_lane(position, lane, known, findings, logs, parked.get(key, set()), -1)
         else:
             number = model.units.lane_numbers.get(key)
             lane = Lane(key, -1) if number is None else model.units.lanes[number]
-            below = 0 if number is None else horizon[number]
+            below = -1 if number is None else horizon[number]
             _judge_lane(position, lane, known, findings, logs, set(), below)
     missing = [key for key in [*model.units.lane_numbers, *sinks] if key not in seen]
     if missing:
@@ -322,7 +322,7 @@ def _judge_lane(
             offset = begin + i
             if count == should and offset not in parked:
                 continue
-            if should and not count and (possible[i] or offset < horizon):
+            if should and not count and (possible[i] or offset <= horizon):
                 continue
             findings.extend(judged(_input(lane, offset, count, offset < passed, bool(is_there), logs, parked)))
     undone = [

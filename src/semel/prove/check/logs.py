@@ -84,8 +84,9 @@ class LogFacts:
     keys: array[int] | None = None
     """Hash of a visible record's key, where keys matter."""
     survivors: dict[int, int] = field(default_factory=dict)
-    """Lane number to the input offset of its first output that is left, where the log's beginning is gone."""
-    is_cut: bool = False
+    """Lane number to the input offset of its first output behind `cut`."""
+    cut: int = -1
+    """Where the log is whole from, if retention or compaction took records before."""
 
 
 def proofs(batch: LogBatch) -> list[bytes | None]:
@@ -216,7 +217,7 @@ class LogPass:
         """Read one log whole."""
         size = max(0, log.end - log.start)
         facts = LogFacts(log, log.start, bytearray(size), array(ATTEMPT_BITS, bytes(4 * size)))
-        facts.is_cut = log.start > log.begin
+        facts.cut = log.start if log.start > log.begin else -1
         if log.topic in self._keyed:
             facts.keys = array("q", bytes(8 * size))
         _Reading(self, self._model, self._findings, facts).run()
@@ -303,7 +304,8 @@ class _Reading:
             self._findings.add("L16", f"{log}@{expected}", why)
         if log.is_compacted and not header.is_control:
             # Records before this point may be gone without being lost.
-            self._facts.is_cut = True
+            is_whole = header.record_count == header.last_offset_delta + 1
+            self._facts.cut = header.base_offset if is_whole else header.next_offset
             self._facts.survivors.clear()
 
     def _producer(self, batch: LogBatch) -> None:
@@ -458,7 +460,7 @@ class _Reading:
         """Visible records count for their attempts: which outputs of which inputs are there, and in which order."""
         places, bits, order, last = self._places, _BITS, _ORDER, self._last
         visible, start, writer = self._units.visible, self._facts.start, self._facts.writer
-        is_cut, sent = self._facts.is_cut, self._sent
+        cut, survivors, sent = self._facts.cut, self._facts.survivors, self._sent
         effects = None if self._is_reply else self._whole.effect_lane
         for base, found in entries:
             offset = base - 1
@@ -498,11 +500,10 @@ class _Reading:
                 writer[offset - start] = attempt
                 rank = input_at << 6 | order[j]
                 before = last.get(lane.number)
-                if before is None:
-                    if is_cut:
-                        self._facts.survivors.setdefault(lane.number, input_at)
-                elif rank < before[0]:
+                if before is not None and rank < before[0]:
                     self._disorder(lane, input_at, attempt, before, offset)
+                if 0 <= cut <= offset:
+                    survivors.setdefault(lane.number, input_at)
                 last[lane.number] = (rank, attempt)
                 if effects is not None and (flags := effects.get(lane.number)) is not None:
                     flags[i] = 1
@@ -586,11 +587,10 @@ class _Reading:
         self._facts.writer[offset - self._facts.start] = attempt
         rank = input_at << 6 | min(number, NARROW)
         before = self._last.get(lane.number)
-        if before is None:
-            if self._facts.is_cut:
-                self._facts.survivors.setdefault(lane.number, input_at)
-        elif rank < before[0]:
+        if before is not None and rank < before[0]:
             self._disorder(lane, input_at, attempt, before, offset)
+        if 0 <= self._facts.cut <= offset:
+            self._facts.survivors.setdefault(lane.number, input_at)
         self._last[lane.number] = (rank, attempt)
         flags = self._whole.effect_lane.get(lane.number)
         if flags is not None and not self._is_reply and not is_parked:

@@ -308,9 +308,10 @@ class _Drawing:
         for step in range(5):
             at = self._begin + (self._end - self._begin) * step / 4
             x = self._x(at) if self._end > self._begin else _LEFT
+            label = f"{at:,.1f}" if self._end - self._begin > 10 else f"{at:,.3f}"
             self._parts.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_HEAD}" y2="{y}" stroke="{_LINE}"/>'
-                f'<text x="{x:.1f}" y="{y + 14}" text-anchor="middle" {_SMALL}>{at:,.1f} ms</text>'
+                f'<text x="{x:.1f}" y="{y + 14}" text-anchor="middle" {_SMALL}>{label} ms</text>'
             )
 
     def _log(self, name: str, cells: Sequence[Cell], y: int) -> None:
