@@ -151,7 +151,9 @@ async def read_all(bootstrap: str, ends: dict[TopicPartition, int]) -> dict[Topi
             while any(done.get(at, 0) < end for at, end in ends.items()):
                 batch = await reader.poll(1_000, 1.0)
                 for record in batch.records:
-                    found[TopicPartition(record.topic, record.partition)].append((record.value or b"").decode())
+                    found[TopicPartition(record.topic, record.partition)].append(
+                        (record.value or b"").decode(errors="replace")
+                    )
                 done.update(batch.end_offsets)
     finally:
         await reader.close()

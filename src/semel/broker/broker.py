@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from semel.broker.cleaner import REST_SECONDS
 from semel.broker.config import BrokerConfig
@@ -29,6 +30,8 @@ log = logging.getLogger("semel.broker")
 IDLE_CHECK_SECONDS = 30.0
 EXPIRE_SECONDS = 300.0
 """Kafka's log.retention.check.interval.ms."""
+EXIT_NO_MEMORY = 70
+"""sysexits.h: EX_SOFTWARE."""
 
 
 class Broker:
@@ -174,6 +177,9 @@ class Broker:
             try:
                 while node.cleaner.work():
                     await asyncio.sleep(REST_SECONDS)
+            except MemoryError as error:
+                _tell_loop(error)
+                raise
             except Exception:
                 log.exception("compaction failed; it goes on in %g s", self._config.cleaner_backoff_seconds)
                 node.cleaner.stop()
@@ -185,8 +191,32 @@ class Broker:
             await asyncio.sleep(seconds)
             try:
                 action()
+            except MemoryError as error:
+                _tell_loop(error)
+                raise
             except Exception:
                 log.exception("a periodic task of the broker failed; it runs again in %g s", seconds)
+
+
+def _tell_loop(error: BaseException) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": "the broker failed", "exception": error})
+
+
+def _end_without_memory(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """End the process when an allocation failed in the midst of a step, as kill -9 would.
+
+    What is in the files and what is in memory may differ then: a batch that is written and not counted, a transaction
+    whose change stays pending for ever. Everything acknowledged is in the files, and the next start reads only these.
+    """
+    if not isinstance(context.get("exception"), MemoryError):
+        loop.default_exception_handler(context)
+        return
+    try:
+        log.critical(
+            "out of memory: the broker ends, and is whole again when it is started", exc_info=context["exception"]
+        )
+    finally:
+        os._exit(EXIT_NO_MEMORY)
 
 
 async def serve(
@@ -199,8 +229,8 @@ async def serve(
 ) -> None:
     """Run a broker until the task is cancelled. `listen` is `host:port`; `on_ready` gets the address once it serves.
 
-    Topics of `seed` that are not there are created first; those that are stay as they are.
-    Raises `ConfigurationError`.
+    Topics of `seed` that are not there are created first; those that are stay as they are. The process is the broker's
+    own: without memory it ends. Raises `ConfigurationError`.
     """
     host, _, port = listen.rpartition(":")
     if not host or not port.isdigit() or int(port) > 65535:
@@ -208,6 +238,7 @@ async def serve(
     config = config or BrokerConfig()
     allow_open_files(config.max_connections)
     broker = Broker(data, host, int(port), config=config)
+    asyncio.get_running_loop().set_exception_handler(_end_without_memory)
     await broker.start()
     try:
         for topic in seed:

@@ -238,6 +238,10 @@ class Connection:
             log.info("closing %r: %s", self, error)
             self._flush()
             self.close()
+        except MemoryError:
+            # What is in the files and what is in memory may differ now. The process' own handler ends it.
+            self.close()
+            raise
         except Exception:
             # The request may have taken effect or not: an answer would be a guess, so the client gets none.
             log.exception("closing %r: its request failed", self)
