@@ -260,7 +260,7 @@ def demo(output: str, **options: Any) -> None:
 )
 @click.option("--minutes", default=3.0, show_default=True, help="How long the load lasts.")
 @click.option("--faults", default="all", show_default=True, metavar="KIND,...", help="Which kinds; see below.")
-@click.option("--every", default=1.2, show_default=True, help="Seconds between two faults, on average.")
+@click.option("--every", default=1.4, show_default=True, help="Seconds between two faults, on average.")
 @click.option("--seed", default=1, show_default=True, help="Decides inputs and faults.")
 @click.option("--workers", default=2, show_default=True, help="Worker processes.")
 @click.option("--http", default=2, show_default=True, help="HTTP instances.")

@@ -70,7 +70,7 @@ class CampaignOptions:
     """module:attribute, as the processes are given it."""
     minutes: float = 3.0
     faults: str = "all"
-    every: float = 1.2
+    every: float = 1.4
     """Seconds between two faults, on average."""
     seed: int = 1
     workers: int = 2

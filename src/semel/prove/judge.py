@@ -17,7 +17,7 @@ from semel.prove.proof import Proof, versions
 from semel.prove.tally import tally
 from semel.sinks.sql import connect
 
-__all__ = ["judge"]
+__all__ = ["ask_the_plan", "judge"]
 
 _PROBLEMS_MAX = 1_000
 
@@ -32,7 +32,7 @@ def judge(campaign: Campaign, observed: Observed) -> Proof:
     unanswered = sent.count(0, 1)
     if unanswered:
         findings.add("E16", f"{unanswered:,} inputs", "they got no final answer within a minute after the last fault")
-    _ask_the_plan(campaign, sent, findings)
+    ask_the_plan(campaign, sent, findings)
     http = [("127.0.0.1", port) for port in campaign.http_ports]
     answered = {
         f"http-{slot}": array("q", (int(at * 1e9) for at in sent.by_address.get(address, ())))
@@ -60,7 +60,7 @@ def judge(campaign: Campaign, observed: Observed) -> Proof:
     )
 
 
-def _ask_the_plan(campaign: Campaign, sent: Sent, findings: Findings) -> None:
+def ask_the_plan(campaign: Campaign, sent: Sent, findings: Findings) -> None:
     """E9: what the app's author says must hold, and does not."""
     if campaign.plan is None or campaign.plan.check is None:
         return
