@@ -111,7 +111,7 @@ def _produced(program: Program, at: int, ours: Any, kafka: Any, *pairs: tuple[in
 def _checked_by_coordinator(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """Kafka asks nobody while the log has the producer's transaction open."""
     parameters = program[at][1]
-    refusals = [(code, taken) for code in (47, 48, 49, 120) for taken in (0, 32, 45, 87)]
+    refusals = [(code, taken) for code in (47, 48, 49, 120) for taken in (0, 2, 10, 21, 32, 45, 76, 87)]
     return bool(
         _produced(program, at, ours, kafka, *refusals)
         and parameters["transactional"]
@@ -139,6 +139,11 @@ def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     ):
         return False
     return _transactional_before(program, at)
+
+
+def _and_refused_before(program: Program, at: int) -> tuple[tuple[int, int], ...]:
+    """What another partition of the same answer may have for that reason."""
+    return _REFUSED_BEFORE if _transactional_before(program, at) else ()
 
 
 def _transactional_before(program: Program, at: int) -> bool:
@@ -214,15 +219,14 @@ def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     if program[at][1]["acks"] == 0:  # Whatever else is in the request, only ours has the batch now.
         return {ours, kafka} <= {"no answer", CLOSED}
     ours_first = [(code, found) for code in (0, 45, 47, 48, 87) for found in (87, 2, -1)]
-    return _produced(program, at, ours, kafka, *ours_first)
+    return _produced(program, at, ours, kafka, *_and_refused_before(program, at), *ours_first)
 
 
 def _unknown_codec(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     if program[at][0] != "produce" or not any(spec["defect"] == "codec" for *_, spec in program[at][1]["parts"]):
         return False
-    others = _REFUSED_BEFORE if _transactional_before(program, at) else ()
     codes = (0, 3, 21, 47, 48, 49, 53, 76, 87, 120)
-    return _produced(program, at, ours, kafka, *others, *((code, -1) for code in codes))
+    return _produced(program, at, ours, kafka, *_and_refused_before(program, at), *((code, -1) for code in codes))
 
 
 def _duplicates_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -346,6 +350,12 @@ def _waits_for_who_never_came(program: Program, at: int, ours: Any, kafka: Any) 
     return all((one.get(field), other.get(field)) == ("Empty", "PreparingRebalance") for one, other in pairs)
 
 
+def _refused_marker(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A partition has seen a later epoch of the producer than that of the marker."""
+    later = any(name == "produce" and step["variant"] in ("far", "next", "last") for name, step in program[:at])
+    return bool(program[at][0] == "end" and later and isinstance(ours, dict) and ours | {"hangs": True} == kafka)
+
+
 def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """To a commit of a member there is no such group, or no such member; earlier offsets of nobody may be refused."""
     commits = ("commit", "commit_in_transaction")
@@ -359,6 +369,11 @@ def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) 
             if one != other
         }
         return found == {(69, 0)} and any(name in commits for name, _ in program[:at])
+    if name in ("describe_groups", "list_groups"):  # Kafka's own is not shown, not even when somebody joins it.
+        mine, theirs = (answer["groups"] for answer in (ours, kafka))
+        extra = [item.get("group_state", "Empty") for item in mine if item not in theirs]
+        missing = [item.get("group_state") for item in theirs if item not in mine]
+        return set(extra) == {"Empty"} and set(missing) <= {"Dead"} and any(name in commits for name, _ in program[:at])
     if name not in commits:
         return False
     pairs = {
@@ -544,6 +559,13 @@ DELIBERATE: tuple[Deliberate, ...] = (
         _group_of_nobody,
         parts=True,
         hidden=True,
+    ),
+    Deliberate(
+        "a refused marker",
+        "A decided transaction is complete without a marker in a partition that has seen a later epoch of its "
+        "producer; in Apache Kafka 4.3.1 it never is.",
+        _refused_marker,
+        parts=True,
     ),
     Deliberate(
         "a group of refused offsets",

@@ -139,6 +139,20 @@ REGRESSIONS: dict[str, Program] = {
         _join(4, "c"),
         ("leave", {"version": 4, "group": 0, "leaving": ["a", "c"], "instance": None}),
     ],
+    "the largest timestamp is that of an open transaction": [
+        _topics(),
+        _init(),
+        _produce(12, **_IN_TRANSACTION),
+        *(
+            ("list_offsets", {"version": version, "committed": True, "leader_epoch": -1, "parts": [[0, 0, -3]]})
+            for version in (7, 9, 11)
+        ),
+    ],
+    "topics of unknown ids before unknown partitions": [
+        _topics(),
+        _in_session("new", [[0, 5, 0, 80]], []),
+        _in_session("next", [[0, 0, 100, 80], [2, 1, 3, 80]], []),
+    ],
     "what could not be read comes last": [
         _topics(),
         _in_session("new", [[9, 0, 8, 80]], []),

@@ -135,8 +135,7 @@ def end(world: World, version: int, slot: str, variant: str, commit: bool) -> An
     )
     if version >= 5:
         world.learn_identity(slot, answer)
-    world.settle()
-    return answer
+    return answer if world.settle() or answer == CLOSED else answer | {"hangs": True}
 
 
 def _draw_timed(rng: Random) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class World:
         self.session: tuple[int, int] = (0, 0)
         """Fetch session id and next epoch."""
         self.sessions: list[int] = []
+        self.hangs = False
+        """Whether a decided transaction never came to its end."""
         self._member_connections: dict[str, Connection] = {}
         self.harvests: list[set[str]] = []
         self._joins = joins
@@ -164,17 +166,21 @@ class World:
 
     # --- Waiting for what Kafka does in the background ---
 
-    def settle(self) -> None:
-        """Until the markers of every decided transaction are written."""
+    def settle(self) -> bool:
+        """Until the markers of every decided transaction are written; False when they never are."""
         ids = [self.transactional_id(slot) for slot in self.identities if slot.startswith("x")]
-        if not ids:
-            return
+        if not ids or self.hangs:
+            return not self.hangs
 
         def done() -> bool:
             answer = self.ask(65, 0, transactional_ids=ids)
             return not any(item["transaction_state"].startswith("Prepare") for item in answer["transaction_states"])
 
-        self.until("markers", done)
+        try:
+            self.until("markers", done)
+        except AssertionError:
+            self.hangs = True
+        return not self.hangs
 
     def transaction(self, slot: str) -> Any:
         """The slot's transactional id as DescribeTransactions shows it."""

@@ -34,7 +34,7 @@ class Tools:
     def name(self) -> str:
         return f"tools-{uuid.uuid4().hex[:8]}"
 
-    def java(self, main_class: str, *arguments: str, stdin: str = "", timeout: float = 90, code: int = 0) -> str:
+    def java(self, main_class: str, *arguments: str, stdin: str = "", timeout: float = 300, code: int = 0) -> str:
         """Standard output of a tool that must exit with this code; what it complains of, too, when that is not 0."""
         main = main_class if main_class.startswith("kafka.") else f"{_TOOLS}.{main_class}"
         command = ["nice", "-n", "10", "java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]

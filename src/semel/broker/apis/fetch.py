@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 __all__ = ["APIS", "leader_epoch_error"]
 
-_NOT_READ = (
-    ErrorCode.TOPIC_AUTHORIZATION_FAILED,
-    ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
-    ErrorCode.UNKNOWN_TOPIC_ID,
-)
+_NOT_READ = {
+    ErrorCode.UNKNOWN_TOPIC_ID: 1,
+    ErrorCode.TOPIC_AUTHORIZATION_FAILED: 2,
+    ErrorCode.UNKNOWN_TOPIC_OR_PARTITION: 2,
+}
+"""What keeps a partition from being read, and its place in Apache Kafka's answer, behind all that was."""
 _MAX_WAIT_MS = 300_000
 """A parked fetch holds a connection; no client asks for more than half a minute."""
 
@@ -126,9 +127,9 @@ class _Fetch:
                 del reader.changed[entry]
         if not (force or failed or total >= self._min_bytes or not reader.entries):
             return None
-        # In Apache Kafka's order: as they were read, and then what could not be. So a topic may come up again.
+        # In Apache Kafka's order, in which a topic may come up again.
         if failed:
-            news.sort(key=lambda item: item[1].error in _NOT_READ)
+            news.sort(key=lambda item: _NOT_READ.get(ErrorCode(item[1].error), 0))
         topics: list[tuple[TopicKey, list[FetchedPartition]]] = []
         for entry, result, stays in news:
             if not topics or topics[-1][0] != entry.topic:

@@ -56,7 +56,7 @@ def _list_offset(partition: Partition | None, item: Any, version: int, committed
     if wanted in (_LATEST_TIERED, _EARLIEST_PENDING):
         return _listed(index, ErrorCode.NONE)  # There is no second tier of storage.
     found = source.max_timestamp_offset() if wanted == _MAX_TIMESTAMP else source.offset_for_timestamp(wanted)
-    end = source.last_stable_offset if committed_only and wanted >= 0 else source.high_watermark
+    end = source.last_stable_offset if committed_only else source.high_watermark
     if found is None or found[0] >= end:
         return _listed(index, ErrorCode.NONE)
     offset, timestamp, epoch = found
