@@ -63,13 +63,15 @@ class Core:
         self.background = background
         self.config = config or BrokerConfig()
         self.now_ms = 1_700_000_000_000
+        self.clock_is_off_by_ms = 0
+        """How far somebody has set the wall clock; time itself goes on."""
         self.principal = ANONYMOUS
         """Who sends the requests."""
         self._timers: list[_Timer] = []
         self.open()
 
     def open(self) -> None:
-        env = Env(wall_ms=lambda: self.now_ms)
+        env = Env(wall_ms=lambda: self.now_ms + self.clock_is_off_by_ms, monotonic=lambda: self.now_ms / 1000)
         self.node = Node(self.data, self.config, env, self._call_later, self.background)
         self.node.open()
 

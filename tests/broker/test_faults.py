@@ -175,7 +175,7 @@ def test_a_transaction_log_that_refuses_does_not_hold_up_the_groups(
     writer = Writer(core, "w")
     assert writer.write("orders", b"1") == 0
     swept = []
-    monkeypatch.setattr(core.node.groups, "sweep", swept.append)
+    monkeypatch.setattr(core.node.groups, "sweep", lambda: swept.append("groups"))
     core.now_ms += 60_000
 
     def full(*_: Any, **__: Any) -> int:

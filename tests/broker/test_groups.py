@@ -91,6 +91,27 @@ def test_two_members_share_and_a_dead_one_is_dropped(core: Core) -> None:
     assert [member.member_id for member in alone.members] == [first]
 
 
+def test_a_clock_that_is_set_ends_no_session_and_holds_up_no_rebalance(core: Core) -> None:
+    """Seed 1097 of the chain's simulation: the clock went back, and the group waited for as long."""
+    first = _member(core)
+    assert _join(core, first).response.generation_id == 1
+    assert _sync(core, first, 1, {first: b"all"}).response.assignment == b"all"
+    core.clock_is_off_by_ms = 3_600_000
+    core.pass_time(1_000)
+    assert _heartbeat(core, first, 1) == 0, "an hour has passed by the wall clock alone"
+
+    second = _member(core)
+    joining = _join(core, second)
+    core.clock_is_off_by_ms = -3_600_000
+    assert _join(core, first).response.generation_id == 2
+    assert joining.response.generation_id == 2
+    assert _sync(core, first, 2, {first: b"one", second: b"two"}).response.assignment == b"one"
+    for _ in range(4):
+        core.pass_time(2_000)
+        code = _heartbeat(core, first, 2)
+    assert code == ErrorCode.REBALANCE_IN_PROGRESS, "the second member's session ended in its time"
+
+
 def test_generation_and_offsets_survive_a_kill(core: Core) -> None:
     core.create("in")
     member = _member(core)
@@ -116,7 +137,7 @@ def test_an_app_that_was_off_for_a_month_goes_on_where_it_was(core: Core) -> Non
     core.restart()
     core.pass_time(10_000)
     core.now_ms += 30 * 86_400_000
-    core.node.groups.sweep(core.now_ms)
+    core.node.groups.sweep()
     core.restart()
     topics = [{"name": "in", "partition_indexes": [0]}]
     answer = core.ask(9, 7, group_id="g", topics=topics, require_stable=True)

@@ -168,9 +168,26 @@ def test_a_zombie_whose_records_are_gone_says_that_it_has_a_successor() -> None:
 
 def test_an_engine_that_cannot_ask_for_its_successor_keeps_its_error() -> None:
     kafka = kafka_with(5)
-    kafka.fail("poll", Fatal("the position to read from is not in the log any more"))
-    kafka.fail("check_owner", Retriable("away"))
+    kafka.fail("poll", Fatal("the position to read from is not in the log any more"), times=2)
+    kafka.fail("check_owner", Retriable("away"), times=2)
     with pytest.raises(Fatal, match="not in the log"):
+        process(kafka, app_with(copy), lambda: False)
+
+
+@pytest.mark.parametrize("call", ["poll", "seek"])
+def test_a_position_that_was_deleted_is_looked_up_anew(call: str) -> None:
+    """Seed 32 of the chain's simulation: who was stopped for long found what his successor had done, and deleted."""
+    kafka = kafka_with(40)
+    kafka.fail("end", AbortTransaction("so that it seeks"))
+    kafka.fail(call, Fatal("the position to read from is not in the log any more"))
+    process(kafka, app_with(copy))
+    assert copied(kafka) == everything(40)
+
+
+def test_a_consumer_that_fails_at_once_again_ends_the_engine() -> None:
+    kafka = kafka_with(5)
+    kafka.fail("poll", Fatal("no use"), times=2)
+    with pytest.raises(Fatal, match="no use"):
         process(kafka, app_with(copy), lambda: False)
 
 

@@ -14,6 +14,7 @@ from semel.wire.records import BatchBuilder, decode_records, iter_batches, read_
 from tests.simulation.history import Entry, Seen, Transaction
 
 if TYPE_CHECKING:
+    from tests.simulation.loop import Process
     from tests.simulation.world import World
 
 __all__ = ["Actor", "Administrator", "IdempotentWriter", "Processor", "Reader", "Writer", "read_on", "read_whole"]
@@ -45,8 +46,23 @@ class Actor:
     async def think(self) -> None:
         await asyncio.sleep(self.world.plan.knobs["think"] * self.rng.random())
 
-    async def live(self, client: KafkaClient, life: int) -> None:
+    is_background = False
+    """Whether it goes on until the end of the run."""
+
+    async def run(self, process: Process, life: int) -> None:
         """One life; it may be repeated after any exception that is not a violation."""
+        client = self.world.client(process, self.world.plan.knobs["socket timeout ms"])
+        while True:
+            try:
+                await client.start()
+                break
+            except LATER:
+                await asyncio.sleep(0.05)
+        await self.live(client, life)
+        await client.close()
+
+    async def live(self, client: KafkaClient, life: int) -> None:
+        """One life with a client of its own."""
         raise NotImplementedError
 
 
@@ -204,6 +220,8 @@ class IdempotentWriter(Actor):
 
 class Reader(Actor):
     """Reads everything again and again, committed or not, and remembers every word."""
+
+    is_background = True
 
     async def live(self, client: KafkaClient, life: int) -> None:
         while not self.world.is_over:

@@ -73,6 +73,8 @@ class History:
         self.committed_reads: dict[TopicPartition, list[tuple[int, int, list[Seen]]]] = defaultdict(list)
         """read_committed: (from, to, what was there)."""
         self.deleted_below: dict[TopicPartition, int] = {}
+        self.expected: tuple[type[BaseException], ...] = ()
+        """What a run raises on purpose: may be logged as an error."""
         self.problem: Violation | None = None
 
     def fail(self, kind: str, text: str) -> None:
@@ -146,7 +148,7 @@ class History:
             if not record.transactional:
                 continue
             owner, *place = record.value.split("/")
-            here = tuple(map(int, place))
+            here = tuple(map(int, place[:3]))
             before = current.get(owner)
             if before is not None and before[0] != here[0]:
                 over.add((owner, before[0]))

@@ -23,13 +23,13 @@ from semel.log.producer_state import Producers
 from semel.log.snapshot import Snapshot
 from semel.log.sync import Sync
 
-__all__ = ["MUTANTS"]
+__all__ = ["MUTANTS", "Mutant", "instead"]
 
 Mutant = Callable[[], AbstractContextManager[Any]]
 MUTANTS: dict[str, Mutant] = {}
 
 
-def _instead(name: str, owner: Any, attribute: str) -> Callable[[Callable[..., Any]], None]:
+def instead(mutants: dict[str, Mutant], name: str, owner: Any, attribute: str) -> Callable[[Callable[..., Any]], None]:
     """Register what runs in the place of a function; its first argument is the function that was there."""
 
     def register(replacement: Callable[..., Any]) -> None:
@@ -43,9 +43,13 @@ def _instead(name: str, owner: Any, attribute: str) -> Callable[[Callable[..., A
             with mock.patch.object(owner, attribute, changed):
                 yield
 
-        MUTANTS[name] = mutant
+        mutants[name] = mutant
 
     return register
+
+
+def _instead(name: str, owner: Any, attribute: str) -> Callable[[Callable[..., Any]], None]:
+    return instead(MUTANTS, name, owner, attribute)
 
 
 @_instead("a batch that is there already is appended again", Producers, "check")

@@ -128,7 +128,10 @@ class ClientTransport(asyncio.Transport):
         self._lost = False
 
     def write(self, data: Any) -> None:
-        if not self._closing:
+        client = self._link.client
+        if client.paused:  # Stopped on its way to this very write.
+            client.held.append(asyncio.Handle(self.write, (bytes(data),), self._link.network.loop, client.context))
+        elif not self._closing:
             network = self._link.network
             if network.late is not None and int.from_bytes(data[4:6], "big") == network.late[0]:
                 self._link.to_server.held_until = network.loop.now + network.late[1]

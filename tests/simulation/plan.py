@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["FAULTS", "LATE", "Fault", "Plan", "stream"]
+__all__ = ["CHAIN_FAULTS", "FAULTS", "LATE", "Fault", "Plan", "stream"]
 
 HORIZON = 1.5
 """Seconds of virtual time in which faults begin; clients are busy for about as long."""
@@ -31,10 +31,35 @@ FAULTS = (
 LATE = (0, 0, 24, 25, 26, 26, 26, 28)
 """APIs whose requests come late: Produce, AddPartitionsToTxn, AddOffsetsToTxn, EndTxn, TxnOffsetCommit."""
 
+CHAIN_HORIZON = 3.0
+"""The chain's sessions are a second long, and what ends with one takes longer."""
+CHAIN_FAULTS = (
+    *("cut",) * 2,
+    "hold",
+    *("late request",) * 2,
+    "swallow",
+    *("kill broker",) * 2,
+    *("crash at operation",) * 2,
+    "lose power",
+    *("kill client",) * 2,
+    "pause client",
+    *("zombie",) * 5,
+    *("kill at point",) * 3,
+    *("twin",) * 2,
+    "jump clock",
+    "fill disk",
+    "fail sync",
+)
+
 
 def stream(seed: int, name: str) -> random.Random:
     """Random numbers for one purpose: what one part draws does not move another's."""
     return random.Random(f"{seed}/{name}")
+
+
+COUNTS = ("writers", "idempotent", "processors", "readers", "workers", "feeders", "gateways", "callers", "sinks")
+"""What shrinking takes away one by one."""
+MINIMA = {("chain", "workers"): 1}
 
 
 @dataclass(frozen=True)
@@ -65,21 +90,26 @@ class Plan:
     operations: int
     faults: tuple[Fault, ...]
     knobs: dict[str, Any] = field(default_factory=dict)
+    world: str = "broker"
+    """`broker`: clients of all kinds. `chain`: Semel's own workers, gateways and sinks on it."""
+    workers: int = 0
+    feeders: int = 0
+    gateways: int = 0
+    callers: int = 0
+    sinks: int = 0
+    """Whether the workers have a sink."""
 
     @classmethod
-    def of(cls, seed: int) -> Plan:
+    def of(cls, seed: int, world: str = "broker") -> Plan:
+        """The plan of a seed; the worlds' plans of one seed have their settings in common."""
+        plan = cls._broker(seed)
+        return plan._chain() if world == "chain" else plan
+
+    @classmethod
+    def _broker(cls, seed: int) -> Plan:
         rng = stream(seed, "plan")
         fsync = rng.choice(("os", "always"))
-        allowed = [kind for kind in dict.fromkeys(FAULTS) if rng.random() < 0.55]
-        if fsync == "os":  # Promises nothing about a loss of power, nor about a sync.
-            allowed = [kind for kind in allowed if kind not in ("lose power", "fail sync")]
-        kinds = [kind for kind in FAULTS if kind in allowed]
-        faults = [
-            Fault(
-                rng.uniform(0.0, HORIZON), rng.choice(kinds), rng.random(), rng.choice((0.02, 0.2, 1.0)) * rng.random()
-            )
-            for _ in range(rng.choice((0, 2, 4, 8)) if kinds else 0)
-        ]
+        faults = _faults(rng, FAULTS, fsync, HORIZON, (0.02, 0.2, 1.0))
         knobs = {
             "latency": rng.choice((0.0001, 0.001, 0.01)),
             "jitter": rng.choice((0.0001, 0.002, 0.03)),
@@ -105,7 +135,39 @@ class Plan:
             readers=rng.choice((0, 1, 1)),
             admin=rng.random() < 0.3,
             operations=rng.choice((2, 5, 9)),
-            faults=tuple(sorted(faults, key=lambda fault: fault.at)),
+            faults=faults,
+            knobs=knobs,
+        )
+
+    def _chain(self) -> Plan:
+        rng = stream(self.seed, "chain")
+        knobs = self.knobs | {
+            # A rebalance, a restored state and a reopened database are many round trips, one after the other.
+            "latency": rng.choice((0.0001, 0.001, 0.003)),
+            "jitter": rng.choice((0.0001, 0.002, 0.005)),
+            "window": 262_144,
+            "socket timeout ms": rng.choice((300, 1000)),
+            "transaction timeout ms": rng.choice((1000, 3000)),
+            "session timeout ms": 1000,
+            "commit interval ms": rng.choice((5, 50)),
+            "poison": rng.choice((0, 0, 17)),
+            "handler trouble": rng.choice((0.0, 0.05)),
+        }
+        by_http = rng.random() < 0.5
+        return replace(
+            self,
+            world="chain",
+            writers=0,
+            idempotent=0,
+            processors=0,
+            readers=0,
+            admin=False,
+            workers=rng.choice((1, 2, 2, 3)),
+            feeders=int(not by_http),
+            gateways=rng.choice((1, 2)) if by_http else 0,
+            callers=rng.choice((1, 2)) if by_http else 0,
+            operations=rng.choice((3, 8, 15)),
+            faults=_faults(rng, CHAIN_FAULTS, self.fsync, CHAIN_HORIZON, (0.05, 0.5, 2.0)),
             knobs=knobs,
         )
 
@@ -126,10 +188,24 @@ class Plan:
         ]
         if self.admin:
             found.append(("the administrator", replace(self, admin=False)))
-        for name in ("writers", "idempotent", "processors", "readers"):
-            if getattr(self, name):
+        for name in COUNTS:
+            if getattr(self, name) > MINIMA.get((self.world, name), 0):
                 found.append((f"one of the {name}", replace(self, **{name: getattr(self, name) - 1})))
         if self.operations > 1:
             found.append(("half of the operations", replace(self, operations=self.operations // 2)))
             found.append(("one operation", replace(self, operations=self.operations - 1)))
         return found
+
+
+def _faults(
+    rng: random.Random, mix: tuple[str, ...], fsync: str, horizon: float, sizes: tuple[float, ...]
+) -> tuple[Fault, ...]:
+    allowed = [kind for kind in dict.fromkeys(mix) if rng.random() < 0.55]
+    if fsync == "os":  # Promises nothing about a loss of power, nor about a sync.
+        allowed = [kind for kind in allowed if kind not in ("lose power", "fail sync")]
+    kinds = [kind for kind in mix if kind in allowed]
+    faults = [
+        Fault(rng.uniform(0.0, horizon), rng.choice(kinds), rng.random(), rng.choice(sizes) * rng.random())
+        for _ in range(rng.choice((0, 2, 4, 8)) if kinds else 0)
+    ]
+    return tuple(sorted(faults, key=lambda fault: fault.at))

@@ -1,7 +1,8 @@
 """`python -m tests.simulation.run`: many seeds on all cores, or one again.
 
---seeds N [--start S]     N seeds from S on; without --start a start that was never used, which is printed
---seed S [--faults 0,2 --writers 1 ...]   one run, with its last events; the options are what shrinking prints
+--seeds N [--start S] [--world W]    N seeds from S on, of both worlds in turn or of one; without --start a start that
+                                     was never used, which is printed
+--world W --seed S [--faults 0,2 --writers 1 ...]   one run, with its last events; shrinking prints the options
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tests.simulation.plan import Plan
-from tests.simulation.world import Outcome, run
+from tests.simulation.plan import COUNTS, Plan
+from tests.simulation.world import Outcome
+from tests.simulation.worlds import WORLDS, run
 
 __all__ = ["Report", "campaign", "command", "explain", "fresh_start", "shrink"]
 
 SHRINK_RUNS = 150
-_COUNTS = ("writers", "idempotent", "processors", "readers", "operations")
+_COUNTS = (*COUNTS, "operations")
 
 
 def fresh_start() -> int:
@@ -52,8 +54,8 @@ def shrink(outcome: Outcome) -> Outcome:
 
 def command(plan: Plan) -> str:
     """What runs this plan again."""
-    whole = Plan.of(plan.seed)
-    parts = [f"python -m tests.simulation.run --seed {plan.seed}"]
+    whole = Plan.of(plan.seed, plan.world)
+    parts = [f"python -m tests.simulation.run --world {plan.world} --seed {plan.seed}"]
     if plan.faults != whole.faults:
         kept = [str(number) for number, fault in enumerate(whole.faults) if fault in plan.faults]
         parts.append(f"--faults {','.join(kept) or 'none'}")
@@ -88,8 +90,9 @@ class Report:
     restarts: int = 0
     transactions: int = 0
     records: int = 0
+    zombies: int = 0
     faults: Counter[str] = field(default_factory=Counter)
-    failures: list[tuple[int, str]] = field(default_factory=list)
+    failures: list[tuple[Plan, str]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         self.runs += 1
@@ -98,9 +101,10 @@ class Report:
         self.restarts += outcome.restarts
         self.transactions += outcome.transactions
         self.records += outcome.records
+        self.zombies += outcome.zombies
         self.faults.update(fault.kind for fault in outcome.plan.faults)
         if outcome.problem is not None:
-            self.failures.append((outcome.plan.seed, str(outcome.problem)))
+            self.failures.append((outcome.plan, str(outcome.problem)))
 
     def merge(self, other: Report) -> None:
         for item in fields(self):
@@ -114,24 +118,28 @@ class Report:
         return (
             f"{self.runs} seeds, {self.steps} steps, {self.virtual_seconds / 3600:.1f} h of virtual time, "
             f"{self.restarts} restarts of the broker, {self.transactions} transactions, {self.records} records read, "
+            f"{self.zombies} zombies, "
             f"{sum(self.faults.values())} faults {dict(sorted(self.faults.items()))}, {len(self.failures)} failures"
         )
 
 
-def _some(seeds: range) -> Report:
+def _some(seeds: list[tuple[int, str]]) -> Report:
     report = Report()
-    for seed in seeds:
-        report.add(run(Plan.of(seed)))
+    for seed, world in seeds:
+        report.add(run(Plan.of(seed, world)))
     return report
 
 
-def campaign(start: int, count: int, jobs: int = 1, chunk: int = 50) -> Iterator[Report]:
-    """Run seeds; the report so far after every few of them."""
+def campaign(
+    start: int, count: int, jobs: int = 1, worlds: Sequence[str] = tuple(WORLDS), chunk: int = 50
+) -> Iterator[Report]:
+    """Run seeds, each in the next of the worlds; the report so far after every few of them."""
     total = Report()
-    chunks = [range(at, min(at + chunk, start + count)) for at in range(start, start + count, chunk)]
+    seeds = [(start + number, worlds[number % len(worlds)]) for number in range(count)]
+    chunks = [seeds[at : at + chunk] for at in range(0, count, chunk)]
     if jobs == 1:
-        for seeds in chunks:
-            total.merge(_some(seeds))
+        for some in chunks:
+            total.merge(_some(some))
             yield total
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
@@ -141,7 +149,7 @@ def campaign(start: int, count: int, jobs: int = 1, chunk: int = 50) -> Iterator
 
 
 def _one(options: Any) -> int:
-    plan = Plan.of(options.seed)
+    plan = Plan.of(options.seed, options.world or "broker")
     if options.faults is not None:
         kept = [] if options.faults == "none" else [int(number) for number in options.faults.split(",")]
         plan = replace(plan, faults=tuple(plan.faults[number] for number in kept))
@@ -162,6 +170,7 @@ def main() -> int:
     parser.add_argument("--start", type=int)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--world", choices=tuple(WORLDS))
     parser.add_argument("--whole", action="store_true", help="do not shrink a failure")
     parser.add_argument("--faults")
     parser.add_argument("--no-admin", action="store_true")
@@ -174,16 +183,17 @@ def main() -> int:
     print(f"{options.seeds} seeds from {start} on", flush=True)
     began = time.monotonic()
     report, told, shown = Report(), began, 0
-    for report in campaign(start, options.seeds, options.jobs):
-        for seed, problem in report.failures[shown:]:
-            print(f"seed {seed}: {problem}\n  again: python -m tests.simulation.run --seed {seed}", flush=True)
+    worlds = (options.world,) if options.world else tuple(WORLDS)
+    for report in campaign(start, options.seeds, options.jobs, worlds):
+        for plan, problem in report.failures[shown:]:
+            print(f"{plan.world} seed {plan.seed}: {problem}\n  again: {command(plan)}", flush=True)
         shown = len(report.failures)
         if time.monotonic() - told > 60:
             told = time.monotonic()
             print(f"{told - began:.0f} s: {report}", flush=True)
     print(f"{time.monotonic() - began:.0f} s: {report}")
-    for seed, _ in report.failures[:3]:
-        print(explain(shrink(run(Plan.of(seed)))))
+    for plan, _ in report.failures[:3]:
+        print(explain(shrink(run(plan))))
     return 1 if report.failures else 0
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.simulation.chain_mutants import CHAIN_MUTANTS
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.plan import LATE, Fault, Plan, stream
 from tests.simulation.run import campaign, command, explain, fresh_start, shrink
-from tests.simulation.world import Outcome, run
+from tests.simulation.world import Outcome
+from tests.simulation.worlds import run
 
 ROOT = Path(__file__).parents[2]
 NEW_SEEDS = 200
@@ -21,6 +23,8 @@ QUICK = (
     "aborted transactions are not listed",
     "a batch that is there already is appended again",
     "producer ids begin again at each start",
+    "offsets are sent without the member's generation",
+    "state is not restored",
 )
 LATE_END_TXN = "the client goes on after an answer that never came"
 """Hit once in thousands of seeds, so it has a test of its own."""
@@ -32,8 +36,7 @@ def keeps_every_promise(count: int, jobs: int = 1) -> None:
     start = fresh_start()
     for report in campaign(start, count, jobs):
         if report.failures:
-            seed = report.failures[0][0]
-            pytest.fail(f"seeds from {start} on: {report}\n{explain(shrink(run(Plan.of(seed))))}")
+            pytest.fail(f"seeds from {start} on: {report}\n{explain(shrink(run(report.failures[0][0])))}")
     print(f"seeds from {start} on: {report}")
 
 
@@ -49,8 +52,8 @@ def test_many_new_seeds_keep_every_promise() -> None:
 def test_a_seed_is_one_run_in_every_process() -> None:
     """Every event at the same time and in the same order, whatever ran before and however strings are hashed."""
     code = (
-        "import sys; from tests.simulation.plan import Plan; from tests.simulation.world import run;"
-        "print([run(Plan.of(seed)).digest for seed in map(int, sys.argv[1:])])"
+        "import sys; from tests.simulation.plan import Plan; from tests.simulation.worlds import run;"
+        "print([run(Plan.of(seed, 'chain' if seed % 3 else 'broker')).digest for seed in map(int, sys.argv[1:])])"
     )
     seeds = [str(fresh_start()) for _ in range(12)]
 
@@ -68,9 +71,10 @@ def test_a_seed_is_one_run_in_every_process() -> None:
 
 def found(name: str, seeds: int) -> Outcome:
     """The first broken promise with this protection taken away."""
+    mutant, world = (MUTANTS[name], "broker") if name in MUTANTS else (CHAIN_MUTANTS[name], "chain")
     for seed in range(seeds):
-        with MUTANTS[name]():
-            outcome = run(Plan.of(seed))
+        with mutant():
+            outcome = run(Plan.of(seed, world))
         if outcome.problem is not None:
             return outcome
     pytest.fail(f"{seeds} seeds did not miss it")
@@ -82,7 +86,7 @@ def test_a_missing_protection_is_missed(name: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in (*QUICK, LATE_END_TXN)])
+@pytest.mark.parametrize("name", [name for name in (*MUTANTS, *CHAIN_MUTANTS) if name not in (*QUICK, LATE_END_TXN)])
 def test_every_missing_protection_is_missed(name: str) -> None:
     found(name, 10 * MUTANT_SEEDS)
 

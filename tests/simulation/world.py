@@ -10,7 +10,7 @@ import sys
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,10 +70,16 @@ class Outcome(NamedTuple):
     restarts: int
     transactions: int
     records: int
+    zombies: int
 
 
 class World:
     """Everything of one run; `run` makes it and takes it apart."""
+
+    calm_seconds = 1.0
+    """How long after the last fault nothing goes wrong any more."""
+    calms_early = True
+    """Whether nothing goes wrong any more once everybody is done."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -98,7 +104,10 @@ class World:
         self.actors: list[Actor] = []
         self.lives: list[tuple[Actor, Process]] = []
         self._marks: dict[tuple[Any, str, int], tuple[int, int]] = {}
+        self._envs: dict[Process, Env] = {}
         self._calm = False
+        self.zombies = 0
+        """Processes that ran again after their work had been taken over."""
 
     def stream(self, name: str) -> random.Random:
         return stream(self.plan.seed, name)
@@ -192,20 +201,33 @@ class World:
 
     # --- Clients ---
 
+    bootstrap = f"{Network.host}:{Network.port}"
+
+    @staticmethod
+    def client_settings(timeout: int) -> dict[str, str]:
+        settings = {
+            "socket.timeout.ms": timeout,
+            "request.timeout.ms": timeout,
+            "socket.connection.setup.timeout.ms": timeout,
+            "delivery.timeout.ms": 4 * timeout,
+            "reconnect.backoff.max.ms": 100,
+            "retry.backoff.max.ms": 50,
+        }
+        return {name: str(value) for name, value in settings.items()}
+
     def client(self, process: Process, timeout: int) -> KafkaClient:
         return KafkaClient(
-            f"{Network.host}:{Network.port}",
+            self.bootstrap,
             client_id=process.name,
-            env=self._env(process.name, self.client_ms),
-            settings={
-                "socket.timeout.ms": timeout,
-                "request.timeout.ms": timeout,
-                "socket.connection.setup.timeout.ms": timeout,
-                "delivery.timeout.ms": 4 * timeout,
-                "reconnect.backoff.max.ms": 100,
-                "retry.backoff.max.ms": 50,
-            },
+            env=self.env(process),
+            settings=self.client_settings(timeout),
         )
+
+    def env(self, process: Process) -> Env:
+        """The outside world of a client's process, one for all that asks."""
+        if process not in self._envs:
+            self._envs[process] = self._env(process.name, self.client_ms)
+        return self._envs[process]
 
     def begin_life(self, actor: Actor) -> None:
         """A new process for this actor, beside those that may still be there."""
@@ -218,16 +240,8 @@ class World:
         self.loop.spawn(process, self._live(actor, process, actor.life))
 
     async def _live(self, actor: Actor, process: Process, life: int) -> None:
-        client = self.client(process, self.plan.knobs["socket timeout ms"])
         try:
-            while True:
-                try:
-                    await client.start()
-                    break
-                except (Retriable, OutcomeUnknown):
-                    await asyncio.sleep(0.05)
-            await actor.live(client, life)
-            await client.close()
+            await actor.run(process, life)
         except Fenced as error:
             self.trace("client", process.name, "is fenced")
             self._end_life(actor, process)
@@ -303,8 +317,12 @@ class World:
             self.disk.sync_fails = 1
 
     def _pause(self, process: Process, seconds: float) -> None:
-        process.paused = True
-        self._at(seconds, lambda: self.loop.resume(process))
+        if not process.paused:
+            process.paused = True
+            self._at(seconds, lambda: self.resume(process))
+
+    def resume(self, process: Process) -> None:
+        self.loop.resume(process)
 
     def _calm_down(self) -> None:
         """From here on nothing goes wrong. A log that stopped after a failed sync needs a restart: that is its rule."""
@@ -318,7 +336,7 @@ class World:
             link.to_server.held_until = link.to_client.held_until = 0.0
         for _, process in self.lives:
             if process.paused:
-                self.loop.resume(process)
+                self.resume(process)
         if self.disk.sync_failed:
             self._kill_broker(abruptly=False, power=False)
 
@@ -347,38 +365,38 @@ class World:
         client = self.client(process, 5000)
         work = self.loop.spawn(process, self._prepare(client))
         await work
-        for name, count, kind in (
-            ("writer", plan.writers, Writer),
-            ("idempotent", plan.idempotent, IdempotentWriter),
-            ("processor", plan.processors, Processor),
-            ("reader", plan.readers, Reader),
-            ("admin", int(plan.admin), Administrator),
-        ):
-            self.actors += [kind(self, f"{name}-{number}") for number in range(count)]
+        self.actors = [kind(self, f"{name}-{number}") for name, count, kind in self.cast() for number in range(count)]
         for actor in self.actors:
             self.begin_life(actor)
         for fault in plan.faults:
             self._at(fault.at, lambda fault=fault: self.strike(fault))  # type: ignore[misc]
         self._watch()
-        calm_at = self.loop.now + (plan.faults[-1].at + 1.0 if plan.faults else 0.0)
-        while self.loop.now < calm_at and not self._all_done():
+        calm_at = self.loop.now + (plan.faults[-1].at + self.calm_seconds if plan.faults else 0.0)
+        while self.loop.now < calm_at and not (self.calms_early and self._all_done()):
             await self._breathe()
         self._calm_down()
         deadline = self.loop.now + LIVENESS_SECONDS
         while not self._all_done():
             await self._breathe()
             if self.loop.now > deadline:
-                late = [actor.name for actor in self.actors if not actor.done and not isinstance(actor, Reader)]
+                late = [actor.name for actor in self.actors if not actor.done and not actor.is_background]
                 raise Violation("liveness", f"{LIVENESS_SECONDS:g} s after the last fault these have not ended: {late}")
         while self.network.has_legacies:
             await self._breathe()
+        await self._watched(self.loop.spawn(process, self.settle(client, deadline)))
         await asyncio.sleep(0.1)  # What came last is on the disk and can be read.
         self.is_over = True
         await self.loop.spawn(process, self._judge(client, deadline))
 
+    async def _watched(self, task: asyncio.Task[None]) -> None:
+        """Wait for it, or for a broken promise."""
+        while not task.done():
+            await self._breathe()
+        await task
+
     def _all_done(self) -> bool:
         self.inputs_ended = all(actor.done for actor in self.actors if isinstance(actor, Writer))
-        return all(actor.done for actor in self.actors if not isinstance(actor, Reader))
+        return all(actor.done for actor in self.actors if not actor.is_background)
 
     async def _breathe(self) -> None:
         await asyncio.sleep(0.01)
@@ -386,6 +404,26 @@ class World:
             raise self.history.problem
         if self.loop.steps > STEPS_MAX:
             raise Violation("livelock", f"{self.loop.steps} steps of the loop in {self.loop.now:.1f} s")
+
+    # --- What differs between worlds ---
+
+    def cast(self) -> list[tuple[str, int, type[Actor]]]:
+        """Who takes part: (name, how many, class)."""
+        plan = self.plan
+        return [
+            ("writer", plan.writers, Writer),
+            ("idempotent", plan.idempotent, IdempotentWriter),
+            ("processor", plan.processors, Processor),
+            ("reader", plan.readers, Reader),
+            ("admin", int(plan.admin), Administrator),
+        ]
+
+    def settings(self) -> AbstractContextManager[None]:
+        """Small limits, and what stands in the places of real things, while the world runs."""
+        return _settings(self.plan)
+
+    async def settle(self, client: KafkaClient, deadline: float) -> None:
+        """Everybody who has an end has come to it: let the others end."""
 
     async def _prepare(self, client: KafkaClient) -> None:
         await client.start()
@@ -431,7 +469,7 @@ class _Errors(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
-            if not isinstance(error, (OSError, LogError, Crash)):
+            if not isinstance(error, (OSError, LogError, Crash, *self._history.expected)):
                 self._history.fail("unexpected exception", f"{record.getMessage()}: {error!r}")
 
 
@@ -457,9 +495,9 @@ def _settings(plan: Plan) -> Iterator[None]:
         yield
 
 
-def run(plan: Plan) -> Outcome:
+def run(plan: Plan, make: Callable[[Plan], World] | None = None) -> Outcome:
     """Run a plan to its end or to the first broken promise."""
-    world = World(plan)
+    world = (make or World)(plan)
     problem: Violation | None = None
     logger = logging.getLogger("semel")
     handler = _Errors(world.history)
@@ -468,7 +506,7 @@ def run(plan: Plan) -> Outcome:
     logger.setLevel(logging.ERROR)
     logger.propagate = False
     try:
-        with disk.replaced_by(world.disk), _settings(plan):
+        with disk.replaced_by(world.disk), world.settings():
             try:
                 world.loop.run_until_complete(world.main())
             except Violation as violation:
@@ -487,6 +525,7 @@ def run(plan: Plan) -> Outcome:
                 world.restarts,
                 len(world.history.transactions),
                 sum(map(len, world.history.observed.values())),
+                world.zombies,
             )
             for _, process in world.lives:
                 process.alive = False

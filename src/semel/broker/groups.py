@@ -67,6 +67,7 @@ class Groups:
     ) -> None:
         self._topics = topics
         self._env = env
+        self._began_ms, self._began = env.wall_ms(), env.monotonic()
         self._call_later = call_later
         self._outbox = outbox
         self._timer: Timer | None = None
@@ -90,9 +91,16 @@ class Groups:
     def __repr__(self) -> str:
         return f"<Groups {self.coordinator!r}, {len(self._waiting)} requests waiting>"
 
+    def now_ms(self) -> int:
+        """The coordinator's time: the wall clock's at the start, and from then on what no change of that one moves.
+
+        By the wall clock a step back would keep every rebalance waiting for as long, and a step on end every session.
+        """
+        return self._began_ms + round(1000 * (self._env.monotonic() - self._began))
+
     def open(self) -> None:
         """Read the log back; members that were there before have their session to come back."""
-        now_ms = self._env.wall_ms()
+        now_ms = self.now_ms()
         for key, value in self._log.open():
             self.coordinator.replay(key, value, now_ms)
         for name in sorted(self.coordinator.topics_with_offsets()):
@@ -111,7 +119,7 @@ class Groups:
 
     def join(self, request: Request, join: JoinRequest, render: _Render) -> Later:
         """JoinGroup; the answer comes when everybody has joined."""
-        return self._wait(request, self.coordinator.join(join, request.now_ms), render)
+        return self._wait(request, self.coordinator.join(join, self.now_ms()), render)
 
     def sync(
         self,
@@ -124,7 +132,7 @@ class Groups:
     ) -> Later:
         """SyncGroup; the answer comes when the leader has synced."""
         token = self.coordinator.sync(
-            identity, assignments, request.now_ms, protocol_type=protocol_type, protocol_name=protocol_name
+            identity, assignments, self.now_ms(), protocol_type=protocol_type, protocol_name=protocol_name
         )
         return self._wait(request, token, render)
 
@@ -170,12 +178,12 @@ class Groups:
         later = Later(self._outbox, request)
         later.abandon = lambda: self._abandon(token)
         self._waiting[token] = (later, render)
-        self.settle(request.now_ms)
+        self.settle(self.now_ms())
         return later
 
     def _abandon(self, token: int) -> None:
         if self._waiting.pop(token, None) is not None:
-            now_ms = self._env.wall_ms()
+            now_ms = self.now_ms()
             self.coordinator.abandon(token, now_ms)
             self._set_timer(now_ms)
 
@@ -199,12 +207,13 @@ class Groups:
 
     def _topic_deleted(self, name: str) -> None:
         self.coordinator.drop_topic(name)
-        self.settle(self._env.wall_ms())
+        self.settle(self.now_ms())
 
     # --- Time ---
 
-    def sweep(self, now_ms: int) -> None:
+    def sweep(self) -> None:
         """Expire offsets nobody uses, and go on with what could not be written."""
+        now_ms = self.now_ms()
         self.coordinator.expire_offsets(now_ms)
         self.settle(now_ms)
         self._log.checkpoint_if_due(now_ms)
@@ -219,6 +228,6 @@ class Groups:
 
     def _tick(self) -> None:
         self._timer = None
-        now_ms = self._env.wall_ms()
+        now_ms = self.now_ms()
         self.coordinator.tick(now_ms)
         self.settle(now_ms)

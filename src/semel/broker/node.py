@@ -117,11 +117,10 @@ class Node:
 
     def sweep(self) -> None:
         """What happens by the clock: transactions time out, offsets expire, the coordinators' logs are shortened."""
-        now_ms = self.env.wall_ms()
         try:
-            self.transactions.sweep(now_ms)
+            self.transactions.sweep(self.env.wall_ms())
         finally:
-            self.groups.sweep(now_ms)
+            self.groups.sweep()
 
     def expire(self) -> None:
         """What happens by the calendar: old segments and silent producers go."""

@@ -20,7 +20,16 @@ from dataclasses import dataclass, field
 
 from semel.client.cluster import Backoff
 from semel.env import Env
-from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
+from semel.errors import (
+    AbortTransaction,
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    Fenced,
+    OutcomeUnknown,
+    Retriable,
+    SemelError,
+)
 from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.effects import perform
@@ -134,6 +143,7 @@ class Engine:
         self._failure: SemelError | None = None
         self._gone_in_poll: set[TopicPartition] = set()
         self._is_gap_possible = False
+        self._is_rejoining = False
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._last_commit = self._last_poll = env.monotonic()
@@ -255,6 +265,9 @@ class Engine:
         except _WAIT as error:
             await self._wait(f"polling: {error}")
             return None
+        except Fatal as error:
+            await self._rejoin(error)
+            return None
         if self._is_gap_possible:
             # What the poll brought may be of before, or have been dropped as such: only a seek is sure.
             self._is_gap_possible = False
@@ -265,6 +278,33 @@ class Engine:
         if batch.records:
             failpoint("consume.after_poll")
         return batch
+
+    async def _steer(self, move: Awaitable[None]) -> bool:
+        """Seek or pause; False when the consumer is of no further use and we join with another one."""
+        try:
+            await move
+        except Fatal as error:
+            await self._rejoin(error)
+            return False
+        return True
+
+    async def _rejoin(self, error: Fatal) -> None:
+        """The consumer is of no further use: what it was to read next is not in the log any more.
+
+        A process that was stopped for long finds that its successor has worked on it, and that it was deleted then.
+        Taking over anew tells, and stops a partition that misses records which nobody has worked on. A second failure
+        before anything was committed is not of that kind.
+        """
+        if self._is_rejoining or isinstance(error, ConfigurationError):
+            raise error
+        await self._blame_successor(error)
+        self._is_rejoining = True
+        log.error("%s joins its group anew: %s", self.identity, error)
+        with suppress(*_WAIT, SemelError):
+            await self._consumer.close()
+        await self.on_lost([TopicPartition(*at) for at in self._inputs])
+        self._consumer = self._kafka.consumer(self.component.group, self.component.inputs, self.identity, self)
+        await self._insist(self._consumer.start, f"joining group {self.component.group} anew")
 
     async def _work(self, deadline: float) -> bool:
         """Work on what was polled; whether the unit may take more."""
@@ -365,7 +405,7 @@ class Engine:
         if self._to_pause:
             partitions = [at for at in self._to_pause if at in self._inputs]
             self._to_pause.clear()
-            await self._consumer.pause(partitions)
+            await self._steer(self._consumer.pause(partitions))
 
     def _reach_ends(self) -> None:
         """Move positions past what no record stands for: markers and aborted records at a partition's end."""
@@ -439,6 +479,7 @@ class Engine:
         for key in [key for key in self._refused if key[2] < self._inputs[key[:2]].position]:
             del self._refused[key]
         self._backoff.reset()
+        self._is_rejoining = False
         self._last_commit = self._env.monotonic()
         self._measures.committed(unit.records)
         self._measures.parked(self._parked_counts())
@@ -481,8 +522,8 @@ class Engine:
             taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=recovery.rebuild)
             # The group may have moved partitions meanwhile: those were set right when they were assigned.
             offsets = {at: offset for at, offset in taken.starts.items() if self._inputs.get(at) is before[at]}
-            if offsets:
-                await self._consumer.seek(offsets)
+            if offsets and not await self._steer(self._consumer.seek(offsets)):
+                return
         except _WAIT as error:
             log.warning("%s cannot recover yet: %s", self.identity, error)
             await self._poll(0)

@@ -65,7 +65,7 @@ def consumer_group_heartbeat(node: Node, request: Request) -> Answer:
             client_host=f"/{request.peer.client_host}",
             api_version=request.version,
         ),
-        request.now_ms,
+        node.groups.now_ms(),
     )
     assignment: Fields | None = None
     if answer.assignment is not None:

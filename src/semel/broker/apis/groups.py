@@ -124,7 +124,7 @@ def heartbeat(node: Node, request: Request) -> Answer:
     Behaviour: 27 asks the member to join again.
     Version notes: v3 static members.
     """
-    return {"error_code": node.groups.coordinator.heartbeat(_identity(request.body), request.now_ms)}
+    return {"error_code": node.groups.coordinator.heartbeat(_identity(request.body), node.groups.now_ms())}
 
 
 def leave_group(node: Node, request: Request) -> Answer:
@@ -138,8 +138,8 @@ def leave_group(node: Node, request: Request) -> Answer:
         leaving = [LeavingMember(body.member_id)]
     else:
         leaving = [LeavingMember(item.member_id, item.group_instance_id) for item in body.members]
-    errors = node.groups.coordinator.leave(body.group_id, leaving, request.now_ms)
-    node.groups.settle(request.now_ms)
+    errors = node.groups.coordinator.leave(body.group_id, leaving, node.groups.now_ms())
+    node.groups.settle(node.groups.now_ms())
     if request.version < 3:
         return {"error_code": errors[0]}
     return {
@@ -221,10 +221,10 @@ def offset_commit(node: Node, request: Request) -> Answer:
     if not commit.offsets:
         return commit.answer()  # Else a group would come into being for nothing.
     write = node.groups.coordinator.commit_offsets(
-        _identity(request.body), commit.offsets, request.now_ms, request.version
+        _identity(request.body), commit.offsets, node.groups.now_ms(), request.version
     )
     try:
-        node.groups.write(write, request.now_ms)
+        node.groups.write(write, node.groups.now_ms())
     except LogError as error:
         return commit.refuse(error.code)
     commit.errors |= write.errors
@@ -256,10 +256,10 @@ def txn_offset_commit(node: Node, request: Request) -> Answer:
     if code is not ErrorCode.NONE:
         return commit.refuse(code)
     write = node.groups.coordinator.commit_transactional_offsets(
-        _identity(body), body.producer_id, commit.offsets, request.now_ms
+        _identity(body), body.producer_id, commit.offsets, node.groups.now_ms()
     )
     try:
-        node.groups.write(write, request.now_ms)
+        node.groups.write(write, node.groups.now_ms())
     except LogError as error:
         return commit.refuse(error.code)
     commit.errors |= write.errors
@@ -411,7 +411,7 @@ def delete_groups(node: Node, request: Request) -> Answer:
         {"group_id": group_id, "error_code": node.groups.coordinator.delete_group(group_id)}
         for group_id in request.body.groups_names
     ]
-    node.groups.settle(request.now_ms)
+    node.groups.settle(node.groups.now_ms())
     return {"results": results}
 
 
@@ -425,7 +425,7 @@ def offset_delete(node: Node, request: Request) -> Answer:
     asked = [TopicPartition(topic.name, item.partition_index) for topic in body.topics for item in topic.partitions]
     known = [partition for partition in asked if node.topics.partition(*partition) is not None]
     error, errors = node.groups.coordinator.delete_offsets(body.group_id, known)
-    node.groups.settle(request.now_ms)
+    node.groups.settle(node.groups.now_ms())
     if error is not ErrorCode.NONE:
         return {"error_code": error, "topics": []}
     return {

@@ -1,0 +1,333 @@
+"""The chain in the simulated world: Semel's own workers on the simulated broker, and what must come of their inputs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+from semel.client.admin import Admin
+from semel.client.cluster import KafkaClient
+from semel.errors import OutcomeUnknown, Retriable
+from semel.failpoints import failpoint
+from semel.ingress.gateway import Gateway
+from semel.ingress.link import topic_specs
+from semel.ingress.owner import owner_component
+from semel.ingress.requests import requests_topic
+from semel.processing.component import Component
+from semel.processing.topics import Topic
+from semel.processing.topology import prepare_topics
+from semel.types import TopicPartition
+from tests.simulation.actors import Actor, read_whole
+from tests.simulation.callers import Caller, GatewayActor, Purger, Trouble, check_asked, owner
+from tests.simulation.consumer import GroupConsumer, PartitionReader
+from tests.simulation.history import Seen, Violation
+from tests.simulation.loop import PROCESS, Crash, Process
+from tests.simulation.plan import Fault, Plan
+from tests.simulation.workers import (
+    APP,
+    CHANGELOG,
+    COUNTED,
+    FED,
+    FRESH,
+    PARKED,
+    PARTITIONS,
+    Counting,
+    Feeder,
+    Poison,
+    WorkerActor,
+    is_poison,
+    step,
+)
+from tests.simulation.world import World
+
+__all__ = ["ChainWorld"]
+
+_LATER = (Retriable, OutcomeUnknown)
+POINTS = 12
+"""A fault strikes at one of the next so many steps."""
+COUNT_GROUP = f"{APP}.count"
+
+
+class ChainWorld(World):
+    """Feeders write inputs, workers count them."""
+
+    calm_seconds = 2.5
+    calms_early = False
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(plan)
+        self.history.expected = (Poison, Trouble)
+        self._runs = 0
+        self.is_draining = False
+        self._armed: list[tuple[int, Fault]] = []
+        """Faults that wait for so many more steps of the chain's processes."""
+        self._owners: dict[tuple[str, TopicPartition], Process] = {}
+        self._held: dict[Process, set[tuple[str, TopicPartition]]] = {}
+
+    def cast(self) -> list[tuple[str, int, type[Actor]]]:
+        plan = self.plan
+        return [
+            ("feeder", plan.feeders, Feeder),
+            ("worker", plan.workers, WorkerActor),
+            ("gateway", plan.gateways, GatewayActor),
+            ("caller", plan.callers, Caller),
+            ("purger", min(1, plan.gateways), Purger),
+        ]
+
+    def components(self, process: Process) -> list[Component]:
+        """What a worker runs, each with an engine of its own."""
+        found = [Counting(self.plan.knobs, self.stream(f"handler of {process.name}")).component]
+        return [*found, owner(self, process)] if self.plan.gateways else found
+
+    def gateways(self) -> list[tuple[Process, Gateway]]:
+        """Those that answer now, as a load balancer sees it."""
+        return [
+            (process, gateway)
+            for actor in self.actors
+            if isinstance(actor, GatewayActor)
+            for process, gateway in actor.open.items()
+            if process.alive and gateway.is_ready
+        ]
+
+    def next_run(self) -> int:
+        """A number for one run of the endpoint's handler."""
+        self._runs += 1
+        return self._runs
+
+    def settings(self) -> AbstractContextManager[None]:
+        return _instead(super().settings(), self)
+
+    async def _prepare(self, client: KafkaClient) -> None:
+        await client.start()
+        topics: list[Topic[Any, Any]] = [Topic(name, bytes, bytes) for name in (FED, COUNTED)]
+        components = [Counting({}, self.stream("none")).component]
+        more = {}
+        if self.plan.gateways:
+            components.append(owner_component(APP, []))
+            more = topic_specs(APP, PARTITIONS)
+        await prepare_topics(Admin(client), topics, components, PARTITIONS, more=more)
+
+    # --- Zombies ---
+
+    def assigned(self, group: str, partitions: Sequence[TopicPartition]) -> None:
+        """The group gave these to the process that runs now."""
+        process = PROCESS.get()
+        assert process is not None
+        for at in partitions:
+            self._owners[group, at] = process
+        self.trace("group", group, process.name, "has", *partitions)
+
+    def strike(self, fault: Fault) -> None:
+        if fault.kind not in ("zombie", "kill at point") or self._calm:
+            super().strike(fault)
+            return
+        self.trace("fault", fault)
+        # At once would most often be while it waits for a poll: at one of its next durable steps is more telling.
+        self._armed.append((int(fault.draw * POINTS), fault))
+
+    def reached(self, name: str, *_: Any) -> None:
+        """In the place of `failpoint`: what is armed for the steps of the chain's processes strikes here."""
+        if name == "consume.before_poll":
+            return  # Nearly all of the steps are this one.
+        process = PROCESS.get()
+        if process is None or process is self.broker_process or not process.alive or process.paused or self._calm:
+            return
+        armed, self._armed = self._armed, []
+        for left, fault in armed:
+            if left:
+                self._armed.append((left - 1, fault))
+                continue
+            self.trace("fault", fault.kind, process.name, "at", name)
+            if fault.kind == "zombie":
+                self._pause(process, 1.1 + fault.seconds)
+            else:
+                self.kill_client(next(actor for actor, life in self.lives if life is process), process)
+                raise Crash(name)
+
+    def _pause(self, process: Process, seconds: float) -> None:
+        self._held.setdefault(process, set()).update(at for at, owner in self._owners.items() if owner is process)
+        super()._pause(process, seconds)
+
+    def resume(self, process: Process) -> None:
+        held = self._held.pop(process, set())
+        if process.alive and any(self._owners[at] is not process for at in held):
+            self.zombies += 1
+            self.trace("world", process.name, "is a zombie")
+        super().resume(process)
+
+    # --- The end ---
+
+    async def settle(self, client: KafkaClient, deadline: float) -> None:
+        """Wait until the workers have done everything, then have them drain."""
+        if self.plan.gateways:
+            await self._answered(client, deadline)
+        fed = await self._logs(client, deadline, FED, committed=True)
+        await self._reach(client, deadline, COUNT_GROUP, _ends(fed))
+        self.is_draining = True
+        workers = [actor for actor in self.actors if isinstance(actor, (WorkerActor, GatewayActor))]
+        for worker in workers:
+            if isinstance(worker, WorkerActor):
+                worker.drain()
+        while not all(worker.done for worker in workers):
+            if self.loop.now > deadline:
+                raise Violation("liveness", f"these do not drain: {[item.name for item in workers if not item.done]}")
+            await asyncio.sleep(0.05)
+
+    async def _answered(self, client: KafkaClient, deadline: float) -> None:
+        """Wait until the owners have read every request, also those whose callers are no more."""
+        requests = [TopicPartition(requests_topic(APP), number) for number in range(PARTITIONS)]
+        while True:
+            try:
+                ends = await Admin(client).list_offsets(requests, "high_watermark")
+                break
+            except _LATER:
+                await asyncio.sleep(0.1)
+        await self._reach(client, deadline, f"{APP}.requests", {at: end for at, end in ends.items() if end})
+
+    async def _logs(
+        self, client: KafkaClient, deadline: float, topic: str, *, committed: bool
+    ) -> dict[TopicPartition, list[Seen]]:
+        """Every record of a topic, once nothing is open in it any more."""
+        found = {}
+        for number in range(PARTITIONS):
+            at = TopicPartition(topic, number)
+            while True:
+                try:
+                    found[at], _ = await read_whole(self, client, at, committed=committed)
+                    break
+                except _LATER as error:
+                    if self.loop.now > deadline:
+                        raise Violation("liveness", f"{at} cannot be read to its end: {error}") from error
+                    await asyncio.sleep(0.1)
+        return found
+
+    async def _reach(self, client: KafkaClient, deadline: float, group: str, due: dict[TopicPartition, int]) -> None:
+        """Wait until a group has committed these offsets."""
+        while due:
+            try:
+                found = await Admin(client).committed_offsets(group, list(due))
+                due = {at: offset for at, offset in due.items() if found.get(at, -1) < offset}
+            except _LATER:
+                found = {}
+            if due and self.loop.now > deadline:
+                raise Violation("liveness", f"group {group} is at {dict(found)} and does not reach {due}")
+            await asyncio.sleep(0.1)
+
+    async def _judge(self, client: KafkaClient, deadline: float) -> None:
+        history = self.history
+        everything = await self._logs(client, deadline, FED, committed=False)
+        fed = await self._logs(client, deadline, FED, committed=True)
+        if self.plan.gateways:
+            asked = [item for actor in self.actors if isinstance(actor, Caller) for item in actor.asked]
+            check_asked(self, asked, [record.value for seen in fed.values() for record in seen])
+        else:
+            history.check(everything, fed, dict.fromkeys(fed, 0))
+        counted = await self._logs(client, deadline, COUNTED, committed=True)
+        parked = await self._logs(client, deadline, PARKED, committed=True)
+        changes = await self._logs(client, deadline, CHANGELOG, committed=True)
+        self._check_counting(fed, counted, parked)
+        self._check_state(fed, changes)
+        if history.problem is not None:
+            raise history.problem
+
+    def _check_counting(
+        self,
+        fed: dict[TopicPartition, list[Seen]],
+        counted: dict[TopicPartition, list[Seen]],
+        parked: dict[TopicPartition, list[Seen]],
+    ) -> None:
+        """Each input's outputs once, in the order of its key; each input of a parked key parked once, in order."""
+        outputs, waiting, _ = self._expected(fed)
+        for what, due, logs in (("output", outputs, counted), ("parked record", waiting, parked)):
+            got = _by_key(record.value for seen in logs.values() for record in seen)
+            self._compare(what, due, got)
+
+    def _compare(self, what: str, due: dict[str, list[str]], got: dict[str, list[str]]) -> None:
+        for key in sorted({*due, *got}):
+            wanted, found = due.get(key, []), got.get(key, [])
+            if wanted == found:
+                continue
+            more, less = Counter(found) - Counter(wanted), Counter(wanted) - Counter(found)
+            if less:
+                self.history.fail(f"{what} lost", f"of key {key}: {dict(less)}, and too many are {dict(more)}")
+            elif more:
+                kind = "doubled" if set(found) == set(wanted) else "made up"
+                self.history.fail(f"{what} {kind}", f"of key {key}: {dict(more)}")
+            else:
+                self.history.fail(f"{what} out of order", f"of key {key}: {found}, due is {wanted}")
+
+    def _check_state(self, fed: dict[TopicPartition, list[Seen]], changes: dict[TopicPartition, list[Seen]]) -> None:
+        """The last change of each key in the changelog is the fold of its inputs."""
+        _, _, states = self._expected(fed)
+        # Unlike the outputs, changes of a key within one unit are one change: its state after the last of them.
+        got = {record.value for seen in changes.values() for record in seen}
+        last: dict[str, str] = {}
+        for seen in changes.values():
+            for record in seen:
+                key, value = record.value.split("=")
+                last[key] = value
+        if last != states:
+            self.history.fail("state", f"the changelog ends with {last}, due is {states} (of {len(got)} changes)")
+
+    def _expected(
+        self, fed: dict[TopicPartition, list[Seen]]
+    ) -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, str]]:
+        """(outputs by key, parked records by key, states by key) of these inputs."""
+        outputs: dict[str, list[str]] = {}
+        parked: dict[str, list[str]] = {}
+        states: dict[str, str] = {}
+        for seen in fed.values():
+            for record in seen:
+                key = key_of(record.value)
+                if key in parked or is_poison(record.value, self.plan.knobs["poison"]):
+                    parked.setdefault(key, []).append(record.value)
+                    continue
+                written, states[key] = step(key, record.value, states.get(key, FRESH))
+                outputs.setdefault(key, []).extend(written)
+        return {key: items for key, items in outputs.items() if items}, parked, states
+
+
+def _ends(logs: dict[TopicPartition, list[Seen]]) -> dict[TopicPartition, int]:
+    """The offset behind the last record of each partition that has one."""
+    return {at: seen[-1].offset + 1 for at, seen in logs.items() if seen}
+
+
+def key_of(value: str) -> str:
+    """The key of an input, an output or a parked record."""
+    return value.split("|")[0] if "|" in value else value.rpartition("/")[2]
+
+
+def _by_key(values: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for value in values:
+        found.setdefault(key_of(value), []).append(value)
+    return found
+
+
+@contextmanager
+def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Iterator[None]:
+    """What stands in the places of librdkafka's consumer and reader."""
+
+    def consumer(bootstrap: str, **options: Any) -> GroupConsumer:
+        process = PROCESS.get()
+        assert process is not None
+        return GroupConsumer(bootstrap, env=world.env(process), on_assigned=world.assigned, **options)
+
+    def reader(bootstrap: str, **options: Any) -> PartitionReader:
+        process = PROCESS.get()
+        assert process is not None
+        return PartitionReader(bootstrap, env=world.env(process), **options)
+
+    with settings, ExitStack() as stack:
+        stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))
+        stack.enter_context(mock.patch("semel.processing.seams.Reader", reader))
+        stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
+        for name, module in sorted(sys.modules.items()):
+            if name.startswith("semel.") and vars(module).get("failpoint") is failpoint and name != "semel.failpoints":
+                stack.enter_context(mock.patch.object(module, "failpoint", world.reached))
+        yield
