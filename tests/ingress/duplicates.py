@@ -249,15 +249,16 @@ class _Killer:
                 self._figures.kills += 1
 
 
-def run(plan: Plan, folder: Path) -> Figures:
-    """Run the plan and judge it."""
+def run(plan: Plan, folder: Path, bootstrap: str = "") -> Figures:
+    """Run the plan and judge it; over the embedded broker, or over the Kafka at `bootstrap`."""
     name = f"d{uuid4().hex[:8]}"
     (folder / "shop.py").write_text(APP.replace("NAME", name))
     arguments = ["--http", str(plan.http), "--workers", str(plan.workers)]
+    arguments += ["--kafka", bootstrap] if bootstrap else []
     with Deployment("shop:app", folder, *arguments) as running:
         running.wait_ready()
         figures, outcomes = asyncio.run(_load(plan, running))
-        bootstrap = (folder / ".semel" / KAFKA_ADDRESS).read_text().strip()
+        bootstrap = bootstrap or (folder / ".semel" / KAFKA_ADDRESS).read_text().strip()
         effects = asyncio.run(_effects(bootstrap, name))
     print(figures)
     judge(plan, outcomes, effects)
