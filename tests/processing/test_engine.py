@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -479,6 +480,29 @@ def test_a_target_that_is_away_is_waited_for_and_nothing_is_parked() -> None:
     assert copied(kafka) == everything(30)
     assert kafka.values("a.semel.park.in") == []
     assert not failures
+
+
+def test_a_shortage_is_waited_for_and_a_record_that_always_has_one_is_parked(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures: list[Exception] = [MemoryError(), OSError(errno.EMFILE, "Too many open files")]
+
+    def handle(record: Any, target: Any) -> Any:
+        if record.value == 11 and failures:
+            raise failures.pop()
+        if record.value == 17 and is_greedy:
+            raise MemoryError
+        yield target.record(record.key, record.value)
+
+    is_greedy = False
+    kafka = kafka_with(30)
+    process(kafka, app_with(handle))
+    assert not failures
+    assert copied(kafka) == everything(30)
+    assert kafka.values("a.semel.park.in") == []
+    is_greedy = True
+    monkeypatch.setattr("semel.processing.shortage.PATIENCE_SECONDS", 0.05)
+    kafka = kafka_with(30)
+    process(kafka, app_with(handle))
+    assert b"17" in kafka.values("a.semel.park.in")
 
 
 def test_an_output_topic_that_is_missing_is_waited_for() -> None:

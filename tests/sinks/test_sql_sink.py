@@ -304,6 +304,26 @@ def test_a_missing_table_waits_and_parks_nothing(url: str) -> None:
     sink.close()
 
 
+def test_a_handler_without_memory_is_tried_again_for_a_while(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def handler(records: Sequence[Any], db: Any) -> None:
+        if any(record.value == 7 for record in records):
+            raise MemoryError
+        ledger.count(records, db)
+
+    sink = ledger.sink(url, handler)
+    sink.take_over([claim()])
+    batch = [a_slice(record(0, "ann", 1), record(1, "bob", 7))]
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="MemoryError"):
+            sink.apply(batch)
+    assert ledger.parked(url) == []
+    monkeypatch.setattr("semel.processing.shortage.PATIENCE_SECONDS", 0.0)
+    sink.apply(batch)
+    assert [row[1] for row in ledger.parked(url)] == [1]
+    assert ledger.seen(url) == [(0, 0)]
+    sink.close()
+
+
 def test_a_foreign_service_that_is_down_waits_and_parks_nothing(url: str) -> None:
     def handler(records: Sequence[Any], db: Any) -> None:
         raise ConnectionRefusedError("the price service")

@@ -46,6 +46,7 @@ from semel.processing.metrics import Metrics
 from semel.processing.parking import ParkedKeys, park
 from semel.processing.restore import take_over
 from semel.processing.seams import BatchSeam, Kafka, RealKafka
+from semel.processing.shortage import Shortages
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
 from semel.processing.unit import RecordScope, UnitOfWork, check_parked
@@ -146,6 +147,7 @@ class Engine:
         self._is_rejoining = False
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
+        self._shortages = Shortages(env.monotonic)
         self._last_commit = self._last_poll = env.monotonic()
 
     def __repr__(self) -> str:
@@ -356,6 +358,9 @@ class Engine:
             self._need(f"the handler of {self.component.name} at {record.topic}-{record.partition}: {error!r}")
             return False
         except Exception as error:
+            if self._shortages.may_pass((*at, record.offset), error):
+                self._need(f"the handler of {self.component.name} at {record.topic}-{record.partition}: {error!r}")
+                return False
             return self._park(record, held, error)
         failpoint("handler.after")
         self._unit.add(record, scope)

@@ -18,6 +18,7 @@ from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
 from semel.failpoints import failpoint
 from semel.history import BatchPart
+from semel.processing.shortage import Shortages
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
 from semel.sinks.processes import ProcessIdentity, kill_if_stopped
 from semel.sinks.spec import SinkSpec
@@ -133,6 +134,7 @@ class SqlSink:
         self._database = database or open_database(spec.database.url)
         self._owned: dict[TopicPartition, _Owned] = {}
         self._doubt: tuple[Sequence[_Move], Parking, Audit | None] | None = None
+        self._shortages = Shortages(env.monotonic)
         self._is_audited = history.on()
         self._audit: Audit | None = None
         """The ledger of the transaction in hand."""
@@ -426,6 +428,9 @@ class SqlSink:
             try:
                 self._spec.handler([item.view for item in items], effects)
             except Exception as error:
+                first = items[0].record
+                if self._shortages.may_pass((first.topic, first.partition, first.offset), error):
+                    raise Unavailable(f"{self._identity}: the handler found nothing to work with: {error!r}") from error
                 raise self._translated(effects.failure or error, by_handler=True) from error
             finally:
                 effects.end()
