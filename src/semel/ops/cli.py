@@ -89,6 +89,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(work)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(130) from None
+    except asyncio.CancelledError:  # By SIGTERM, where a command asked for that.
+        raise click.exceptions.Exit(143) from None
 
 
 def _listen(value: str) -> tuple[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ _SHOWN = 5
 
 async def run_prove(output: str, options: CampaignOptions, *, plan: str | None, report: Path) -> int:
     """Run a campaign and print its outcome; the exit code: 0 only when there is no anomaly."""
+    _stop_on_sigterm()
     logging.getLogger("semel.supervisor").setLevel(logging.ERROR)  # That processes end is what is done here.
     app = load_app(options.app)
     found, name = load_plan(options.app, plan)
@@ -48,6 +50,13 @@ async def run_prove(output: str, options: CampaignOptions, *, plan: str | None, 
     else:
         click.echo(_text(proof, report))
     return 0 if proof.clean else 1
+
+
+def _stop_on_sigterm() -> None:
+    """As Ctrl-C does: processes are stopped, faults are healed, what is temporary is removed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def _check_writable(report: Path) -> None:
