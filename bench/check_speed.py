@@ -6,6 +6,8 @@ Makes up a valid run of that size (tests/prove/histories.py: HTTP requests to or
 two sinks, readers; retries, aborts, unknown ends, takeovers) as files, as a campaign leaves them: one line of JSON an
 event, raw batches as they came from Fetch, ledger rows. Then a process of its own reads and checks them. An event is a
 line of the history, a record or marker of a log, or a row of a ledger.
+
+A run of more than a million events is made of copies of one: other attempts, topics and keys, the same offsets.
 """
 
 from __future__ import annotations
@@ -23,17 +25,59 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from crc32c import crc32c
 
 from semel import history
 from semel.prove.check import Evidence, Ingress, LedgerRow, Log, ParkedRow, Position, check
 from semel.prove.check.evidence import file_chunks
+from semel.wire.records import iter_batches
 
+CELL = 1_000_000
+RENAMED = ("app.semel.requests", "orders", "inventory", "feed", "enriched")
 UNIT_RECORDS = 40
 """At most; a unit of work has 20 inputs on average, about what the demo has."""
 
 
 def make(folder: Path, events: int) -> None:
     """Write a run of about so many events."""
+    make_cell(folder, min(events, CELL))
+    for number in range(1, min(10, round(events / CELL))):
+        copy_cell(folder, str(number).encode())
+
+
+def copy_cell(folder: Path, digit: bytes) -> None:
+    """The run once more beside itself, under other names of the same length."""
+
+    def renamed(data: bytes, before: bytes, after: bytes) -> bytes:
+        data = data.replace(b"-0-4711-", b"-%b-4711-" % digit)
+        for topic in RENAMED:
+            name = topic.encode()
+            data = data.replace(before + name + after, before + name[:-1] + digit + after)
+        return data
+
+    for path in sorted(folder.glob("*.batches")):
+        topic, _, partition = path.stem.rpartition("-")
+        if topic[-1].isdigit():
+            continue
+        data = bytearray(renamed(path.read_bytes(), b"|", b"|"))
+        for at, header in iter_batches(data):
+            data[at + 17 : at + 21] = crc32c(data[at + 21 : at + header.size]).to_bytes(4, "big")
+        (folder / f"{topic[:-1]}{digit.decode()}-{partition}.batches").write_bytes(data)
+    lines = renamed((folder / "history" / "all-0-1.jsonl").read_bytes(), b'"', b'"')
+    lines = lines.replace(b'"key":"key-', b'"key":"ke%b-' % digit)
+    (folder / "history" / f"all-{digit.decode()}-1.jsonl").write_bytes(lines)
+    rows = renamed((folder / "ledger.jsonl").read_bytes(), b'"', b'"')
+    (folder / f"ledger-{digit.decode()}.jsonl").write_bytes(rows)
+    left = json.loads((folder / "left.json").read_bytes())
+    more = json.loads(renamed(json.dumps(left["first"]).encode(), b'"', b'"'))
+    for log in more["logs"]:
+        log[0] = log[0][:-1] + digit.decode()
+    for name, items in more.items():
+        left[name] += items
+    (folder / "left.json").write_bytes(msgspec.json.encode(left))
+
+
+def make_cell(folder: Path, events: int) -> None:
     from tests.prove.histories import World
 
     encode = msgspec.json.Encoder().encode
@@ -53,13 +97,14 @@ def make(folder: Path, events: int) -> None:
         "positions": evidence.positions,
         "parked": evidence.parked,
     }
-    (folder / "left.json").write_bytes(encode(left))
+    (folder / "left.json").write_bytes(encode({**left, "first": left}))
 
 
-def read_rows(path: Path) -> Iterator[LedgerRow]:
+def read_rows(folder: Path) -> Iterator[LedgerRow]:
     decode = msgspec.json.Decoder(LedgerRow).decode
-    with path.open("rb") as file:
-        yield from map(decode, file)
+    for path in sorted(folder.glob("ledger*.jsonl")):
+        with path.open("rb") as file:
+            yield from map(decode, file)
 
 
 def judge(folder: Path) -> dict[str, Any]:
@@ -75,9 +120,9 @@ def judge(folder: Path) -> dict[str, Any]:
         events=partial(history.read_history, folder / "history"),
         logs=logs,
         positions=[Position(*item) for item in left["positions"]],
-        ledger=partial(read_rows, folder / "ledger.jsonl"),
+        ledger=partial(read_rows, folder),
         parked=[ParkedRow(*item) for item in left["parked"]],
-        ingress=Ingress(REQUESTS, RESPONSES, OUTCOMES, scope),
+        ingress=Ingress(REQUESTS, RESPONSES, OUTCOMES, lambda route, key: scope(route, f"key-{key.partition('-')[2]}")),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     wall, cpu = time.perf_counter(), time.process_time()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from semel.errors import CorruptBatch
 from semel.history import Event
 from semel.wire.compression import decompress
-from semel.wire.records import BATCH_OVERHEAD, BatchHeader, iter_batches
+from semel.wire.records import BATCH_OVERHEAD, BatchHeader, read_header
 
 __all__ = [
     "Evidence",
@@ -28,8 +28,13 @@ __all__ = [
     "file_chunks",
 ]
 
+LENGTH_FROM = 12
+"""A batch's length counts the bytes from there on."""
 CHUNK_BYTES = 4 << 20
 """How much of a log's file is in memory at once; it grows for a batch that is larger."""
+
+
+_CODEC = 0x07
 
 
 class LogBatch(NamedTuple):
@@ -41,8 +46,9 @@ class LogBatch(NamedTuple):
 
     def data(self) -> bytes:
         """Its encoded records, decompressed. Raises `CorruptBatch`."""
-        data = self.buffer[self.at + BATCH_OVERHEAD : self.at + self.header.size]
-        return decompress(self.header.codec, data) if self.header.codec else data
+        header, buffer, at = self
+        data = buffer[at + BATCH_OVERHEAD : at + LENGTH_FROM + header.batch_length]
+        return decompress(header.codec, data) if header.attributes & _CODEC else data
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +76,15 @@ class Log:
         rest = b""
         for piece in self.chunks():
             buffer = rest + piece if rest else piece
-            end = 0
-            for at, header in iter_batches(buffer):
-                end = at + header.size
+            at, size = 0, len(buffer)
+            while size - at >= BATCH_OVERHEAD:
+                header = read_header(buffer, at)
+                end = at + LENGTH_FROM + header.batch_length
+                if end > size:
+                    break
                 yield LogBatch(header, buffer, at)
-            rest = buffer[end:]
+                at = end
+            rest = buffer[at:]
         if rest:
             raise CorruptBatch(f"{len(rest)} bytes at the end of {self} are no whole batch")
 

@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from semel.errors import CorruptBatch
 from semel.history import PROOF
-from semel.prove.check.evidence import Log, LogBatch
+from semel.prove.check.evidence import LENGTH_FROM, Log, LogBatch
 from semel.prove.check.findings import Findings
 from semel.prove.check.model import (
     ATTEMPT_BITS,
@@ -30,7 +30,7 @@ from semel.prove.check.model import (
     value_digest,
 )
 from semel.types import Record
-from semel.wire.records import decode_records
+from semel.wire.records import BATCH_OVERHEAD, decode_records
 
 __all__ = ["ABORTED", "COMMITTED", "CONTROL", "HOLE", "SPLIT", "UNDECIDED", "VISIBLE", "LogFacts", "LogPass", "proofs"]
 
@@ -43,8 +43,8 @@ COMMITTED, ABORTED, SPLIT, UNENDED = 1, 2, 4, 8
 partition, or in one with another attempt's; in one that is still open."""
 
 SEQUENCES = 1 << 31
-_CRC_FROM, _LENGTH_FROM = 21, 12
-"""Where a batch's checksummed part begins, and what its length counts from."""
+_CRC_FROM = 21
+"""Where a batch's checksummed part begins."""
 _TRANSACTIONAL, _CONTROL = 0x10, 0x20
 _VISIBLE, _GONE, _UNDECIDED = bytes((VISIBLE,)), bytes((GONE,)), bytes((UNDECIDED,))
 _NAME = bytes((len(PROOF) << 1,)) + PROOF.encode()
@@ -157,7 +157,8 @@ def bodies(batch: LogBatch) -> list[tuple[bytes | None, bytes | None, bytes | No
 
 def ends_committed(batch: LogBatch) -> bool:
     """What a marker says. Raises `CorruptBatch`."""
-    key = bodies(batch)[0][0]
+    at = batch.at + BATCH_OVERHEAD + 5  # As every broker writes it: length, attributes, time, offset, a key of 4 bytes.
+    key = batch.buffer[at : at + 4] if batch.buffer[at - 1] == 8 else bodies(batch)[0][0]
     if key not in (_ABORT, _COMMIT):
         raise CorruptBatch("a control record is not a transaction marker")
     return key == _COMMIT
@@ -264,7 +265,7 @@ class _Reading:
                 base, length, _, _, crc, attributes, last_delta, _, _, producer, epoch, sequence, records = header
                 if base >= end:
                     break
-                if crc32c(buffer[at + _CRC_FROM : at + _LENGTH_FROM + length]) != crc:
+                if crc32c(buffer[at + _CRC_FROM : at + LENGTH_FROM + length]) != crc:
                     self._findings.add("L16", f"{log}@{base}", "the batch's checksum is wrong, and it was served")
                 if base != expected or records != last_delta + 1:
                     self._offsets(batch, expected)
@@ -458,6 +459,8 @@ class _Reading:
 
     def _apply(self, entries: list[tuple[int, list[bytes | None]]]) -> None:
         """Visible records count for their attempts: which outputs of which inputs are there, and in which order."""
+        if self._sent is None and not any(proof for _, found in entries for proof in found):
+            return
         places, bits, order, last = self._places, _BITS, _ORDER, self._last
         visible, start, writer = self._units.visible, self._facts.start, self._facts.writer
         cut, survivors, sent = self._facts.cut, self._facts.survivors, self._sent
