@@ -12,6 +12,7 @@ from types import ModuleType
 
 from semel.app import App
 from semel.errors import ConfigurationError
+from semel.processing.shortage import is_shortage
 from semel.prove.plan import ProofPlan
 
 __all__ = ["load_app", "load_plan"]
@@ -70,6 +71,8 @@ def _import(module_name: str, hint: str) -> ModuleType:
     try:
         return importlib.import_module(module_name)
     except Exception as error:
+        if is_shortage(error):
+            raise  # Nothing is wrong with the module: who keeps this process starts it again.
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{module_name}.".startswith(f"{missing}."):
             raise ConfigurationError(f"There is no module {module_name!r} here ({here}). {hint}") from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
-__all__ = ["PATIENCE_SECONDS", "Shortages"]
+__all__ = ["PATIENCE_SECONDS", "Shortages", "is_shortage"]
 
 PATIENCE_SECONDS = 30.0
 """As long as a delivery may take: whatever has taken the memory is gone by then, or stays."""
@@ -18,8 +18,25 @@ _RECORDS_MAX = 1_000
 """What found nothing is at the head of a partition: these are few. Above it, the one longest known is forgotten."""
 _SHORT = frozenset({errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 
+_SHORT_LOADER = ("failed to map segment", "annot allocate memory", "oo many open files")
+"""What the dynamic loader says when it is short of something; all that Python makes of it is an ImportError."""
+
 Place = tuple[str, int, int]
 """Topic, partition and offset."""
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether this error says that the process has no memory, descriptor or thread left, now."""
+    match error:
+        case MemoryError():
+            return True
+        case OSError(errno=number):
+            return number in _SHORT
+        case ImportError():
+            return any(text in str(error) for text in _SHORT_LOADER)
+        case RuntimeError():
+            return str(error) == "can't start new thread"
+    return False
 
 
 class Shortages:
@@ -31,7 +48,7 @@ class Shortages:
 
     def may_pass(self, place: Place, error: BaseException) -> bool:
         """Whether this error is a shortage that may pass, so that the record is to be tried again later."""
-        if not isinstance(error, MemoryError) and not (isinstance(error, OSError) and error.errno in _SHORT):
+        if not is_shortage(error):
             return False
         now = self._monotonic()
         if place not in self._since and len(self._since) >= _RECORDS_MAX:

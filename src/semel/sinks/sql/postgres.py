@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from semel.errors import ConfigurationError, OutcomeUnknown
+from semel.processing.shortage import is_shortage
 from semel.sinks.sql.database import (
     IDLE_IN_TRANSACTION_SECONDS,
     STATEMENT_SECONDS,
@@ -22,6 +23,8 @@ try:
     from psycopg import conninfo
     from psycopg.pq import TransactionStatus
 except ImportError as error:
+    if is_shortage(error):
+        raise  # It is there, and cannot be loaded at this moment.
     raise ConfigurationError(
         f"PostgreSQL needs psycopg, which is not there ({error}). Install it with: pip install 'semel[postgres]'"
     ) from error
