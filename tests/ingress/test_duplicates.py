@@ -11,6 +11,7 @@ from tests.ingress.duplicates import Plan
 from tests.services.kafka import KafkaNode
 
 
+@pytest.mark.timeout(300)
 def test_eight_copies_of_fifty_requests_while_instances_are_killed(tmp_path: Path) -> None:
     figures = duplicates.run(Plan(keys=50, copies=8, kills=3, http=2), tmp_path)
     assert (figures.keys, figures.clients, figures.kills) == (50, 400, 3)

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from semel import history
 from semel.history import PROOF, Batch, Event, Send, Torn, Unit
 from semel.types import Record
@@ -80,6 +82,7 @@ class Told:
         return self.ended[attempt].type if attempt in self.ended else "open"
 
 
+@pytest.mark.timeout(300)
 def test_history_headers_and_ledger_tell_the_truth_about_killed_workers(embedded: Address, tmp_path: Path) -> None:
     name = f"h{uuid4().hex[:8]}"
 
@@ -94,7 +97,9 @@ def test_history_headers_and_ledger_tell_the_truth_about_killed_workers(embedded
     ) as running:
         running.wait_ready()
         run_jobs(running)
-        until(lambda: len(rows(tmp_path, "SELECT part, record_offset FROM seen")) >= wanted, "every part in the table")
+        until(
+            lambda: len(rows(tmp_path, "SELECT part, record_offset FROM seen")) >= wanted, "every part in the table", 90
+        )
         assert running.post("/jobs", "bad", {"name": "bad", "number": -1}).status == 201
         until(lambda: len(read(f"{name}.semel.park.{name}.jobs")) == 1, "the bad job in the park topic")
         assert running.stop() == 0
@@ -110,23 +115,33 @@ def test_history_headers_and_ledger_tell_the_truth_about_killed_workers(embedded
     check_ledger(Told(events, Batch), parts, tmp_path)
 
 
+def post(running: Deployment, name: str, number: int) -> None:
+    """Post one job until it is answered; the key is its number."""
+
+    def is_taken() -> bool:
+        try:
+            return running.post("/jobs", f"job{number}", {"name": name, "number": number}).status == 201
+        except OSError:
+            return False
+
+    until(is_taken, f"job {number}", 90)
+
+
 def run_jobs(running: Deployment) -> None:
     """Post jobs, and kill a worker in the middle of each round; no client gives up."""
-
-    def post(number: int) -> None:
-        job = {"name": f"k{number % 7}", "number": number}
-        until(lambda: running.post("/jobs", f"job{number}", job).status == 201, f"job {number}")
 
     with ThreadPoolExecutor(6) as pool:
         for kill in range(KILLS):
             first = kill * JOBS_A_KILL
-            posted = [pool.submit(post, number) for number in range(first, first + JOBS_A_KILL)]
+            posted = [
+                pool.submit(post, running, f"k{number % 7}", number) for number in range(first, first + JOBS_A_KILL)
+            ]
             posted[JOBS_A_KILL // 3].result()
             worker = f"worker-{kill % 2}"
             os.kill(running.children()[worker]["pid"], signal.SIGKILL)
             for future in posted:
                 future.result()
-            until(lambda worker=worker: running.children()[worker]["state"] == "running", "the worker again")
+            until(lambda worker=worker: running.children()[worker]["state"] == "running", "the worker again", 90)
 
 
 def is_kept(at: Place, records: Sequence[Record]) -> bool:
