@@ -120,9 +120,10 @@ def test_a_few_kills(tmp_path: Path, fsync: str) -> None:
 
 
 @pytest.mark.soak
-def test_a_hundred_kills(tmp_path: Path) -> None:
-    records, slowest = kill_under_load(tmp_path, 100)
-    print(f"100 kills, {records} records acknowledged, slowest restart {slowest:.2f} s")
+@pytest.mark.parametrize("fsync", ["os", "always"])
+def test_a_hundred_kills(tmp_path: Path, fsync: str) -> None:
+    records, slowest = kill_under_load(tmp_path, 100, fsync)
+    print(f"{fsync}: 100 kills, {records} records acknowledged, slowest restart {slowest:.2f} s")
 
 
 @pytest.mark.soak
