@@ -342,7 +342,7 @@ def test_the_java_consumer_reads_in_one_session(kafka: KafkaNode, tmp_path: Path
         serve = kept.incremental
         kept.incremental = lambda *asked: epochs.append(asked[1]) or serve(*asked)  # type: ignore[method-assign,func-returns-value]
         arguments = ["--bootstrap-server", broker.address, "--topic", "orders", "--from-beginning"]
-        done = kafka.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *arguments, "--timeout-ms", "5000")
+        done = kafka.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *arguments, "--timeout-ms", "15000")
         assert sorted(map(int, done.stdout.split())) == list(range(500))
         assert epochs[:3] == [1, 2, 3]
         assert not kept._sessions

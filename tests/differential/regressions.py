@@ -148,6 +148,12 @@ REGRESSIONS: dict[str, Program] = {
             for version in (7, 9, 11)
         ),
     ],
+    "the last partition of a session, asked for and forgotten at once": [
+        _topics(),
+        _produce(9, count=2),
+        _in_session("new", [[0, 0, 0, 80]], []),
+        _in_session("next", [[0, 0, 0, 80]], [[0, 0]]),
+    ],
     "topics of unknown ids before unknown partitions": [
         _topics(),
         _in_session("new", [[0, 5, 0, 80]], []),

@@ -206,7 +206,10 @@ class FetchSessions:
         forgotten: Iterable[tuple[TopicKey, int]],
         now_ms: int,
     ) -> Reader:
-        """The next request of a session; a session without partitions ends. Raises `SessionError`."""
+        """The next request of a session. Raises `SessionError`.
+
+        A session without partitions ends, and as in Apache Kafka the request is served as one without a session.
+        """
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
@@ -215,12 +218,15 @@ class FetchSessions:
         if session.by_id != by_id:
             raise SessionError(ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR)
         before = len(session.entries)
+        asked = list(asked)
         session.update(asked)
         session.forget(forgotten)
         self._entries += len(session.entries) - before
         if not session.entries:
             self.close(session_id)
-            return Reader()
+            reader = Reader()
+            reader.update(asked)
+            return reader
         if self._entries > self._max_entries:
             self.close(session_id)
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
