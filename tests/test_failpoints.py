@@ -67,6 +67,15 @@ def test_only_the_nth_hit_acts_and_it_acts_once() -> None:
     assert failpoint_hits() == {"log.before_write": 3, "log.after_write": 1}
 
 
+def test_what_a_point_does_is_told_in_the_log_before_it_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    arm_failpoints("log.before_write:raise:2")
+    failpoint("log.before_write")
+    assert caplog.messages == []
+    with pytest.raises(FailpointRaised):
+        failpoint("log.before_write")
+    assert caplog.messages == ["failpoint log.before_write acts: raise at hit 2"]
+
+
 def test_counting_does_nothing_else() -> None:
     arm_failpoints("*:count")
     for _ in range(3):

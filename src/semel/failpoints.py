@@ -8,6 +8,7 @@ then costs a call and one truth test.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import os
 import signal
@@ -18,6 +19,9 @@ from typing import NamedTuple
 from semel.errors import ConfigurationError, SemelError
 
 __all__ = ["FAILPOINTS", "FailpointRaised", "Point", "arm_failpoints", "failpoint", "failpoint_hits"]
+
+
+log = logging.getLogger("semel.failpoints")
 
 
 class FailpointRaised(SemelError):
@@ -343,6 +347,7 @@ def _passed(name: str, file: int, data: bytes | bytearray | memoryview, position
     action, nth = _armed.get(name, ("", 0))
     if hit != nth:
         return
+    log.warning("failpoint %s acts: %s at hit %d", name, action, hit)
     kind, _, value = action.partition("=")
     if kind == "delay":
         time.sleep(float(value))  # Blocks the thread on purpose, as a long pause would.

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -33,7 +33,7 @@ from semel.types import Record, TopicPartition
 from tests.dual_write.writer import FENCED as WRITER_FENCED
 from tests.dual_write.writer import TOPIC as DUAL
 from tests.dual_write.writer import Database, Plan
-from tests.failpoints.children import ITEMS, PARTITIONS, TRANSACTION_MS
+from tests.failpoints.children import ITEMS, PARTITIONS, SHORT_MS
 from tests.failpoints.plan import Case, Scene, scene_of
 
 ORDERS = 10
@@ -46,13 +46,18 @@ UNSTICK_SECONDS = 40.0
 """After `raise` in a process that goes on, this is waited before it is started anew, as an operator would."""
 BROKER_PAUSE_SECONDS = 0.6
 JOIN_SECONDS = 20.0
+_JOINERS = ("fp.ledger", "fp.count.chain.1", "fp.requests.chain.1")
 JOIN_PACE_SECONDS = 0.3
 """Between two orders of one client while a second worker comes and goes."""
 ZOMBIE_SECONDS = 15.0
 ZOMBIE_ROUNDS_SECONDS = 0.5
+STRIKE_SECONDS = 40.0
+"""So long a process under load may take to the pass that is to strike it."""
+AFTER_STRIKE_SECONDS = 0.5
+ZOMBIE_REST_SECONDS = 3.0
 _FENCED = re.compile(r"FENCED .*|[^\n]*was taken over by[^\n]*|[^\n]*was fenced[^\n]*")
 _LOST = re.compile(
-    r"FENCED .*|[^\n]*(?:was taken over by| lost |was aborted|timed out|its session ended|gave back)[^\n]*"
+    r"FENCED .*|[^\n]*(?:was taken over by| lost (?!the)|was aborted|timed out|its session ended|gave back)[^\n]*"
 )
 WRITER_TRANSACTIONS = 4
 _RETRY = frozenset({202, 429, 500, 502, 503, 504})
@@ -84,6 +89,12 @@ class Process:
     def says(self, since: int) -> str:
         """What it wrote to its log, from this byte on."""
         return self.log.read_bytes()[since:].decode(errors="replace")
+
+    def last_words(self, since: int) -> str:
+        """How it ended, and what it said of being fenced."""
+        ended = "went on" if self.exit_code is None else f"ended with {self.exit_code}"
+        words = [found for word in (_FENCED, _LOST) for found in [word.search(self.says(since))] if found]
+        return f"{self.role} {ended}: {words[0][0][:300] if words else 'silent'}"
 
     def signal(self, number: signal.Signals) -> None:
         if self.exit_code is None:
@@ -152,8 +163,9 @@ class Batch:
 class Chain:
     """Processes, and everything that comes out of them. Use it as an async context manager."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, dual: bool = False) -> None:
         self.folder = folder
+        self._has_app = not dual
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self.bootstrap = f"127.0.0.1:{free_ports(1)[0]}"
@@ -170,8 +182,11 @@ class Chain:
         self._reader: Reader | None = None
         self._cases = 0
         self._carried: Batch | None = None
+        self._is_enough = True
         self.batches: list[Batch] = []
         self._options: dict[str, Any] = {}
+        self._driven: set[str] = set()
+        """Roles whose processes are started by `stream`, not by their keeper."""
 
     async def __aenter__(self) -> Self:
         self.start("broker")
@@ -181,6 +196,7 @@ class Chain:
             "orders": TopicSpec(PARTITIONS),
             "items": TopicSpec(PARTITIONS),
             "trail": TopicSpec(1, trail),
+            "latest": TopicSpec(1, dirty),
             state_topic("fp", "seen"): TopicSpec(PARTITIONS, dirty),
             park_topic("fp", "orders"): TopicSpec(PARTITIONS),
             DUAL: TopicSpec(2, {"retention.ms": "-1"}),  # Its records are of 2023.
@@ -198,8 +214,9 @@ class Chain:
         await self._reader.start(dict.fromkeys(self._partitions, 0))
         self._database = Database(f"sqlite:///{self.folder / 'dual.db'}")
         self._database.create()
-        self.start("http")
-        self.start("worker")
+        if self._has_app:
+            self.start("http")
+            self.start("worker")
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -260,15 +277,19 @@ class Chain:
                 if not gone.done() and process not in self._zombies and process.is_stopped:
                     process.stopped_at = time.monotonic()
                     self._zombies.append(process)
-                    if self._running.get(place) is process and self._stop_successors:
+                    if self._running.get(place) is process and self._has_successor(process):
                         self._succeed(process, options)
         finally:
             loop.remove_reader(file)
             os.close(file)
         process.exit_code = self._nursery.ask(do="wait", pid=process.pid)
         process.ended.set()
-        if self._running.get(place) is process:
+        if self._running.get(place) is process and process.role not in self._driven:
             self.start(process.role, slot=process.slot, **options)
+
+    def _has_successor(self, process: Process) -> bool:
+        """Whether something is done at once for one that stands still."""
+        return process.role == "broker" or (self._stop_successors and process.role not in self._driven)
 
     def _succeed(self, process: Process, options: dict[str, Any]) -> None:
         """A broker's directory is locked by the one that stands still, so that one has to go on."""
@@ -277,10 +298,12 @@ class Chain:
         else:
             self.start(process.role, slot=process.slot, **options)
 
-    async def end(self, role: str, slot: int = 0, *, kill: bool = False) -> Process | None:
-        """End a process for good: SIGTERM, and SIGKILL if that takes long."""
+    async def end(
+        self, role: str, slot: int = 0, *, kill: bool = False, leave: Sequence[Process] = ()
+    ) -> Process | None:
+        """End a process for good, unless it is to be left: SIGTERM, and SIGKILL if that takes long."""
         process = self._running.pop((role, slot), None)
-        if process is None:
+        if process is None or process in leave:
             return None
         process.signal(signal.SIGKILL if kill else signal.SIGTERM)
         process.signal(signal.SIGCONT)
@@ -290,6 +313,133 @@ class Chain:
             process.signal(signal.SIGKILL)
             await process.ended.wait()
         return process
+
+    # --- Many cases ---
+
+    async def stream(self, cases: list[Case]) -> list[Result]:
+        """Run cases without scenes under one load that does not end: each process that is struck gives way to the next.
+
+        Every role has its own row of cases, and they are struck at the same time. In the end everything that was
+        ordered meanwhile is compared: an outcome that is not clean is that of all cases together.
+        """
+        if not self._has_app:
+            return await self._stream_dual(cases)
+        roles = sorted({FAILPOINTS[case.point].role for case in cases})
+        for place in ("broker", "http", "worker"):
+            if (place, 0) not in self._running:
+                self.start(place)
+        self._driven = set(roles)
+        first = len(self.batches)
+        load = self._spawn(self._load_on())
+        results: list[Result] = []
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS + STRIKE_SECONDS * len(cases)):
+                rows = [[case for case in cases if FAILPOINTS[case.point].role == role] for role in roles]
+                for found in await asyncio.gather(*(self._strike(row) for row in rows)):
+                    results += found
+                self._is_enough = True
+                await load
+                await self._until(lambda: not self._zombies)
+                while not all(self._is_there(batch) for batch in self.batches[first:]):
+                    await self._read()
+                await self._catch_up()
+            findings = self.check(self.batches[first:])
+            outcome, detail = ("clean", "") if findings.clean else ("anomaly", findings.summary())
+        except TimeoutError:
+            outcome, detail = "stuck", self._missing()
+        finally:
+            self._driven = set()
+            load.cancel()
+            await asyncio.gather(load, return_exceptions=True)
+        struck = [result for result in results if result.outcome == "clean"]
+        for result in struck:
+            result.outcome, result.detail = outcome, detail
+        return results or [Result(str(case), outcome, detail) for case in cases]
+
+    async def _stream_dual(self, cases: list[Case]) -> list[Result]:
+        """The same for the broker alone, under the dual write."""
+        self._driven = {"broker"}
+        writing = self._spawn(self._write_on())
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS + STRIKE_SECONDS * len(cases)):
+                results = await self._strike(cases)
+                self._is_enough = True
+                await writing
+                while (await self._write("", 2)).exit_code != 0:
+                    continue
+                await self._catch_up()
+            findings = self._check_dual()
+            outcome, detail = ("clean", "") if findings.clean else ("anomaly", findings.summary())
+        except TimeoutError:
+            return [Result(str(case), "stuck", "the dual write does not end") for case in cases]
+        finally:
+            self._driven = set()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+        for result in results:
+            if result.outcome == "clean":
+                result.outcome, result.detail = outcome, detail
+        return results
+
+    async def _write_on(self) -> None:
+        """Writer after writer; each ends when its broker does."""
+        self._is_enough = False
+        while not self._is_enough:
+            await self._write("", 20)
+
+    async def _load_on(self) -> None:
+        """Order after order, until it is enough."""
+        self._is_enough = False
+        while not self._is_enough:
+            await self._load(self._new_batch(), 0.02)
+
+    async def _strike(self, row: list[Case]) -> list[Result]:
+        """One role: start it armed, wait until it is struck, and put the next one in its place."""
+        results = []
+        for case in row:
+            began = time.monotonic()
+            role = FAILPOINTS[case.point].role
+            await self.end(role, kill=True, leave=self._zombies)
+            victim = self.start(role, case.spec)
+            result = Result(str(case), hit=case.hit)
+            results.append(result)
+            acted = f"failpoint {case.point} acts"
+            with suppress(TimeoutError):
+                async with asyncio.timeout(STRIKE_SECONDS):
+                    while acted not in victim.says(0) and not victim.ended.is_set():
+                        await asyncio.sleep(0.03)
+            if acted not in victim.says(0):
+                result.outcome, result.detail = "unreached", f"within {STRIKE_SECONDS:g} s"
+            elif case.action == "stop" and role != "broker":
+                while victim not in self._zombies and not victim.ended.is_set():
+                    await asyncio.sleep(0.03)
+                del self._running[role, 0]
+                self._spawn(self._wake(victim, result))
+            elif case.action == "stop":
+                await self._until(lambda: bool(self._zombies.count(victim)))  # noqa: B023
+                await self._until(lambda: not victim.is_stopped)  # noqa: B023
+                self._zombies.remove(victim)
+            elif not case.action.startswith(("kill", "torn")):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(victim.ended.wait(), AFTER_STRIKE_SECONDS)
+            result.seconds = round(time.monotonic() - began, 2)
+        for role in {FAILPOINTS[case.point].role for case in row}:
+            self._driven.discard(role)  # The other rows go on, and need it whole.
+            await self.end(role, kill=True, leave=self._zombies)
+            self.start(role)
+        return results
+
+    async def _wake(self, zombie: Process, result: Result) -> None:
+        """Continue a process whose successors have been at work for a while."""
+        await asyncio.sleep(ZOMBIE_REST_SECONDS)
+        said = len(zombie.log.read_bytes())
+        zombie.signal(signal.SIGCONT)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(zombie.ended.wait(), 1.0 if zombie.role == "http" else ZOMBIE_SECONDS)
+        result.zombie = zombie.last_words(said)
+        zombie.signal(signal.SIGKILL)
+        await zombie.ended.wait()
+        self._zombies.remove(zombie)
 
     # --- One case ---
 
@@ -305,8 +455,8 @@ class Chain:
         role = FAILPOINTS[case.point].role
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
-                if role == "app":
-                    await self._run_writer(case, result)
+                if role == "app" or scene.dual:
+                    await self._run_writer(case, role, result)
                 else:
                     await self._run_chain(case, scene, role, result, pause, elsewhere)
         except TimeoutError:
@@ -319,7 +469,7 @@ class Chain:
     async def _run_chain(
         self, case: Case, scene: Scene, role: str, result: Result, pause: float, elsewhere: bool
     ) -> None:
-        self._options = {"doubt": True} if scene.doubt else {}
+        self._options = {"doubt": scene.doubt, "short": scene.short or pause > 0}
         self._stop_successors = not elsewhere
         if elsewhere:
             self.start("worker", slot=1)
@@ -395,7 +545,7 @@ class Chain:
             second = self.start("worker", slot=1)
             with suppress(TimeoutError):
                 async with asyncio.timeout(JOIN_SECONDS):
-                    await self._until(lambda: "ledger took over" in second.log.read_text())
+                    await self._until(lambda: all(f"{name} took over" in second.says(0) for name in _JOINERS))
             await self.end("worker", 1)
         if scene.restarts:
             await self._until(half)
@@ -406,7 +556,7 @@ class Chain:
             await self._make_topics(victim)
         if scene.stalls:
             await self._until(lambda: bool(self._zombies))
-            await asyncio.sleep(TRANSACTION_MS / 1000 + 0.6)
+            await asyncio.sleep(SHORT_MS / 1000 + 1)
             self._stop_successors = True
             self.start("worker")
         await load
@@ -448,10 +598,8 @@ class Chain:
                 async with asyncio.timeout(1.0 if zombie.role == "http" else ZOMBIE_SECONDS):
                     while not zombie.ended.is_set() and not (elsewhere and _LOST.search(zombie.says(said))):
                         await asyncio.sleep(0.02)
-            ended = "went on" if zombie.exit_code is None else f"ended with {zombie.exit_code}"
-            words = [found for word in (_FENCED, _LOST) for found in [word.search(zombie.says(said))] if found]
-            result.zombie = f"{zombie.role} {ended}: {words[0][0][:300] if words else 'silent'}"
-            if ended == "went on":
+            result.zombie = zombie.last_words(said)
+            if zombie.exit_code is None:
                 await asyncio.sleep(ZOMBIE_ROUNDS_SECONDS)  # Whatever it still does is done now.
             zombie.signal(signal.SIGKILL)
             await zombie.ended.wait()
@@ -682,16 +830,23 @@ class Chain:
 
     # --- The dual write of KIP-939 ---
 
-    async def _run_writer(self, case: Case, result: Result) -> None:
+    async def _run_writer(self, case: Case, role: str, result: Result) -> None:
         """Transactions over Kafka and a database by processes that die anywhere; then one that recovers."""
-        for place in ("broker", "http", "worker"):
-            if (place, 0) not in self._running:
-                self.start(place)
-        first = await self._write(case.spec if case.action else "*:count", WRITER_TRANSACTIONS)
+        arm = case.spec if case.action else "*:count"
+        if role == "broker":
+            await self.end("broker", kill=True)
+        broker = self._running.get(("broker", 0)) or self.start("broker", arm if role == "broker" else "")
+        first = await self._write("" if role == "broker" else arm, WRITER_TRANSACTIONS)
         zombie = first if first.exit_code is None else None
         last = first
         while last is first or last.exit_code != 0:
             last = await self._write("", 2)
+        if role == "broker":
+            if self._running.get(("broker", 0)) is broker:
+                await self.end("broker")
+            await broker.ended.wait()
+            self._zombies.clear()
+            first = broker
         if zombie is not None:
             zombie.signal(signal.SIGCONT)
             await zombie.ended.wait()
@@ -700,7 +855,7 @@ class Chain:
             result.zombie = f"app ended with {zombie.exit_code}: {reason[-1] if fenced and reason else 'not fenced'}"
             self._zombies.clear()
         hits = result.passed = first.passed().get(case.point, 0)
-        struck = first.exit_code == -signal.SIGKILL if case.action == "kill" else hits >= case.hit
+        struck = first.exit_code == -signal.SIGKILL if case.action.startswith(("kill", "torn")) else hits >= case.hit
         if case.action and not (struck or result.zombie):
             result.outcome, result.detail = "unreached", f"passed {hits} times"
         await self._catch_up()

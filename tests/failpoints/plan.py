@@ -32,6 +32,8 @@ class Scene:
     """The index files of closed segments are gone when the broker starts."""
     forgotten: bool = False
     """The broker has lost its log of transactions when it starts, as with the power."""
+    dual: bool = False
+    """Nothing but the dual write of KIP-939 goes on: it comes by all that a broker does for a transaction."""
     joins: bool = False
     """A second worker comes, and goes again."""
     restarts: str = ""
@@ -40,33 +42,33 @@ class Scene:
     """Topics are made and deleted."""
     doubt: bool = False
     """Some answers of the database to COMMIT are lost."""
+    short: bool = False
+    """Time-outs are short, because one of them is waited for."""
     stalls: bool = False
     """A worker stands still with a transaction open until that has timed out."""
 
 
 _FAILING = "unit.after_produce:raise:2,unit.before_produce:raise:5,unit.before_end_transaction:raise:4"
 SCENES: dict[str, Scene] = {
-    "consume.before_revoke": Scene(joins=True),
-    "consume.after_revoke": Scene(joins=True),
-    "consume.before_assign": Scene(joins=True),
-    "consume.after_assign": Scene(joins=True),
-    "restore.after_offsets": Scene(joins=True),
-    "restore.after_ends": Scene(joins=True),
-    "restore.between_polls": Scene(joins=True),
-    "restore.after_state": Scene(joins=True),
-    "sink.before_take_over": Scene(joins=True),
-    "sink.before_fence_commit": Scene(joins=True),
-    "sink.after_fence": Scene(joins=True),
+    "consume.before_revoke": Scene(joins=True, short=True),
+    "consume.after_revoke": Scene(joins=True, short=True),
+    "consume.before_assign": Scene(joins=True, short=True),
+    "consume.after_assign": Scene(joins=True, short=True),
+    "restore.after_offsets": Scene(joins=True, short=True),
+    "restore.after_ends": Scene(joins=True, short=True),
+    "restore.between_polls": Scene(joins=True, short=True),
+    "restore.after_state": Scene(joins=True, short=True),
+    "sink.before_take_over": Scene(joins=True, short=True),
+    "sink.before_fence_commit": Scene(joins=True, short=True),
+    "sink.after_fence": Scene(joins=True, short=True),
     "unit.before_recovery": Scene(also=_FAILING),
     "unit.after_abort": Scene(also=_FAILING),
     "unit.after_recovery": Scene(also=_FAILING),
-    "producer.before_resolve": Scene(others={"broker": "broker.before_prepare:delay=5:2"}),
+    "producer.before_resolve": Scene(others={"broker": "broker.before_prepare:delay=4:2"}, short=True),
     "sink.before_seek": Scene(doubt=True),
     "sink.before_settle": Scene(doubt=True),
     "sink.after_settle": Scene(doubt=True),
-    "broker.before_init": Scene(restarts="worker"),
-    "broker.after_init": Scene(restarts="worker"),
-    "broker.before_time_out": Scene(stalls=True),
+    "broker.before_time_out": Scene(stalls=True, short=True),
     "broker.before_finish": Scene(before="broker.after_prepare:kill:2"),
     "broker.before_orphan": Scene(before="broker.before_offsets:kill:3", forgotten=True),
     "broker.before_metadata": Scene(topics=True),
@@ -76,6 +78,25 @@ SCENES: dict[str, Scene] = {
     "recovery.before_index": Scene(no_index=True, restarts="worker"),
     "recovery.after_index": Scene(no_index=True, restarts="worker"),
 }
+
+
+SCENES |= dict.fromkeys(
+    [
+        *(
+            "broker.after_join",
+            "broker.before_append",
+            "broker.after_append",
+            "broker.before_init",
+            "broker.after_init",
+        ),
+        *("broker.before_prepare", "broker.after_prepare", "broker.between_markers", "broker.after_markers"),
+        *("broker.after_complete", "broker.before_metadata_rename", "recovery.before_scan"),
+        *("log.before_write", "log.after_write", "log.before_sync", "log.after_sync", "log.before_roll"),
+        *("log.after_seal", "log.after_roll", "log.before_snapshot", "log.after_snapshot"),
+        *("file.before_write", "file.before_rename"),
+    ],
+    Scene(dual=True),
+)
 
 
 def scene_of(point: str) -> Scene:

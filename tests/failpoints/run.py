@@ -10,36 +10,39 @@ import argparse
 import asyncio
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from semel.failpoints import FAILPOINTS
 from tests.failpoints.chain import Chain, Result
-from tests.failpoints.plan import SCENES, Case, cases
+from tests.failpoints.plan import Case, Scene, cases, scene_of
 
-WARM_UP_CASES = 3
-"""Before passes are counted: an empty log is not rolled, and there is nothing in it to recover."""
-CASES_A_CHAIN = 40
-"""Then a new one begins: logs grow, and what a chain holds is compared whole at its end."""
+_FINE = ("clean", "unreached")
+WARM_UP_CASES = 9
+"""Before passes are counted: an empty log is not rolled, and it takes some compacted segments to merge two."""
+TOGETHER = 18
+"""Cases of one chain: under one load, or one after the other. What it holds is compared whole at the end."""
 
 
 async def count(folder: Path) -> dict[str, int]:
     """How often a process comes by each point in its scene."""
-    ordinary = {"broker.before_append", "unit.before_produce", "ingress.admitted", "producer.before_prepare"}
+    scenes: dict[str, list[str]] = {}
+    for name, point in FAILPOINTS.items():
+        scenes.setdefault(f"{point.role} {scene_of(name)}", []).append(name)
     passes: dict[str, int] = {}
     async with Chain(folder / "counting") as chain:
         for _ in range(WARM_UP_CASES):
             await chain.count("unit.before_produce")
-        for point in [*sorted(ordinary), *SCENES]:
-            found = await chain.count(point)
-            role = FAILPOINTS[point].role
-            common = {name for name in found if FAILPOINTS[name].role == role and name not in SCENES}
-            passes |= {name: found[name] for name in (common if point in ordinary else {point}) if name in found}
-            print(f"counted {point}: {passes.get(point, 0)}", flush=True)
+        for names in scenes.values():
+            found = await chain.count(names[0])
+            passes |= {name: found.get(name, 0) for name in names}
+            print(f"counted {len(passes)} of {len(FAILPOINTS)}", flush=True)
     return passes
 
 
@@ -54,7 +57,12 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 async def work(folder: Path, todo: list[Case], job: int) -> None:
-    """Run cases one after the other, in chain after chain."""
+    """Run cases: those without a scene many at a time, the others and what was not clean one after the other."""
+    together = [case for case in todo if scene_of(case.point) == Scene() and FAILPOINTS[case.point].role != "app"]
+    dual = [case for case in todo if scene_of(case.point).dual]
+    alone = [case for case in todo if case not in together and case not in dual]
+    rows = [[case for case in together if FAILPOINTS[case.point].role == role] for role in ("broker", "worker", "http")]
+    ordered = [case for cases_ in zip_longest(*rows) for case in cases_ if case is not None]
     number = 0
     with (folder / f"results-{job}.jsonl").open("a") as out:
 
@@ -63,28 +71,42 @@ async def work(folder: Path, todo: list[Case], job: int) -> None:
             out.flush()
             print(f"{result.outcome:9} {result.seconds:6.2f} s {result.case} {result.detail}", flush=True)
 
-        while todo:
+        while ordered or dual or alone:
             number += 1
-            here, todo = todo[:CASES_A_CHAIN], todo[CASES_A_CHAIN:]
-            async with Chain(folder / f"job-{job}" / f"chain-{number}") as chain:
-                while here:
-                    case = here.pop(0)
-                    result = await chain.run(case)
-                    for share in (1, 2, 4):
-                        if result.outcome != "unreached" or case.which != "last":
-                            break
-                        # How often a process comes by is not the same in every run: take the last pass of this one.
-                        result = await chain.run(case._replace(hit=max(2, result.passed // share)))
-                    write(result)
-                    if result.outcome != "clean":
-                        todo = here + todo
-                        break
+            rows_left = [row for row in (dual, ordered, alone) if row]
+            row = rows_left[number % len(rows_left)]
+            here = row[:TOGETHER]
+            del row[:TOGETHER]
+            place = folder / f"job-{job}" / f"chain-{number}"
+            async with Chain(place, dual=row is dual) as chain:
+                if row is alone:
+                    results: list[Result] = []
+                    while here and all(result.outcome in _FINE for result in results):
+                        results.append(await run_alone(chain, here.pop(0)))
+                    alone += here
+                    if not chain.check().clean:
+                        results.append(Result(f"chain {job}-{number} as a whole", "anomaly", chain.check().summary()))
                 else:
-                    findings = chain.check()
-                    if not findings.clean:
-                        write(Result(f"chain {job}-{number} as a whole", "anomaly", findings.summary()))
-                    else:
-                        subprocess.run(["rm", "-rf", str(chain.folder)], check=False)
+                    results = await chain.stream(here)
+                    alone += [case for case in here if _of(case, results).outcome != "clean"]
+                for result in results:
+                    write(result)
+            if all(result.outcome in _FINE for result in results):
+                shutil.rmtree(place)
+
+
+def _of(case: Case, results: list[Result]) -> Result:
+    return next(result for result in results if result.case == str(case))
+
+
+async def run_alone(chain: Chain, case: Case) -> Result:
+    """One case. How often a process comes by is not the same in every run: the last pass of this one counts."""
+    result = await chain.run(case)
+    for share in (1, 2, 4):
+        if result.outcome != "unreached" or case.which != "last":
+            break
+        result = await chain.run(case._replace(hit=max(2, result.passed // share)))
+    return result
 
 
 def report(folder: Path, passes: dict[str, int]) -> str:

@@ -21,7 +21,7 @@ SAMPLE = [
     Case("sink.before_db_commit", "kill", "second", 2),
     Case("sink.after_settle", "kill", "first", 1),
     Case("broker.after_prepare", "kill", "second", 2),
-    Case("log.before_write", "torn=71", "second", 9),
+    Case("log.before_write", "torn=71", "second", 2),
     Case("producer.before_complete", "kill", "first", 1),
 ]
 

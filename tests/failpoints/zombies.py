@@ -19,10 +19,10 @@ from pathlib import Path
 
 from semel.failpoints import FAILPOINTS
 from tests.failpoints.chain import Chain
-from tests.failpoints.children import SESSION_MS, TRANSACTION_MS
+from tests.failpoints.children import SHORT_MS
 from tests.failpoints.plan import Case, Scene, scene_of
 
-PAUSE_SECONDS = max(SESSION_MS, TRANSACTION_MS) / 1000 + 0.7
+PAUSE_SECONDS = SHORT_MS / 1000 + 1
 """Longer than the session, the transaction's time-out and the broker's look at both."""
 RUNS_A_CHAIN = 25
 _FIRST_ROOMS = ("consume.after", "handler.", "owner.", "unit.", "producer.", "sink.")
