@@ -21,7 +21,7 @@ from tests.services.postgres import PostgresServer
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def prove(folder: Path, *arguments: str, timeout: float = 110) -> subprocess.CompletedProcess[str]:
+def prove(folder: Path, *arguments: str, timeout: float = 280) -> subprocess.CompletedProcess[str]:
     """`semel prove` as a user calls it, in a folder of its own."""
     return subprocess.run(
         [sys.executable, "-m", "semel", "prove", *arguments],
@@ -41,6 +41,7 @@ def figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.timeout(300)
 def test_the_shop_is_proved_clean(tmp_path: Path) -> None:
     done = prove(
         tmp_path,
@@ -51,7 +52,7 @@ def test_the_shop_is_proved_clean(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert found["verdict"] == "clean"
     assert found["anomalies"] == {}
-    assert found["inputs"] == found["accepted"] > 50
+    assert found["inputs"] == found["accepted"] > 10
     assert found["effects"] > found["inputs"]
     assert found["faults"]["kill"] >= 1
     assert found["checked"]["inputs"] > found["inputs"]
@@ -65,11 +66,12 @@ def test_the_shop_is_proved_clean(tmp_path: Path) -> None:
     assert orders.fetchone() == (found["accepted"],)
 
 
+@pytest.mark.timeout(300)
 def test_a_broken_app_is_refuted(tmp_path: Path) -> None:
     """Exit code 1, the class by name, and the command that does it again."""
     done = prove(
         tmp_path,
-        *("tests.prove.apps.forgetful:app", "--minutes", "0.1", "--faults", "kill", "--every", "0.7"),
+        *("tests.prove.apps.forgetful:app", "--minutes", "0.1", "--faults", "kill,duplicate", "--every", "0.7"),
         *("--rate", "100", "--clients", "16", "--http", "1", "--plan", "semel.examples.shop_proof:plan"),
     )
     print(done.stderr[-3_000:])
@@ -79,7 +81,10 @@ def test_a_broken_app_is_refuted(tmp_path: Path) -> None:
     assert "E14 key not unique" in done.stdout
     assert "two requests with one key both have effects" in done.stdout
     assert "E9 broken invariant" in done.stdout, "the totals of the proof plan do not add up either"
-    assert "again: semel prove tests.prove.apps.forgetful:app --seed 1 --minutes 0.1 --faults kill" in done.stdout
+    assert (
+        "again: semel prove tests.prove.apps.forgetful:app --seed 1 --minutes 0.1 --faults kill,duplicate"
+        in done.stdout
+    )
     assert "<h1>Nothing lost" not in (tmp_path / "semel-proof.html").read_text()
 
 
@@ -133,6 +138,7 @@ def test_the_shop_on_apache_kafka_and_postgres(tmp_path: Path, postgres: Postgre
         (["tests.prove.apps.till:app", "--minutes", "0"], "--minutes and --every must be above 0"),
         (["tests.prove.apps.till:app", "--report", "/proc/none/report.html"], "cannot be written"),
         (["tests.prove.apps.till:app", "--database", "sqlite:///mine.db"], "is not empty: there are rows in"),
+        (["tests.prove.apps.till:app", "--keep", "kept"], "holds an earlier campaign"),
         (["tests.prove.apps.till:app", "--kafka", "127.0.0.1:1"], "127.0.0.1:1"),
     ],
 )
@@ -140,6 +146,7 @@ def test_what_cannot_be_done_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("kept/history").mkdir(parents=True)
     with sqlite3.connect("mine.db") as connection:
         connection.execute("CREATE TABLE taken (till BIGINT)")
         connection.execute("INSERT INTO taken VALUES (1)")

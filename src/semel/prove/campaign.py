@@ -242,9 +242,9 @@ class Campaign:
 
     async def run(self) -> Observed:
         """Everything up to the moment when all processes have stopped."""
-        await asyncio.to_thread(check_empty, self.app)
         if self.history.exists():
             raise ConfigurationError(f"{self.folder} holds an earlier campaign. Name another folder, or remove it.")
+        await asyncio.to_thread(check_empty, self.app)
         if not self.own_broker:
             async with self._client(_REACH) as client:
                 await self._check_no_records(client)
