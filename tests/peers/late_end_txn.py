@@ -27,10 +27,11 @@ from typing import Any
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
+from semel.prove.faults.kafka_proxy import KafkaProxy
+from semel.prove.faults.rules import Hold, Rule
 from semel.types import TopicPartition
-from semel.wire.messages import RequestHeader, decode_request
+from semel.wire.messages import RequestHeader, decode_request, decode_response
 from tests.peers.clients import CLIENTS, PeerClient
-from tests.peers.proxy import Proxy, Withheld
 
 PRODUCE, END_TXN, TXN_OFFSET_COMMIT = 0, 26, 28
 CASES = {
@@ -95,7 +96,7 @@ class Lane:
         self._bootstrap = bootstrap
         self._name = f"late-{topic}-{number}"
         self._offset = 0
-        self._proxy = Proxy(bootstrap)
+        self._proxy = KafkaProxy(bootstrap)
         self._client: PeerClient | None = None
         self.told: list[tuple[Told, Told]] = []
         self.findings = Findings()
@@ -112,7 +113,7 @@ class Lane:
     async def _ready_client(self) -> PeerClient:
         if self._client is None:
             make = CLIENTS[self._args.client]
-            self._client = make(self._proxy.address, self._name, self._args.timeout_ms)
+            self._client = make(self._proxy.bootstrap, self._name, self._args.timeout_ms)
             await asyncio.wait_for(self._client.start(), 60)
         return self._client
 
@@ -131,7 +132,7 @@ class Lane:
             first.offset, second.offset = self._offset + 1, self._offset + 2
             self._offset += 2
         before = self._offset - 2
-        withheld = self._proxy.withhold(_is_late(case))
+        withheld = self._proxy.add(Rule(Hold(), when=_is_late(case)))
         try:
             await self._transaction(client, first, commit=case != "abort-commit")
             await self._transaction(client, second, commit=case != "commit-abort", late=withheld)
@@ -139,15 +140,15 @@ class Lane:
             self.findings.outcomes[f"raised {type(error).__name__}"] += 1
             self.findings.examples[3:] = [f"raised: {error}"]
             await self._drop_client()
-        if not withheld.caught.is_set():
+        if not withheld.struck.is_set():
             self.findings.anomaly("not withheld", f"run {run}: the request never came")
-        withheld.release()
+        self._proxy.remove(withheld)
         self.told.append((first, second))
         self.findings.outcomes[f"{first.outcome}, {second.outcome}"] += 1
         if case == "offsets":
             await self._check_offset(admin, run, before, first, second)
 
-    async def _transaction(self, client: PeerClient, told: Told, *, commit: bool, late: Withheld | None = None) -> None:
+    async def _transaction(self, client: PeerClient, told: Told, *, commit: bool, late: Rule | None = None) -> None:
         """One transaction; `late` arrives between its records."""
         async with asyncio.timeout(STEP_SECONDS):
             await client.begin()
@@ -157,7 +158,7 @@ class Lane:
             if late is not None:
                 late.release()
                 await late.answered.wait()
-                self.findings.late_answers[_code(late.answer)] += 1
+                self.findings.late_answers[_code(late)] += 1
                 await client.produce(self.partitions[1], told.values[1])
             if commit:
                 await client.commit()
@@ -178,10 +179,11 @@ class Lane:
             self.findings.anomaly("offset of another transaction", f"run {run}: {found}, allowed {allowed}")
 
 
-def _code(answer: Any) -> str:
+def _code(late: Rule) -> str:
     """The error code in the broker's answer to the late copy."""
-    if answer is None:
+    if late.answer is None or late.header is None:
         return "connection closed"
+    answer = decode_response(late.header.api_key, late.header.api_version, late.answer)
     if hasattr(answer, "error_code"):
         return str(answer.error_code.name)
     topics = answer.responses if hasattr(answer, "responses") else answer.topics

@@ -21,10 +21,11 @@ from semel.client.cluster import KafkaClient
 from semel.history import Event, Unit, UnitInput
 from semel.prove.check import Evidence, Findings, check
 from semel.prove.check.scan import scan_logs
+from semel.prove.faults.kafka_proxy import KafkaProxy
+from semel.prove.faults.rules import Hold, Rule
 from semel.types import TopicPartition
 from semel.wire.messages import decode_request
 from tests.peers.clients import CLIENTS, PeerClient
-from tests.peers.proxy import Proxy, Withheld
 
 END_TXN = 26
 RUNS = 2
@@ -39,7 +40,7 @@ class Trial:
     """Pairs of transactions of one client; an EndTxn of the first arrives in the middle of the second."""
 
     def __init__(self, bootstrap: str, client: str, *, late_commit: bool) -> None:
-        self._proxy = Proxy(bootstrap)
+        self._proxy = KafkaProxy(bootstrap)
         self._bootstrap = bootstrap
         self._make = CLIENTS[client]
         self._late_commit = late_commit
@@ -62,16 +63,19 @@ class Trial:
 
     async def _pair(self) -> bool:
         """Whether the client told an end of both transactions."""
-        client = self._make(self._proxy.address, f"id-{self.topic}", REQUEST_MS)
+        client = self._make(self._proxy.bootstrap, f"id-{self.topic}", REQUEST_MS)
         try:
             await asyncio.wait_for(client.start(), 60)
         except Exception:
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.close(), STEP_SECONDS)
             return False
-        late = self._proxy.withhold(
-            lambda header, frame: (
-                header.api_key == END_TXN and decode_request(header, frame).committed == self._late_commit
+        late = self._proxy.add(
+            Rule(
+                Hold(),
+                when=lambda header, frame: (
+                    header.api_key == END_TXN and decode_request(header, frame).committed == self._late_commit
+                ),
             )
         )
         try:
@@ -80,15 +84,15 @@ class Trial:
         except Exception:
             return False  # It stands in the history as unknown.
         else:
-            assert late.caught.is_set(), "the request that is to be late never came"
+            assert late.struck.is_set(), "the request that is to be late never came"
             return True
         finally:
-            late.release()
+            self._proxy.remove(late)
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(client.close(), STEP_SECONDS)
 
     async def _transaction(
-        self, client: PeerClient, values: list[str], *, commit: bool, late: Withheld | None = None
+        self, client: PeerClient, values: list[str], *, commit: bool, late: Rule | None = None
     ) -> None:
         attempt = history.attempt()
         self._inputs += 1
