@@ -134,7 +134,7 @@ _REFUSED_BEFORE = ((0, 45), (45, 0))
 def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """A sequence is in order on one side alone, and a transactional batch may have been refused here."""
     if program[at][0] != "produce" or not (
-        (program[at][1]["acks"] == 0 and (ours, kafka) == ("no answer", CLOSED))
+        (program[at][1]["acks"] == 0 and "no answer" in (ours, kafka) and CLOSED in (ours, kafka))
         or _produced(program, at, ours, kafka, *_REFUSED_BEFORE)
     ):
         return False
@@ -306,7 +306,10 @@ def _idle_listed(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 
 
 def _left_before_joining(program: Program, at: int, ours: Any, kafka: Any) -> bool:
-    return bool(program[at][0] == "leave" and ours == kafka and ours["never joined"])
+    if program[at][0] != "leave" or CLOSED in (ours, kafka) or not ours["never joined"]:
+        return False
+    codes = [{slot: found["error_code"] for slot, found in one["answers"].items()} for one in (ours, kafka)]
+    return bool(ours | {"answers": None} == kafka | {"answers": None} and codes[0] == codes[1])
 
 
 def _group_of_nobody(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -369,11 +372,11 @@ def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) 
             if one != other
         }
         return found == {(69, 0)} and any(name in commits for name, _ in program[:at])
-    if name in ("describe_groups", "list_groups"):  # Kafka's own is not shown, not even when somebody joins it.
+    if name in ("describe_groups", "list_groups"):  # Whether Kafka's own is shown depends on what is written after it.
         mine, theirs = (answer["groups"] for answer in (ours, kafka))
-        extra = [item.get("group_state", "Empty") for item in mine if item not in theirs]
-        missing = [item.get("group_state") for item in theirs if item not in mine]
-        return set(extra) == {"Empty"} and set(missing) <= {"Dead"} and any(name in commits for name, _ in program[:at])
+        parted = [item for item in mine if item not in theirs] + [item for item in theirs if item not in mine]
+        states = {item.get("group_state", "Empty") for item in parted}
+        return states <= {"Empty", "Dead"} and any(name in commits for name, _ in program[:at])
     if name not in commits:
         return False
     pairs = {
