@@ -38,6 +38,8 @@ class Scene:
     """A second worker comes, and goes again."""
     restarts: str = ""
     """A process of this role is killed in the middle."""
+    much: bool = False
+    """So many orders that segments are merged and deleted."""
     topics: bool = False
     """Topics are made and deleted."""
     doubt: bool = False
@@ -73,6 +75,8 @@ SCENES: dict[str, Scene] = {
     "broker.before_orphan": Scene(before="broker.before_offsets:kill:3", forgotten=True),
     "broker.before_metadata": Scene(topics=True),
     "broker.after_metadata": Scene(topics=True),
+    "retention.between_deletions": Scene(much=True),
+    "compaction.between_deletions": Scene(much=True),
     "recovery.before_cut": Scene(torn=True),
     "recovery.after_cut": Scene(torn=True),
     "recovery.before_index": Scene(no_index=True, restarts="worker"),
@@ -97,6 +101,15 @@ SCENES |= dict.fromkeys(
     ],
     Scene(dual=True),
 )
+
+
+PARKING = frozenset(
+    [
+        *("owner.before_handler", "owner.after_handler", "owner.before_replay", "owner.before_look_up"),
+        *("handler.between_effects",),
+    ]
+)
+"""Where an exception is taken for the record's fault: `raise` parks its key, visibly, and nothing of it is done."""
 
 
 def scene_of(point: str) -> Scene:

@@ -21,7 +21,7 @@ from typing import Any
 
 from semel.failpoints import FAILPOINTS
 from tests.failpoints.chain import Chain, Result
-from tests.failpoints.plan import Case, Scene, cases, scene_of
+from tests.failpoints.plan import PARKING, Case, Scene, cases, scene_of
 
 _FINE = ("clean", "unreached")
 WARM_UP_CASES = 9
@@ -58,7 +58,13 @@ def read(folder: Path) -> dict[str, dict[str, Any]]:
 
 async def work(folder: Path, todo: list[Case], job: int) -> None:
     """Run cases: those without a scene many at a time, the others and what was not clean one after the other."""
-    together = [case for case in todo if scene_of(case.point) == Scene() and FAILPOINTS[case.point].role != "app"]
+    together = [
+        case
+        for case in todo
+        if scene_of(case.point) == Scene()
+        and FAILPOINTS[case.point].role != "app"
+        and not (case.action == "raise" and case.point in PARKING)
+    ]
     dual = [case for case in todo if scene_of(case.point).dual]
     alone = [case for case in todo if case not in together and case not in dual]
     rows = [[case for case in together if FAILPOINTS[case.point].role == role] for role in ("broker", "worker", "http")]

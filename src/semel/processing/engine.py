@@ -171,7 +171,10 @@ class Engine:
         except Fenced as error:
             raise self._explain(error) from error
         except Fatal as error:
-            await self._blame_successor(error)
+            try:
+                await self._blame_successor()
+            except Fenced as fenced:
+                raise self._explain(fenced) from error
             raise
         finally:
             if lag is not None:
@@ -221,7 +224,7 @@ class Engine:
             "SEMEL_INSTANCE (a copied data folder copies the instance id: remove its file 'instance')."
         )
 
-    async def _blame_successor(self, error: Fatal) -> None:
+    async def _blame_successor(self) -> None:
         """Who stood still long enough finds the records gone that its successor is through with: say that instead.
 
         Raises `Fenced` when another process has our identity; a Kafka that cannot be asked leaves the error as it is.
@@ -229,8 +232,8 @@ class Engine:
         try:
             async with asyncio.timeout(OWNER_SECONDS):
                 await self._producer.check_owner()
-        except Fenced as fenced:
-            raise self._explain(fenced) from error
+        except Fenced:
+            raise
         except (*_WAIT, SemelError):
             return
 
@@ -299,7 +302,7 @@ class Engine:
         """
         if self._is_rejoining or isinstance(error, ConfigurationError):
             raise error
-        await self._blame_successor(error)
+        await self._blame_successor()
         self._is_rejoining = True
         log.error("%s joins its group anew: %s", self.identity, error)
         with suppress(*_WAIT, SemelError):
