@@ -57,9 +57,7 @@ def _judge_strangers(evidence: Evidence, model: Model, logs: LogPass, findings: 
             findings.add("E3", place, f"it names attempt {name}, which had no such input", (name,))
     if not model.lost_lines:
         for name, places in logs.unknown.items():
-            findings.add(
-                "E3", tuple(places[:10]), f"{len(places)} records of attempt {name}, which the history does not name"
-            )
+            findings.add("E3", tuple(places), f"records of attempt {name}, which the history does not name")
     if not logs.misplaced:
         return
     told = dict.fromkeys(logs.misplaced, "")
@@ -71,7 +69,7 @@ def _judge_strangers(evidence: Evidence, model: Model, logs: LogPass, findings: 
             places = places[1:]  # Its sender does not know, so it may be there once.
         elif not told[name]:
             if not model.lost_lines:
-                findings.add("E3", tuple(places[:10]), f"attempt {name} sent it, which the history does not name")
+                findings.add("E3", tuple(places), f"attempt {name} sent it, which the history does not name")
             continue
         for place in places:
             also = f"at {told[name]}" if told[name] else "in another place"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from crc32c import crc32c
 
@@ -43,6 +43,8 @@ COMMITTED, ABORTED, SPLIT, UNENDED = 1, 2, 4, 8
 partition, or in one with another attempt's; in one that is still open."""
 
 SEQUENCES = 1 << 31
+PLACES_MAX = 10
+"""Places that are named of one attempt that nobody knows."""
 _CRC_FROM = 21
 """Where a batch's checksummed part begins."""
 _TRANSACTIONAL, _CONTROL = 0x10, 0x20
@@ -489,7 +491,7 @@ class _Reading:
                 input_at = int(at)
                 i = input_at - low
                 if not 0 <= i < size:
-                    self._whole.strays.setdefault(attempt, []).append(f"{self._log}@{offset}")
+                    note_place(self._whole.strays, attempt, f"{self._log}@{offset}")
                     continue
                 mask = lane.mask
                 if not mask[i]:
@@ -560,7 +562,7 @@ class _Reading:
         attempt, lane, low, size = place
         i = input_at - low
         if not 0 <= i < size:
-            self._whole.strays.setdefault(attempt, []).append(f"{self._log}@{offset}")
+            note_place(self._whole.strays, attempt, f"{self._log}@{offset}")
             return
         if is_parked:
             bit = PARKED_BIT
@@ -603,9 +605,9 @@ class _Reading:
         attempt, _ = self._whole.resolve(front)
         where = f"{self._log}@{offset}"
         if attempt:
-            self._whole.strays.setdefault(attempt, []).append(where)
+            note_place(self._whole.strays, attempt, where)
         elif offset >= self._log.begin:
-            self._whole.unknown.setdefault(front.decode(errors="replace").partition("|")[0], []).append(where)
+            note_place(self._whole.unknown, front.decode(errors="replace").partition("|")[0], where)
 
     # --- From outside ---
 
@@ -627,7 +629,14 @@ class _Reading:
             self._findings.add("L4", where, why)
             self._findings.add("E17", where, why)
         else:
-            self._whole.misplaced.setdefault(attempt, []).append(where)
+            note_place(self._whole.misplaced, attempt, where)
+
+
+def note_place(known: dict[Any, list[str]], attempt: str | int, place: str) -> None:
+    """Remember where records of an attempt stand that is in none of the history's places; the first ones are enough."""
+    places = known.setdefault(attempt, [])
+    if len(places) < PLACES_MAX:
+        places.append(place)
 
 
 def entries_of(log: Log) -> Iterator[tuple[LogBatch, list[bytes | None], bool | None]]:
