@@ -58,21 +58,19 @@ def _judge_strangers(evidence: Evidence, model: Model, logs: LogPass, findings: 
     if not model.lost_lines:
         for name, places in logs.unknown.items():
             findings.add("E3", tuple(places), f"records of attempt {name}, which the history does not name")
-    if not logs.misplaced:
-        return
-    told = dict.fromkeys(logs.misplaced, "")
-    for event in evidence.events():
+    told = {name: "" for name in logs.misplaced if name not in model.unsettled}
+    for event in evidence.events() if told else ():
         if type(event) is Send and event.type == "ok" and event.a in told:
             told[event.a] = f"{event.topic}-{event.partition}@{event.offset}"
     for name, places in logs.misplaced.items():
-        if not told[name] and name in model.unsettled:
+        if name in model.unsettled:
             places = places[1:]  # Its sender does not know, so it may be there once.
         elif not told[name]:
             if not model.lost_lines:
                 findings.add("E3", tuple(places), f"attempt {name} sent it, which the history does not name")
             continue
         for place in places:
-            also = f"at {told[name]}" if told[name] else "in another place"
+            also = f"at {told[name]}" if told.get(name) else "in another place"
             findings.add("L2", place, f"the record that was sent as {name} also stands {also}")
 
 

@@ -73,7 +73,7 @@ class Log:
 
     def batches(self) -> Iterator[LogBatch]:
         """Every batch in order of offsets. Raises `CorruptBatch` for bytes that are no whole batch."""
-        rest = b""
+        rest, new = b"", tuple.__new__  # A named tuple's own constructor is Python, and takes three times as long.
         for piece in self.chunks():
             buffer = rest + piece if rest else piece
             at, size = 0, len(buffer)
@@ -82,7 +82,7 @@ class Log:
                 end = at + LENGTH_FROM + header.batch_length
                 if end > size:
                     break
-                yield LogBatch(header, buffer, at)
+                yield new(LogBatch, (header, buffer, at))
                 at = end
             rest = buffer[at:]
         if rest:

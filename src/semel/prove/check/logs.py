@@ -314,12 +314,11 @@ class _Reading:
     def _producer(self, batch: LogBatch) -> None:
         """A batch that does not simply continue its producer's numbers."""
         header, log = batch.header, self._log
-        at = f"{log}@{header.base_offset}"
         producer, epoch, sequence = header.producer_id, header.producer_epoch, header.base_sequence
         known = self._producers.get(producer)
         if known is not None and epoch < known[0]:
             why = f"producer {producer} wrote in epoch {epoch} after epoch {known[0]} had begun"
-            self._findings.add("L8", at, why)
+            self._findings.add("L8", f"{log}@{header.base_offset}", why)
             return
         if header.is_control:
             self._producers[producer] = (epoch, known[1] if known is not None and known[0] == epoch else 0)
@@ -328,7 +327,7 @@ class _Reading:
         is_told = known is not None or log.start == 0  # What a producer wrote below the log's start is not known.
         if sequence != due and is_told and not log.is_compacted:
             why = f"producer {producer}, epoch {epoch}: sequence {sequence} where {due} was due"
-            self._findings.add("L9", at, why)
+            self._findings.add("L9", f"{log}@{header.base_offset}", why)
         self._producers[producer] = (epoch, (sequence + header.last_offset_delta + 1) % SEQUENCES)
 
     # --- Records ---

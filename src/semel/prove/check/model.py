@@ -343,7 +343,7 @@ class Model:
 
     def _send(self, event: Send) -> None:
         if event.type == "invoke":
-            self.unsettled[event.a] = Sent(event.id, event.topic, OPEN)
+            self.unsettled[event.a] = tuple.__new__(Sent, (event.id, event.topic, OPEN))
             return
         known = self.unsettled.get(event.a)
         if known is None:
