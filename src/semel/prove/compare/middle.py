@@ -250,6 +250,7 @@ class Middle:
             return
         link = Link(writer, to_broker)
         answers = asyncio.create_task(self._answers(from_broker, link))
+        answers.add_done_callback(lambda _task: link.cut())
         try:
             await self._requests(reader, link)
             await link.kept.wait()

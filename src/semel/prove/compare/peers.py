@@ -25,6 +25,8 @@ class Peer:
     script: str
     """The module of its loop."""
     group_suffix: str = ""
+    writes_rows: bool = False
+    """Its effects are rows of a database, not records of a topic."""
 
     def argv(self, _slot: int) -> list[str]:
         """What starts one process of the loop."""
@@ -56,6 +58,11 @@ PEERS: dict[str, Peer] = {
         Peer("aiokafka", ("aiokafka",), "exactly-once", "aiokafka_loop"),
         Peer("quixstreams", ("quixstreams", "confluent-kafka"), "exactly-once", "quixstreams_loop"),
         Peer("faststream", ("faststream", "aiokafka"), "at-least-once", "faststream_loop"),
+        _Semel("semel-rows", ("semel",), "exactly-once", "semel_rows", ".reserve", writes_rows=True),
+        Peer("confluent-kafka-rows", ("confluent-kafka",), "at-least-once", "confluent_kafka_rows", writes_rows=True),
+        Peer("aiokafka-rows", ("aiokafka",), "at-least-once", "aiokafka_rows", writes_rows=True),
+        Peer("quixstreams-rows", ("quixstreams",), "at-least-once", "quixstreams_rows", writes_rows=True),
+        Peer("faststream-rows", ("faststream", "aiokafka"), "at-least-once", "faststream_rows", writes_rows=True),
     )
 }
 

@@ -20,7 +20,7 @@ __all__ = ["Broker", "Loops"]
 _RESTART_SECONDS = 0.5
 _STOP_SECONDS = 15.0
 """How long a loop may take to end after SIGTERM; then it is killed."""
-_START_SECONDS = 30.0
+_START_SECONDS = 120.0
 
 
 class Loops:

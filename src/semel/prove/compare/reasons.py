@@ -31,8 +31,8 @@ _SAME_NAME = (
     "transaction to the next. Transactions V2 (KIP-890) raise the epoch at every end; this client does not speak them."
 )
 _AT_LEAST_ONCE = (
-    "outputs and position are written separately, and what happens between the two is worked on again. The "
-    "documentation promises at-least-once and no more."
+    "outputs and position are written separately, and what happens between the two is worked on again: at-least-once, "
+    "and the documentation promises no more."
 )
 
 

@@ -137,22 +137,22 @@ async def _broker_kill(field: Field, _number: int) -> bool:
 FAULTS: dict[str, Strikes] = {
     fault.name: fault
     for fault in (
-        Strikes("restart", "SIGTERM and a new start, as every deployment does: no fault at all", 6, _restart),
-        Strikes("kill", "kill -9 of a loop at random moments", 8, _kill),
-        Strikes("kill-at-commit", "kill -9 at the moment when a loop commits", 6, _kill_at_commit),
-        Strikes("zombie", "SIGSTOP of a loop for longer than its session, then SIGCONT", 3, _zombie),
-        Strikes("late-commit", "a commit arrives late, in the next transaction", 6, _late(END_TXN, True)),
+        Strikes("restart", "SIGTERM and a new start, as every deployment does: no fault at all", 4, _restart),
+        Strikes("kill", "kill -9 of a loop at random moments", 5, _kill),
+        Strikes("kill-at-commit", "kill -9 at the moment when a loop commits", 3, _kill_at_commit),
+        Strikes("zombie", "SIGSTOP of a loop for longer than its session, then SIGCONT", 2, _zombie),
+        Strikes("late-commit", "a commit arrives late, in the next transaction", 4, _late(END_TXN, True)),
         Strikes(
             "late-abort",
             "an abort arrives late, in the next transaction; the work fails now and then, so that there are aborts",
-            6,
+            4,
             _late(END_TXN, False),
             flaky=True,
         ),
-        Strikes("late-offsets", "offsets arrive late, in the next transaction", 4, _late(TXN_OFFSET_COMMIT)),
-        Strikes("late-produce", "a batch arrives late, in the next transaction", 6, _late(PRODUCE)),
-        Strikes("lost-answers", "the answer to EndTxn, TxnOffsetCommit or Produce is lost", 9, _lost_answers),
-        Strikes("broker-kill", "kill -9 of the broker, and its restart", 4, _broker_kill, own_broker=True),
+        Strikes("late-offsets", "offsets arrive late, in the next transaction", 3, _late(TXN_OFFSET_COMMIT)),
+        Strikes("late-produce", "a batch arrives late, in the next transaction", 4, _late(PRODUCE)),
+        Strikes("lost-answers", "the answer to EndTxn, TxnOffsetCommit or Produce is lost", 6, _lost_answers),
+        Strikes("broker-kill", "kill -9 of the broker, and its restart", 3, _broker_kill, own_broker=True),
     )
 }
 

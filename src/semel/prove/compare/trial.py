@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -37,6 +38,7 @@ __all__ = ["Trial", "run_trial"]
 
 RATE = 100
 """Orders a second: each of them takes 2 ms of work, so the loops are not behind and not idle."""
+ITEMS_DATABASE = "items.db"
 MAX_ORDERS = 20_000
 """A trial ends its input here, whatever its faults are waiting for."""
 _QUIET_SECONDS = 40.0
@@ -128,14 +130,14 @@ async def run_trial(
         folder = _folder(f"{peer.name}-{fault.name}-{seed}-", keep, stack)
         broker = None if kafka else Broker(folder)
         if broker is not None:
-            await broker.start()
             stack.callback(broker.stop)
+            await broker.start()
         bootstrap = kafka or broker.bootstrap if broker is not None else str(kafka)
         middle = Middle(bootstrap)
         await middle.start()
         stack.push_async_callback(middle.close)
         names = _Names(f"compare{int(time.time() * 1000) % 10**9}" if kafka else "compare", peer)
-        work = _Work(bootstrap, names)
+        work = _Work(bootstrap, names, folder / ITEMS_DATABASE if peer.writes_rows else None)
         await work.create()
         loops = _loops(processes, fault, names, middle.address, folder)
         loops.start()
@@ -190,6 +192,7 @@ def _loops(processes: int, fault: Strikes, names: _Names, address: str, folder: 
             "GROUP": names.run,
             "INSTANCE": str(slot),
             "FLAKY": str(folder) if fault.flaky else "",
+            "DATABASE": str(folder / ITEMS_DATABASE),
             "SEMEL_KAFKA": address,
             "SEMEL_DATA": str(folder / "semel"),
             "SEMEL_INSTANCE": "compare",
@@ -226,8 +229,8 @@ async def _under_fire(fault: Strikes, ground: Field, work: _Work, say: Callable[
 class _Work:
     """The input and the output of one trial, on the broker itself: nothing of this passes through the middle."""
 
-    def __init__(self, bootstrap: str, names: _Names) -> None:
-        self._bootstrap, self._names = bootstrap, names
+    def __init__(self, bootstrap: str, names: _Names, database: Path | None) -> None:
+        self._bootstrap, self._names, self._database = bootstrap, names, database
         self._counts = {names.orders: settings.ORDER_PARTITIONS, names.items: settings.ITEM_PARTITIONS}
         self._producer = confluent_kafka.Producer(
             {"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 0}
@@ -273,6 +276,9 @@ class _Work:
         ends = await admin.list_offsets(orders, at="high_watermark")
         stable = await admin.list_offsets(items, at="stable")
         high = await admin.list_offsets(items, at="high_watermark")
+        if self._database is not None:
+            high[items[0]] = len(self._rows())
+            stable[items[0]] = high[items[0]]
         behind = sum(end - max(0, committed.get(partition, 0)) for partition, end in ends.items())
         return behind, sum(high.values()) - sum(stable.values()), sum(high.values())
 
@@ -321,14 +327,23 @@ class _Work:
                 if not passed_only or record.offset < committed.get(partition, 0):
                     value = json.loads(record.value or b"{}")
                     expected[value["id"]] = range(value["items"])
-        effects = []
+        found = [Effect(order, position, (0, number)) for number, (order, position) in enumerate(self._rows())]
         for partition in self._partitions(self._names.items):
             for record in log[partition]:
                 value = json.loads(record.value or b"{}")
-                target = (record.partition, record.offset)
-                if value["order"] in expected or not passed_only:
-                    effects.append(Effect(value["order"], value["position"], target))
+                found.append(Effect(value["order"], value["position"], (record.partition, record.offset)))
+        effects = [effect for effect in found if effect.input_id in expected or not passed_only]
         return len(expected), len(effects), check_effects(expected, effects)
+
+    def _rows(self) -> list[tuple[int, int]]:
+        """Every row that the loops committed, in the order in which they did."""
+        if self._database is None or not self._database.exists():
+            return []
+        with closing(sqlite3.connect(self._database, timeout=30)) as connection:
+            try:
+                return connection.execute('SELECT "order", position FROM items ORDER BY rowid').fetchall()
+            except sqlite3.OperationalError:  # The first loop has not made the table yet.
+                return []
 
     async def _scan(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, list[Record]]:
         """Every committed record, in the order of its partition."""

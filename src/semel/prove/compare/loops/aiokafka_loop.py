@@ -2,7 +2,8 @@
 
 The example of its documentation (examples, "Transactional Consume-Process-Produce") with what it leaves out: after an
 abort the consumer goes back to the committed offsets (the example would go on behind the aborted records and lose
-them), and so it does when a batch was read across a rebalance. An error that is not the work's ends the process,
+them), and so it does when a batch was read across a rebalance; and every record's delivery is awaited before the commit
+(aiokafka commits a transaction of which a batch was refused). An error that is not the work's ends the process,
 which is then started again with the same transactional id.
 """
 
@@ -71,11 +72,13 @@ async def run(stopping: asyncio.Event) -> None:
 
 async def transaction(producer: AIOKafkaProducer, batch: dict[Any, list[Any]]) -> None:
     async with producer.transaction():
+        sent = []
         for messages in batch.values():
             for message in messages:
                 await asyncio.sleep(work.STEP_SECONDS)
                 for key, value in work.items_of(json.loads(message.value)):
-                    await producer.send(work.ITEMS, json.dumps(value).encode(), key.encode())
+                    sent.append(await producer.send(work.ITEMS, json.dumps(value).encode(), key.encode()))
+        await asyncio.gather(*sent)
         offsets = {partition: messages[-1].offset + 1 for partition, messages in batch.items()}
         await producer.send_offsets_to_transaction(offsets, work.GROUP)
 

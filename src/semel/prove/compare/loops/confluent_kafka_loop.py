@@ -30,6 +30,7 @@ class Loop:
                 "bootstrap.servers": work.BOOTSTRAP,
                 "transactional.id": f"{work.GROUP}-{work.INSTANCE}",
                 "transaction.timeout.ms": work.TRANSACTION_TIMEOUT_MS,
+                "metadata.recovery.strategy": work.LIBRDKAFKA_RECOVERY,
             }
         )
         self._consumer = Consumer(

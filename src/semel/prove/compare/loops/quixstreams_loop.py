@@ -29,7 +29,10 @@ def main() -> None:
         commit_interval=work.COMMIT_SECONDS,
         auto_create_topics=False,
         state_dir=tempfile.mkdtemp(prefix="quix-"),
-        producer_extra_config={"transaction.timeout.ms": work.TRANSACTION_TIMEOUT_MS},
+        producer_extra_config={
+            "transaction.timeout.ms": work.TRANSACTION_TIMEOUT_MS,
+            "metadata.recovery.strategy": work.LIBRDKAFKA_RECOVERY,
+        },
         consumer_extra_config={"session.timeout.ms": work.SESSION_TIMEOUT_MS},
     )
     source = app.topic(work.ORDERS, value_deserializer="json")
