@@ -29,7 +29,7 @@ from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
 
 SETTINGS = {"socket.timeout.ms": 1_000, "delivery.timeout.ms": 60_000}
-STRIKES = 25
+STRIKES = 15
 
 
 def targets(links: Links, **more: object) -> Targets:
