@@ -25,6 +25,7 @@ from semel.wire.partitioner import partition_for
 __all__ = ["Driver", "Sent"]
 
 _COPIES_SHARE = 0.1
+_RECONNECT_SHARE = 0.1
 _RECORD_DONE = 200
 _DELIVERY_MS = 120_000
 _AGAIN_SECONDS = 0.2
@@ -42,7 +43,7 @@ class Sent:
     answered_at: array[float] = field(default_factory=lambda: array("d"))
     """Seconds of the monotonic clock, one for each input with a final answer."""
     by_address: dict[Address, array[float]] = field(default_factory=dict)
-    """The same for each HTTP instance."""
+    """Every final answer of each HTTP instance, also to copies."""
     attempts: int = 0
     replayed: int = 0
     refused: list[str] = field(default_factory=list)
@@ -119,6 +120,8 @@ class Driver:
                 if job is None:
                     break
                 await self._send(job, connection, second)
+                if self._rng.random() < _RECONNECT_SHARE:
+                    connection.close()  # As a load balancer spreads them: an instance that is back gets its share.
         finally:
             connection.close()
             second.close()
@@ -176,11 +179,8 @@ class Driver:
     def _settled(self, job: Job, answer: Answer) -> None:
         if not answer.is_final:
             return
-        now = time.monotonic()
         self.sent.statuses[job.number] = answer.status
-        self.sent.answered_at.append(now)
-        if answer.address is not None:
-            self.sent.by_address.setdefault(answer.address, array("d")).append(now)
+        self.sent.answered_at.append(time.monotonic())
         if answer.status >= 400 and len(self.sent.refused) < _EXAMPLES_MAX:
             self.sent.refused.append(f"{job.route} {job.body[:100]!r}: {answer.status} {answer.body[:200]!r}")
 
@@ -238,6 +238,8 @@ class _Attempts:
     def answered(self, attempt: str, answer: Answer, _seconds: float) -> None:
         kind: history.Outcome = "info" if not answer.is_final else "fail" if answer.status >= 400 else "ok"
         self._sent.replayed += answer.replayed
+        if answer.is_final and answer.address is not None:
+            self._sent.by_address.setdefault(answer.address, array("d")).append(time.monotonic())
         history.note(
             history.Http(
                 type=kind,
