@@ -12,6 +12,7 @@ from unittest import mock
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
+from semel.env import Env
 from semel.errors import OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 from semel.ingress.gateway import Gateway
@@ -21,13 +22,18 @@ from semel.ingress.requests import requests_topic
 from semel.processing.component import Component
 from semel.processing.topics import Topic
 from semel.processing.topology import prepare_topics
+from semel.processing.worker import Runnable
+from semel.settings import Settings
 from semel.types import TopicPartition
 from tests.simulation.actors import Actor, read_whole
 from tests.simulation.callers import Caller, GatewayActor, Purger, Trouble, check_asked, owner
 from tests.simulation.consumer import GroupConsumer, PartitionReader
+from tests.simulation.database import DatabaseHost
+from tests.simulation.fibers import Fiber, sleep
 from tests.simulation.history import Seen, Violation
 from tests.simulation.loop import PROCESS, Crash, Process
-from tests.simulation.plan import Fault, Plan
+from tests.simulation.plan import DATABASE_FAULTS, Fault, Plan
+from tests.simulation.sinking import SINK, check_database, positions, sink_engine
 from tests.simulation.workers import (
     APP,
     CHANGELOG,
@@ -48,6 +54,8 @@ from tests.simulation.world import World
 __all__ = ["ChainWorld"]
 
 _LATER = (Retriable, OutcomeUnknown)
+_SESSION = {"idle_in_transaction_session_timeout": "2s", "statement_timeout": "4s"}
+"""The database lets go of who stands still about as soon as the group does."""
 POINTS = 12
 """A fault strikes at one of the next so many steps."""
 COUNT_GROUP = f"{APP}.count"
@@ -63,6 +71,8 @@ class ChainWorld(World):
         super().__init__(plan)
         self.history.expected = (Poison, Trouble)
         self._runs = 0
+        self.database = DatabaseHost(self)
+        self._fibers: list[Fiber] = []
         self.is_draining = False
         self._armed: list[tuple[int, Fault]] = []
         """Faults that wait for so many more steps of the chain's processes."""
@@ -83,6 +93,15 @@ class ChainWorld(World):
         """What a worker runs, each with an engine of its own."""
         found = [Counting(self.plan.knobs, self.stream(f"handler of {process.name}")).component]
         return [*found, owner(self, process)] if self.plan.gateways else found
+
+    def sinks(self, settings: Settings, env: Env, slot: int) -> dict[str, Runnable]:
+        """What a worker runs beside the components."""
+        return {SINK: sink_engine(self, settings, env, slot)} if self.plan.sinks else {}
+
+    def fiber(self) -> Fiber:
+        """A thread for the sink of the process that runs now."""
+        self._fibers.append(Fiber(self.loop))
+        return self._fibers[-1]
 
     def gateways(self) -> list[tuple[Process, Gateway]]:
         """Those that answer now, as a load balancer sees it."""
@@ -123,12 +142,41 @@ class ChainWorld(World):
         self.trace("group", group, process.name, "has", *partitions)
 
     def strike(self, fault: Fault) -> None:
-        if fault.kind not in ("zombie", "kill at point") or self._calm:
+        if self._calm:
+            return
+        if fault.kind in DATABASE_FAULTS:
+            self._strike_database(fault)
+            return
+        if fault.kind not in ("zombie", "kill at point"):
             super().strike(fault)
             return
         self.trace("fault", fault)
         # At once would most often be while it waits for a poll: at one of its next durable steps is more telling.
         self._armed.append((int(fault.draw * POINTS), fault))
+
+    def _strike_database(self, fault: Fault) -> None:
+        self.trace("fault", fault)
+        if fault.kind == "end session":
+            self.database.end_session(fault.draw)
+        elif fault.kind == "cut database":
+            self.database.cut(fault.draw)
+        elif fault.kind == "restart database":
+            self.database.restart(fault.seconds)
+        else:
+            self.database.commit_fault = "before" if fault.draw < 0.5 else "after"
+
+    def kill_client(self, actor: Actor, process: Process) -> None:
+        super().kill_client(actor, process)
+        self.database.process_ended(process)
+
+    def end_life(self, actor: Actor, process: Process) -> None:
+        super().end_life(actor, process)
+        self.database.process_ended(process)
+
+    def abandon(self) -> None:
+        for fiber in self._fibers:
+            fiber.end()
+        super().abandon()
 
     def reached(self, name: str, *_: Any) -> None:
         """In the place of `failpoint`: what is armed for the steps of the chain's processes strikes here."""
@@ -168,6 +216,8 @@ class ChainWorld(World):
             await self._answered(client, deadline)
         fed = await self._logs(client, deadline, FED, committed=True)
         await self._reach(client, deadline, COUNT_GROUP, _ends(fed))
+        if self.plan.sinks:
+            await self._applied(_ends(await self._logs(client, deadline, COUNTED, committed=True)), deadline)
         self.is_draining = True
         workers = [actor for actor in self.actors if isinstance(actor, (WorkerActor, GatewayActor))]
         for worker in workers:
@@ -188,6 +238,13 @@ class ChainWorld(World):
             except _LATER:
                 await asyncio.sleep(0.1)
         await self._reach(client, deadline, f"{APP}.requests", {at: end for at, end in ends.items() if end})
+
+    async def _applied(self, due: dict[TopicPartition, int], deadline: float) -> None:
+        """Wait until the sink's positions are behind these records."""
+        while not all(positions(self).get(at, 0) >= end for at, end in due.items()):
+            if self.loop.now > deadline:
+                raise Violation("liveness", f"the sink is at {positions(self)} and does not reach {due}")
+            await asyncio.sleep(0.1)
 
     async def _logs(
         self, client: KafkaClient, deadline: float, topic: str, *, committed: bool
@@ -232,6 +289,8 @@ class ChainWorld(World):
         changes = await self._logs(client, deadline, CHANGELOG, committed=True)
         self._check_counting(fed, counted, parked)
         self._check_state(fed, changes)
+        if self.plan.sinks:
+            check_database(self, {at: [record.value for record in seen] for at, seen in counted.items()})
         if history.problem is not None:
             raise history.problem
 
@@ -327,6 +386,10 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))
         stack.enter_context(mock.patch("semel.processing.seams.Reader", reader))
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
+        stack.enter_context(mock.patch("semel.sinks.source.Consumer", consumer))
+        stack.enter_context(mock.patch("semel.sinks.sql.postgres.psycopg.connect", world.database.connect))
+        stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))
+        stack.enter_context(mock.patch.dict("semel.sinks.sql.postgres._SESSION", _SESSION))
         for name, module in sorted(sys.modules.items()):
             if name.startswith("semel.") and vars(module).get("failpoint") is failpoint and name != "semel.failpoints":
                 stack.enter_context(mock.patch.object(module, "failpoint", world.reached))

@@ -6,9 +6,12 @@ from typing import Any
 
 from semel.client.admin import Admin
 from semel.client.producer import TransactionalProducer
-from semel.errors import OutcomeUnknown
+from semel.ingress import rules
+from semel.ingress.rules import Verdict
 from semel.processing import engine as engine_module
 from semel.processing.engine import Engine
+from semel.sinks.engine import SinkEngine
+from semel.sinks.sql.sink import SqlSink
 from semel.types import GroupMetadata
 from tests.simulation.mutants import Mutant, instead
 
@@ -20,11 +23,6 @@ CHAIN_MUTANTS: dict[str, Mutant] = {}
 @instead(CHAIN_MUTANTS, "offsets are sent without the member's generation", TransactionalProducer, "send_offsets")
 def _(real: Any, self: Any, offsets: Any, group: GroupMetadata) -> Any:
     return real(self, offsets, GroupMetadata(group.group_id))
-
-
-@instead(CHAIN_MUTANTS, "taking over does not wait for open transactions", Admin, "committed_offsets")
-def _(real: Any, self: Any, group: str, partitions: Any, require_stable: bool = True) -> Any:
-    return real(self, group, partitions, require_stable=False)
 
 
 @instead(CHAIN_MUTANTS, "state is not restored", engine_module, "take_over")
@@ -46,14 +44,38 @@ async def _(real: Any, self: Any, recovery: Any) -> None:
         held.position = max(held.position, kept.get(at, 0))
 
 
-@instead(CHAIN_MUTANTS, "a unit of lost partitions is committed", Engine, "on_lost")
-async def _(real: Any, self: Any, partitions: Any) -> None:
-    self._forget(partitions)
+# --- The owner of requests ---
 
 
-@instead(CHAIN_MUTANTS, "a commit of unknown outcome counts as done", Engine, "_transact")
-async def _(real: Any, self: Any, unit: Any, offsets: Any) -> None:
-    try:
-        await real(self, unit, offsets)
-    except OutcomeUnknown:
-        await self._producer.abort()
+@instead(CHAIN_MUTANTS, "a key that is known is run again", rules, "judge")
+def _(real: Any, *args: Any) -> Verdict:
+    return Verdict.RUN
+
+
+@instead(CHAIN_MUTANTS, "a known key answers for any body", rules, "judge")
+def _(real: Any, *args: Any) -> Verdict:
+    verdict: Verdict = real(*args)
+    return Verdict.REPLAY if verdict is Verdict.REUSED else verdict
+
+
+@instead(CHAIN_MUTANTS, "requests that were not answered are deleted too", Admin, "delete_records")
+async def _(real: Any, self: Any, offsets: Any) -> Any:
+    ends = await self.list_offsets(list(offsets), "high_watermark")
+    return await real(self, ends)
+
+
+# --- The sink ---
+
+
+@instead(CHAIN_MUTANTS, "the position is committed before the effects", SqlSink, "_advance")
+def _(real: Any, self: Any, moves: Any) -> None:
+    real(self, moves)
+    self._database.commit()
+    self._database.begin()
+
+
+@instead(CHAIN_MUTANTS, "the sink goes on after an outage without going back", SinkEngine, "_began_outage")
+def _(real: Any, self: Any, error: Any) -> None:
+    real(self, error)
+    for partition in self._partitions.values():
+        partition.is_stale = False

@@ -38,6 +38,7 @@ _BUFFER_RECORDS = 200
 """Fetched ahead of the polls; small, so that a seek finds something to drop."""
 _FETCH_WAIT_MS = 400
 _PAUSE_SECONDS = 0.05
+_POLL_TAKES_SECONDS = 0.0002
 
 
 class _Position:
@@ -73,7 +74,16 @@ class _Source:
         return f"<{type(self).__name__} {self._name} {len(self._positions)} partitions>"
 
     def _begin(self, *work: Any) -> None:
-        self._tasks += [asyncio.create_task(item) for item in work]
+        for item in work:
+            task = asyncio.create_task(item)
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that ends by a mistake of ours must not leave a consumer that stands still."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failure = Fatal(f"the consumer {self._name} cannot go on: {error!r}")
+            self._stirred.set()
 
     def _assign(self, offsets: Mapping[TopicPartition, int]) -> None:
         self._version += 1
@@ -124,6 +134,7 @@ class _Source:
 
     async def _poll(self, max_records: int, timeout: float) -> Batch:
         deadline = self._env.monotonic() + timeout
+        await asyncio.sleep(_POLL_TAKES_SECONDS)  # So that time passes, also for whoever polls without waiting.
         while True:
             await self._serve()
             self._check()
@@ -190,12 +201,12 @@ class _Source:
     async def _fetch(self, flowing: Sequence[TopicPartition]) -> None:
         version = self._version
         node_id = await self._client.leader(*flowing[0])
+        if version != self._version:
+            return
         by_topic: dict[str, list[dict[str, int]]] = {}
         for at in flowing:
             item = {"partition": at.partition, "fetch_offset": self._positions[at].fetched}
             by_topic.setdefault(at.topic, []).append(item | {"partition_max_bytes": 1 << 20})
-        if version != self._version:
-            return
         answer = await self._client.call(
             FETCH,
             node_id,

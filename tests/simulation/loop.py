@@ -15,11 +15,9 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import Any
 
+from tests.simulation.fibers import Crash, Fiber
+
 __all__ = ["PROCESS", "Crash", "Process", "SimulatedLoop", "Stuck"]
-
-
-class Crash(BaseException):
-    """Ends what a killed process was doing. No `except Exception` may take it for an error that passes."""
 
 
 class Stuck(AssertionError):
@@ -116,8 +114,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     # --- Threads and sockets ---
 
     def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
-        """The thread's work happens at once in some later moment, and its end is heard of in one after that."""
+        """The thread's work happens at once in some later moment, and its end is heard of in one after that.
+
+        In a fiber it takes as long as what it waits for.
+        """
         future = self.create_future()
+        if isinstance(executor, Fiber):
+            self.call_later(self._executor_latency(), executor.begin, lambda: func(*args), future)
+            return future
 
         def work() -> None:
             try:

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["CHAIN_FAULTS", "FAULTS", "LATE", "Fault", "Plan", "stream"]
+__all__ = ["CHAIN_FAULTS", "DATABASE_FAULTS", "FAULTS", "LATE", "Fault", "Plan", "stream"]
 
 HORIZON = 1.5
 """Seconds of virtual time in which faults begin; clients are busy for about as long."""
@@ -33,6 +33,7 @@ LATE = (0, 0, 24, 25, 26, 26, 26, 28)
 
 CHAIN_HORIZON = 3.0
 """The chain's sessions are a second long, and what ends with one takes longer."""
+DATABASE_FAULTS = ("end session", "cut database", "restart database", "break COMMIT")
 CHAIN_FAULTS = (
     *("cut",) * 2,
     "hold",
@@ -49,6 +50,8 @@ CHAIN_FAULTS = (
     "jump clock",
     "fill disk",
     "fail sync",
+    *DATABASE_FAULTS,
+    "break COMMIT",
 )
 
 
@@ -149,7 +152,7 @@ class Plan:
             "socket timeout ms": rng.choice((300, 1000)),
             "transaction timeout ms": rng.choice((1000, 3000)),
             "session timeout ms": 1000,
-            "commit interval ms": rng.choice((5, 50)),
+            "commit interval ms": rng.choice((20, 50)),
             "poison": rng.choice((0, 0, 17)),
             "handler trouble": rng.choice((0.0, 0.05)),
         }
@@ -166,7 +169,8 @@ class Plan:
             feeders=int(not by_http),
             gateways=rng.choice((1, 2)) if by_http else 0,
             callers=rng.choice((1, 2)) if by_http else 0,
-            operations=rng.choice((3, 8, 15)),
+            sinks=rng.choice((0, 1, 1)),
+            operations=rng.choice((3, 6, 10)),
             faults=_faults(rng, CHAIN_FAULTS, self.fsync, CHAIN_HORIZON, (0.05, 0.5, 2.0)),
             knobs=knobs,
         )

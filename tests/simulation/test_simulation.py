@@ -19,12 +19,13 @@ from tests.simulation.worlds import run
 
 ROOT = Path(__file__).parents[2]
 NEW_SEEDS = 200
+WORLDS_MIXED = ("broker",) * 9 + ("chain",)
+"""A seed of the chain takes ten times as long."""
 QUICK = (
     "aborted transactions are not listed",
     "a batch that is there already is appended again",
     "producer ids begin again at each start",
-    "offsets are sent without the member's generation",
-    "state is not restored",
+    "a key that is known is run again",
 )
 LATE_END_TXN = "the client goes on after an answer that never came"
 """Hit once in thousands of seeds, so it has a test of its own."""
@@ -34,7 +35,7 @@ SOAK_SEEDS = 20_000
 
 def keeps_every_promise(count: int, jobs: int = 1) -> None:
     start = fresh_start()
-    for report in campaign(start, count, jobs):
+    for report in campaign(start, count, jobs, WORLDS_MIXED):
         if report.failures:
             pytest.fail(f"seeds from {start} on: {report}\n{explain(shrink(run(report.failures[0][0])))}")
     print(f"seeds from {start} on: {report}")
@@ -53,9 +54,9 @@ def test_a_seed_is_one_run_in_every_process() -> None:
     """Every event at the same time and in the same order, whatever ran before and however strings are hashed."""
     code = (
         "import sys; from tests.simulation.plan import Plan; from tests.simulation.worlds import run;"
-        "print([run(Plan.of(seed, 'chain' if seed % 3 else 'broker')).digest for seed in map(int, sys.argv[1:])])"
+        "print([run(Plan.of(seed, 'chain' if seed % 2 else 'broker')).digest for seed in map(int, sys.argv[1:])])"
     )
-    seeds = [str(fresh_start()) for _ in range(12)]
+    seeds = [str(fresh_start()) for _ in range(6)]
 
     def digests(order: list[str], hash_seed: str) -> str:
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}

@@ -136,10 +136,11 @@ class WorkerActor(Actor):
 
     def _runnables(self, process: Process, env: Env) -> dict[str, Runnable]:
         settings = self._settings()
-        return {
+        found: dict[str, Runnable] = {
             component.name: Engine(component, settings.kafka, settings, env, Metrics(), slot=self.slot)
             for component in self.world.components(process)
         }
+        return found | self.world.sinks(settings, env, self.slot)
 
 
 class Feeder(Transactional):

@@ -257,7 +257,19 @@ class World:
         finally:
             if process.alive:
                 process.alive = False
-                self.network.process_ended(process, abruptly=False)
+                self.end_life(actor, process)
+
+    def end_life(self, actor: Actor, process: Process) -> None:
+        """What the kernel does when a process has ended by itself."""
+        self.network.process_ended(process, abruptly=False)
+
+    def abandon(self) -> None:
+        """Take everything apart."""
+        for _, process in self.lives:
+            process.alive = False
+        if self.broker_process is not None:
+            self.broker_process.alive = False
+        self.loop.abandon()
 
     def _end_life(self, actor: Actor, process: Process) -> None:
         if actor.life == int(process.name.split("#")[1]):
@@ -527,11 +539,7 @@ def run(plan: Plan, make: Callable[[Plan], World] | None = None) -> Outcome:
                 sum(map(len, world.history.observed.values())),
                 world.zombies,
             )
-            for _, process in world.lives:
-                process.alive = False
-            if world.broker_process is not None:
-                world.broker_process.alive = False
-            world.loop.abandon()
+            world.abandon()
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -68,7 +68,8 @@ class SinkEngine:
     """Runs one sink until it is drained. `slot` numbers the workers of one host, from 0.
 
     `run` raises `Fenced` when another process joined the group as us, and `ConfigurationError` when the database
-    cannot work as it is set up. `source` and `make_sink` stand in for Kafka and the database in tests.
+    cannot work as it is set up. `source` and `make_sink` stand in for Kafka and the database in tests; `executor` runs
+    the sink's calls one at a time, by default in a thread of its own.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class SinkEngine:
         slot: int = 0,
         source: Source | None = None,
         make_sink: Callable[[str], Sink] | None = None,
+        executor: Executor | None = None,
     ) -> None:
         self._spec = spec
         self.group = spec.identity(app)
@@ -98,7 +100,7 @@ class SinkEngine:
         self._env = env
         self._fence_seconds = 2 * settings.session_timeout_ms / 1000
         self._measures = Measures(metrics, spec.name)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"semel sink {self.group}")
+        self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix=f"semel sink {self.group}")
         self._draining = asyncio.Event()
         self._partitions: dict[TopicPartition, _Partition] = {}
         self._ends: dict[TopicPartition, int] = {}
