@@ -57,7 +57,7 @@ def after(name: str, *implied: str) -> Callable[[Any], Any]:
 def plant(name: str, seed: int) -> tuple[Evidence, Planted]:
     """A run with one anomaly. Seeds whose run has no room for it are passed over for the next."""
     plan = PLANS[name]
-    for again in range(50):
+    for again in range(500):
         world = World(f"{name}:{seed}:{again}", version=1 + (seed + again) % 2)
         found: list[set[tuple[str, ...]]] = []
         if plan.during is not None:
@@ -310,7 +310,14 @@ def done_again(world: World) -> Any:
         return None
     component, number = world.rng.choice(done)
     log = world.logs[INPUTS[component], number]
-    known = [offset for offset in range(world.positions[component, number]) if log.kinds[offset] is VISIBLE]
+    # Whether an attempt without outputs took effect is told by no log, so inputs that have some are taken.
+    known = [
+        offset
+        for offset in range(world.positions[component, number])
+        if log.kinds[offset] is VISIBLE and world.outputs(component, number, offset) != []
+    ]
+    if not known:
+        return None
     low = world.rng.randrange(len(known))
     inputs = known[low : low + 3]
     unit = world.make_unit(component, number, inputs, world.positions[component, number])
