@@ -35,6 +35,8 @@ class Result(NamedTuple):
     rows: list[tuple[Any, ...]] | None = None
 
 
+_BORN = "(born)"
+"""Stands beside a row's columns: a row that is deleted and inserted again is another one, and nobody waited for it."""
 Done = Callable[[Result | None, psycopg.Error | None], None]
 _Work = Generator["_Transaction", None, Result]
 """Yields whom it waits for."""
@@ -113,7 +115,15 @@ class ModelServer:
 
     def committed(self, name: str) -> list[Values]:
         """Every row, for whoever judges a run."""
-        return [dict(row.committed) for row in self.tables[name].rows if not isinstance(row.committed, _Mark)]
+        found = [row.committed for row in self.tables[name].rows]
+        return [
+            {column: value for column, value in values.items() if column != _BORN}
+            for values in found
+            if not isinstance(values, _Mark)
+        ]
+
+    def new_mark(self) -> int:
+        return next(self._numbers)
 
     # --- Locks ---
 
@@ -340,12 +350,13 @@ class ModelSession:
     ) -> Generator[_Transaction, None, list[tuple[_Row, Values]]]:
         """Lock one after the other; one that another transaction changed meanwhile is looked at again."""
         locked = []
-        for row in rows:
+        born = [None if isinstance(seen := row.seen_by(transaction), _Mark) else seen[_BORN] for row in rows]
+        for row, mark in zip(rows, born, strict=True):
             while row.writer not in (None, transaction):
                 assert row.writer is not None
                 yield row.writer
             values = row.seen_by(transaction)
-            if not isinstance(values, _Mark) and where(values, {}, parameters):
+            if not isinstance(values, _Mark) and values[_BORN] == mark and where(values, {}, parameters):
                 self.server.lock(transaction, row)
                 locked.append((row, values))
         return locked
@@ -372,7 +383,7 @@ class ModelSession:
     def _insert(self, insert: Insert, parameters: Sequence[Any], transaction: _Transaction) -> _Work:
         table = self.server.table(insert.table)
         given = {name: value({}, {}, parameters) for name, value in zip(insert.columns, insert.values, strict=True)}
-        new: Values = dict.fromkeys(table.create.columns) | given
+        new: Values = dict.fromkeys(table.create.columns) | given | {_BORN: self.server.new_mark()}
         _check_required(table, new)
         key = tuple(new[name] for name in table.create.key)
         row = table.by_key.get(key) if key else None
