@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from semel.client.batches import SEQUENCES, Batch, Identity, Lane
-from semel.types import TopicPartition
+from semel.client.transaction import TransactionProtocol
+from semel.errors import Fatal
+from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder, check_crc, read_header
 
 OWN = Identity(7, 3)
@@ -85,3 +87,27 @@ def test_a_new_identity_restamps_what_is_queued_but_never_what_may_be_in_the_log
     lane.restart()
     with pytest.raises(AssertionError, match="may be in the log"):
         lane.send(lane.peek(1), 1, Identity(7, 5))
+
+
+def test_a_transaction_after_a_failure_begins_with_nothing_of_the_failed_one() -> None:
+    """Found by a failpoint: what was queued when a request could never be written was sent in the next transaction."""
+    protocol = TransactionProtocol("t")
+    protocol.initialize(2)
+    request = protocol.next_request()
+    assert request is not None
+    protocol.init_answered(request, 0, Identity(1, 3))
+    protocol.begin(2)
+    builder = BatchBuilder()
+    builder.append(None, b"first", 1)
+    protocol.produce(Batch(TopicPartition("items", 0), builder, 1e9))
+    protocol.send_offsets({TopicPartition("in", 0): 5}, GroupMetadata("g", 1, "m", None))
+    request = protocol.next_request()
+    assert request is not None
+    protocol.broken(request, Fatal("refused"))
+    protocol.initialize(2)
+    request = protocol.next_request()
+    assert request is not None
+    protocol.init_answered(request, 0, Identity(1, 4))
+    protocol.begin(2)
+    assert protocol.sendable() == []
+    assert list(protocol.batches()) == []

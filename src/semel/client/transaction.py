@@ -615,6 +615,8 @@ class TransactionProtocol:
     def _move(self, state: State) -> None:
         assert state in MOVES[self.state], f"{self.state} -> {state} is not a move"
         self.state = state
+        if state is State.Failed:
+            self._drop_unsent()  # Or the next transaction would begin with what this one could not send.
 
 
 def _name(code: int) -> str:
