@@ -6,6 +6,7 @@ import pytest
 
 from semel.client.batches import SEQUENCES, Batch, Identity, Lane
 from semel.client.transaction import TransactionProtocol
+from semel.client.transaction_state import State
 from semel.errors import Fatal
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder, check_crc, read_header
@@ -105,6 +106,46 @@ def test_a_transaction_after_a_failure_begins_with_nothing_of_the_failed_one() -
     assert request is not None
     protocol.broken(request, Fatal("refused"))
     protocol.initialize(2)
+    request = protocol.next_request()
+    assert request is not None
+    protocol.init_answered(request, 0, Identity(1, 4))
+    protocol.begin(2)
+    assert protocol.sendable() == []
+    assert list(protocol.batches()) == []
+
+
+@pytest.mark.parametrize("answer", [0, 29, 47, None])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_new_identity_waits_for_what_a_failed_transaction_has_in_flight(answer: int | None, is_early: bool) -> None:
+    """The old batch is answered before or after the next start. 29: not allowed, 47: old epoch, None: never."""
+    protocol = TransactionProtocol("t")
+    protocol.initialize(2)
+    request = protocol.next_request()
+    assert request is not None
+    protocol.init_answered(request, 0, Identity(1, 3))
+    protocol.begin(2)
+    builder = BatchBuilder()
+    builder.append(None, b"first", 1)
+    items = TopicPartition("items", 0)
+    protocol.produce(Batch(items, builder, 1e9))
+    batch = protocol.take_batch(items, "node")
+    assert batch is not None
+    protocol.send_offsets({TopicPartition("in", 0): 5}, GroupMetadata("g", 1, "m", None))
+    request = protocol.next_request()
+    assert request is not None
+    protocol.broken(request, Fatal("refused"))
+    if not is_early:
+        protocol.initialize(2)
+        assert protocol.next_request() is None
+    if answer is None:
+        protocol.batch_unanswered(batch, "the connection is gone")
+    else:
+        protocol.batch_answered(batch, answer)
+    if is_early:
+        protocol.initialize(2)
+    elif answer == 47:
+        assert protocol.state is State.Suspect, "somebody else may own the id: that is looked into first"
+        return
     request = protocol.next_request()
     assert request is not None
     protocol.init_answered(request, 0, Identity(1, 4))

@@ -263,6 +263,8 @@ class TransactionProtocol:
         if self.state in (State.Committing, State.Aborting) and self._may_end():
             return self._request(Kind.EndTxn, commit=self._commit)
         if self.needs_init and self.state in (State.Uninitialized, State.Ready, State.InTransaction, State.Committing):
+            if self._produces_in_flight:
+                return None  # Of a transaction that failed: their answers are for the old identity.
             request = self._request(Kind.InitProducerId)
             first = self.identity == Identity()
             return replace(request, two_phase=self.two_phase, keep_prepared=first and self._keep)
@@ -528,7 +530,7 @@ class TransactionProtocol:
             self._suspect(detail)
         elif reaction is Reaction.ABORT:
             self._fail(detail, code)
-        elif reaction is Reaction.FATAL:
+        elif reaction is Reaction.FATAL and State.Failed in MOVES[self.state]:
             self.failure = kafka_error(code, f"transactional id {self.transactional_id!r}: {what}", cls=Fatal)
             self._move(State.Failed)
 
