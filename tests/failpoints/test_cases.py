@@ -29,8 +29,9 @@ SAMPLE = [
 ZOMBIE = Case("producer.before_end", "stop", "first", 1)
 FENCED_BY_WHOM = (
     r"process owns it now|Another process owns the id now as \d+:\d+|another process joined with instance id"
+    r"|was taken over by .* pid=\d+"
 )
-"""The transactional id or the place in the group, whichever of its components notices first."""
+"""The transactional id, the place in the group or a position row, whichever of its components notices first."""
 
 
 def test_a_sample_of_cases_loses_and_doubles_nothing_and_a_zombie_says_who_fenced_it(tmp_path: Path) -> None:
