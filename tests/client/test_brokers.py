@@ -207,6 +207,26 @@ def test_a_second_owner_of_an_idle_id_fences_at_the_first_write(any_broker: Any)
     run(any_broker, test)
 
 
+def test_a_batch_begun_while_the_timer_runs_for_another_is_sent_too(any_broker: Any) -> None:
+    """A busy machine: the second batch is begun when the first one's linger is over, and nobody sends after it."""
+
+    async def test(cluster: Cluster) -> None:
+        producer = Producer(cluster.client, linger_ms=50)
+        await producer.start()
+        for partition in range(2):
+            await producer.send(cluster.topic, partition, None, b"first")
+
+        async def late() -> None:
+            time.sleep(0.06)  # Nothing else runs meanwhile, as when the processor is taken away.
+            await producer.send(cluster.topic, 1, None, b"second")
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(producer.send(cluster.topic, 0, None, b"second"), late())
+        await producer.close()
+
+    run(any_broker, test)
+
+
 def test_epochs_of_many_transactions_and_a_restart(any_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         expected = []

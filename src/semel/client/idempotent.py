@@ -194,6 +194,13 @@ class Producer:
         elif self._linger_timer is None:
             self._linger_timer = asyncio.get_running_loop().call_later(self._linger, self._linger_over)
 
+    def _linger_on(self, now: float) -> None:
+        """Come back for batches that were begun while the timer ran for others: nobody else may ever ask."""
+        left = [filling.opened + self._linger - now for filling in self._filling.values()]
+        if self._linger_timer is None and any(seconds > 0 for seconds in left):
+            seconds = min(seconds for seconds in left if seconds > 0)
+            self._linger_timer = asyncio.get_running_loop().call_later(seconds, self._linger_over)
+
     def _linger_over(self) -> None:
         self._linger_timer = None
         self._sender.schedule()
@@ -208,6 +215,7 @@ class Producer:
             lane = self._lanes.get(where)
             if lane is None or (len(lane.batches) < self._max_in_flight and filling.opened + self._linger <= now):
                 self._close_batch(where)
+        self._linger_on(now)
         while self._write_batches():
             continue
 
