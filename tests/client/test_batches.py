@@ -90,26 +90,38 @@ def test_a_new_identity_restamps_what_is_queued_but_never_what_may_be_in_the_log
         lane.send(lane.peek(1), 1, Identity(7, 5))
 
 
-def test_a_transaction_after_a_failure_begins_with_nothing_of_the_failed_one() -> None:
-    """Found by a failpoint: what was queued when a request could never be written was sent in the next transaction."""
-    protocol = TransactionProtocol("t")
-    protocol.initialize(2)
+ITEMS = TopicPartition("items", 0)
+
+
+def initialized(protocol: TransactionProtocol, epoch: int) -> None:
+    """The next request is InitProducerId, and its answer opens the way for a transaction."""
     request = protocol.next_request()
     assert request is not None
-    protocol.init_answered(request, 0, Identity(1, 3))
+    protocol.init_answered(request, 0, Identity(1, epoch))
     protocol.begin(2)
+
+
+def broken_by_its_offsets(protocol: TransactionProtocol, *, in_flight: bool = False) -> Batch | None:
+    """A transaction with one batch, queued or in flight, whose offsets can never be written."""
+    protocol.initialize(2)
+    initialized(protocol, 3)
     builder = BatchBuilder()
     builder.append(None, b"first", 1)
-    protocol.produce(Batch(TopicPartition("items", 0), builder, 1e9))
+    protocol.produce(Batch(ITEMS, builder, 1e9))
+    batch = protocol.take_batch(ITEMS, "node") if in_flight else None
     protocol.send_offsets({TopicPartition("in", 0): 5}, GroupMetadata("g", 1, "m", None))
     request = protocol.next_request()
     assert request is not None
     protocol.broken(request, Fatal("refused"))
+    return batch
+
+
+def test_a_transaction_after_a_failure_begins_with_nothing_of_the_failed_one() -> None:
+    """Found by a failpoint: what was queued when a request could never be written was sent in the next transaction."""
+    protocol = TransactionProtocol("t")
+    broken_by_its_offsets(protocol)
     protocol.initialize(2)
-    request = protocol.next_request()
-    assert request is not None
-    protocol.init_answered(request, 0, Identity(1, 4))
-    protocol.begin(2)
+    initialized(protocol, 4)
     assert protocol.sendable() == []
     assert list(protocol.batches()) == []
 
@@ -119,21 +131,8 @@ def test_a_transaction_after_a_failure_begins_with_nothing_of_the_failed_one() -
 def test_a_new_identity_waits_for_what_a_failed_transaction_has_in_flight(answer: int | None, is_early: bool) -> None:
     """The old batch is answered before or after the next start. 29: not allowed, 47: old epoch, None: never."""
     protocol = TransactionProtocol("t")
-    protocol.initialize(2)
-    request = protocol.next_request()
-    assert request is not None
-    protocol.init_answered(request, 0, Identity(1, 3))
-    protocol.begin(2)
-    builder = BatchBuilder()
-    builder.append(None, b"first", 1)
-    items = TopicPartition("items", 0)
-    protocol.produce(Batch(items, builder, 1e9))
-    batch = protocol.take_batch(items, "node")
+    batch = broken_by_its_offsets(protocol, in_flight=True)
     assert batch is not None
-    protocol.send_offsets({TopicPartition("in", 0): 5}, GroupMetadata("g", 1, "m", None))
-    request = protocol.next_request()
-    assert request is not None
-    protocol.broken(request, Fatal("refused"))
     if not is_early:
         protocol.initialize(2)
         assert protocol.next_request() is None
@@ -146,9 +145,6 @@ def test_a_new_identity_waits_for_what_a_failed_transaction_has_in_flight(answer
     elif answer == 47:
         assert protocol.state is State.Suspect, "somebody else may own the id: that is looked into first"
         return
-    request = protocol.next_request()
-    assert request is not None
-    protocol.init_answered(request, 0, Identity(1, 4))
-    protocol.begin(2)
+    initialized(protocol, 4)
     assert protocol.sendable() == []
     assert list(protocol.batches()) == []

@@ -196,10 +196,11 @@ class Producer:
 
     def _linger_on(self, now: float) -> None:
         """Come back for batches that were begun while the timer ran for others: nobody else may ever ask."""
-        left = [filling.opened + self._linger - now for filling in self._filling.values()]
-        if self._linger_timer is None and any(seconds > 0 for seconds in left):
-            seconds = min(seconds for seconds in left if seconds > 0)
-            self._linger_timer = asyncio.get_running_loop().call_later(seconds, self._linger_over)
+        if not self._linger or self._linger_timer is not None:
+            return
+        left = [rest for filling in self._filling.values() if (rest := filling.opened + self._linger - now) > 0]
+        if left:
+            self._linger_timer = asyncio.get_running_loop().call_later(min(left), self._linger_over)
 
     def _linger_over(self) -> None:
         self._linger_timer = None
