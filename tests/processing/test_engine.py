@@ -454,7 +454,7 @@ def test_a_partition_that_goes_with_a_refused_record_leaves_the_others_working()
         await consumer.assign(IN1)
 
     async def poll_and_move(max_records: int, timeout: float) -> Any:
-        if engine._refused and not gone:
+        if engine._handling.refused and not gone:
             gone.append(IN1)
             kafka.append("in", b"k0", b"99", partition=0)
             consumer.script = [back, again]

@@ -13,46 +13,40 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from semel.client.cluster import Backoff
 from semel.env import Env
 from semel.errors import (
     AbortTransaction,
     ConfigurationError,
-    ErrorCode,
     Fatal,
     Fenced,
-    OutcomeUnknown,
-    Retriable,
     SemelError,
 )
 from semel.failpoints import failpoint
 from semel.processing.component import Component
-from semel.processing.effects import perform
+from semel.processing.handling import WAIT, Handling
 from semel.processing.identity import instance_id, transactional_id
+from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import (
     IDLE_COMMIT_SECONDS,
     POLL_PAUSE_SECONDS,
     POLL_RECORDS_MAX,
     POLL_RECORDS_SLOW,
-    SLICE_SECONDS,
 )
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
-from semel.processing.parking import ParkedKeys, park
+from semel.processing.parking import ParkedKeys
 from semel.processing.restore import take_over
 from semel.processing.seams import BatchSeam, Kafka, RealKafka
-from semel.processing.shortage import Shortages
 from semel.processing.stores import Stores
-from semel.processing.topics import DataError
-from semel.processing.unit import RecordScope, UnitOfWork, check_parked
+from semel.processing.unit import UnitOfWork
 from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
-from semel.types import Record, TopicPartition
+from semel.types import TopicPartition
 
 __all__ = ["Engine"]
 
@@ -63,31 +57,6 @@ BACKOFF_SECONDS = (0.05, 5.0)
 OWNER_SECONDS = 5.0
 """How long an engine that fails may ask whether it has a successor."""
 LAG_SECONDS = 5.0
-
-_WAIT = (Retriable, OutcomeUnknown, ConnectionError, TimeoutError)
-"""The world is at fault, not the record: try again."""
-
-_REFUSED_DATA = frozenset(
-    {
-        ErrorCode.MESSAGE_TOO_LARGE,
-        ErrorCode.RECORD_LIST_TOO_LARGE,
-        ErrorCode.INVALID_RECORD,
-        ErrorCode.INVALID_TIMESTAMP,
-    }
-)
-"""The broker would refuse the same output again, so its input is at fault."""
-
-
-@dataclass(slots=True)
-class _Input:
-    """One partition that is ours."""
-
-    position: int
-    """The next offset to work on."""
-    committed: int
-    parked: ParkedKeys = field(default_factory=ParkedKeys)
-    stopped: str = ""
-    """Why the partition is not worked on; empty when it is."""
 
 
 @dataclass(slots=True)
@@ -131,23 +100,24 @@ class Engine:
         self._closed = False
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._stores = Stores()
-        self._scope = RecordScope(self._stores, frozenset(component.stores))
+        self._inputs = Inputs(component.name, self._measures)
+        self._handling = Handling(
+            component,
+            self._kafka,
+            env,
+            self._inputs,
+            self._stores,
+            may_work=lambda: self._recovery is None,
+            later=self._need,
+        )
+        self._unit = self._handling.new_unit()
         self._watermarks = watermarks or Watermarks()
         self._topics: dict[str, str] = {}
-        self._partition_counts: dict[str, int] = {}
-        self._unit = UnitOfWork(self._partition_counts, env.wall_ms())
-        self._inputs: dict[tuple[str, int], _Input] = {}
-        self._pending: deque[Record] = deque()
-        self._ends: dict[TopicPartition, int] = {}
-        self._to_pause: set[TopicPartition] = set()
         self._recovery: _Recovery | None = None
         self._failure: SemelError | None = None
         self._gone_in_poll: set[TopicPartition] = set()
         self._is_gap_possible = False
         self._is_rejoining = False
-        self._careful = 0
-        self._refused: dict[tuple[str, int, int], Exception] = {}
-        self._shortages = Shortages(env.monotonic)
         self._last_commit = self._last_poll = env.monotonic()
 
     def __repr__(self) -> str:
@@ -187,13 +157,13 @@ class Engine:
 
     async def _close(self) -> None:
         self._closed = self._closed or self._recovery is not None
-        with suppress(*_WAIT, SemelError):
+        with suppress(*WAIT, SemelError):
             await self._consumer.close()
         self._closed = True
         if self._recovery is not None and self._recovery.abort:
-            with suppress(*_WAIT, SemelError):
+            with suppress(*WAIT, SemelError):
                 await self._producer.abort()
-        with suppress(*_WAIT, SemelError):
+        with suppress(*WAIT, SemelError):
             await self._producer.close()
         await self._kafka.close()
         self._measures.close()
@@ -205,7 +175,7 @@ class Engine:
                 await call()
                 self._backoff.reset()
                 return
-            except _WAIT as error:
+            except WAIT as error:
                 await self._wait(f"{what}: {error}")
 
     async def _wait(self, why: str, level: int = logging.WARNING) -> None:
@@ -234,7 +204,7 @@ class Engine:
                 await self._producer.check_owner()
         except Fenced:
             raise
-        except (*_WAIT, SemelError):
+        except (*WAIT, SemelError):
             return
 
     # --- One unit of work ---
@@ -246,8 +216,10 @@ class Engine:
         if self._recovery is not None:
             await self._recover(self._recovery)
             return
-        await self._pause_stopped()
-        if not self._pending:
+        to_pause = self._inputs.to_pause()
+        if to_pause:
+            await self._steer(self._consumer.pause(to_pause))
+        if not self._handling.pending:
             batch = await self._poll(IDLE_POLL_SECONDS)
         elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
             batch = await self._poll(0, POLL_RECORDS_SLOW)
@@ -257,7 +229,8 @@ class Engine:
             if batch is None or not batch.records:
                 break
         async with self._turn:
-            self._reach_ends()
+            if not self._handling.pending and self._recovery is None:
+                self._inputs.pass_ends()
             await self._commit()
 
     async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
@@ -267,7 +240,7 @@ class Engine:
         try:
             batch = await self._consumer.poll(max_records, timeout)
             self._last_poll = self._env.monotonic()
-        except _WAIT as error:
+        except WAIT as error:
             await self._wait(f"polling: {error}")
             return None
         except Fatal as error:
@@ -278,8 +251,8 @@ class Engine:
             self._is_gap_possible = False
             self._need("partitions went and came back within one poll", level=logging.INFO)
         if self._recovery is None:
-            self._pending.extend(batch.records)
-            self._ends.update(batch.end_offsets)
+            self._handling.pending.extend(batch.records)
+            self._inputs.reached(batch.end_offsets)
         if batch.records:
             failpoint("consume.after_poll")
         return batch
@@ -305,125 +278,16 @@ class Engine:
         await self._blame_successor()
         self._is_rejoining = True
         log.error("%s joins its group anew: %s", self.identity, error)
-        with suppress(*_WAIT, SemelError):
+        with suppress(*WAIT, SemelError):
             await self._consumer.close()
-        await self.on_lost([TopicPartition(*at) for at in self._inputs])
+        await self.on_lost(self._inputs.partitions())
         self._consumer = self._kafka.consumer(self.component.group, self.component.inputs, self.identity, self)
         await self._insist(self._consumer.start, f"joining group {self.component.group} anew")
 
     async def _work(self, deadline: float) -> bool:
         """Work on what was polled; whether the unit may take more."""
         async with self._turn:
-            if self._unit.records == 0:
-                self._unit.now_ms = self._env.wall_ms()
-            slice_end = self._env.monotonic() + SLICE_SECONDS
-            while self._pending and self._recovery is None:
-                record = self._pending[0]
-                held = self._inputs.get((record.topic, record.partition))
-                if held is not None and not held.stopped and record.offset >= held.position:
-                    if not await self._handle(record, held):
-                        continue
-                    held.position = record.offset + 1
-                self._pending.popleft()
-                now = self._env.monotonic()
-                if self._unit.is_full or self._careful or now >= deadline:
-                    return False
-                if now >= slice_end:
-                    await asyncio.sleep(0)
-                    slice_end = self._env.monotonic() + SLICE_SECONDS
-            return self._recovery is None and self._env.monotonic() < deadline
-
-    async def _handle(self, record: Record, held: _Input) -> bool:
-        """Take one record into the unit of work; False when it has to wait or its partition stopped."""
-        at = (record.topic, record.partition)
-        in_unit = self._unit.parked.get(at)
-        if record.key is not None and (
-            record.key in held.parked.keys or (in_unit is not None and record.key in in_unit.keys)
-        ):
-            return self._park(record, held, None)
-        refused = self._refused.get((*at, record.offset))
-        if refused is not None:
-            return self._park(record, held, refused)
-        scope = self._scope
-        scope.begin(self._unit, record.partition)
-        failpoint("handler.before")
-        try:
-            answer = await perform(self.component.handle(record, scope), scope.emit)
-            if answer is not None:
-                raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
-            for write in scope.writes:
-                if write.topic not in self._partition_counts:
-                    await self._learn(write.topic)
-            scope.check_partitions(self._partition_counts)
-        except Fenced:
-            raise
-        except _WAIT as error:
-            self._need(f"the handler of {self.component.name} at {record.topic}-{record.partition}: {error!r}")
-            return False
-        except Exception as error:
-            if self._shortages.may_pass((*at, record.offset), error):
-                self._need(f"the handler of {self.component.name} at {record.topic}-{record.partition}: {error!r}")
-                return False
-            return self._park(record, held, error)
-        failpoint("handler.after")
-        self._unit.add(record, scope)
-        return True
-
-    async def _learn(self, topic: str) -> None:
-        try:
-            self._partition_counts[topic] = await self._kafka.partitions(topic)
-        except Fatal as error:
-            raise Retriable(str(error)) from error
-
-    def _park(self, record: Record, held: _Input, error: Exception | None) -> bool:
-        """Let a record wait in the park topic, or stop its partition where that cannot be; False when it stopped."""
-        where = f"{record.topic}-{record.partition}@{record.offset}"
-        topic = self.component.parks.get(record.topic)
-        if topic is None:
-            return self._stop(record, held, f"{where} cannot be processed: {error!r}", error)
-        full = held.parked.full(self._unit.parked.get((record.topic, record.partition)))
-        if full:
-            return self._stop(record, held, f"{where} cannot be processed ({error!r}) nor parked: {full}", error)
-        write = park(topic, self.component.name, record, error)
-        try:
-            check_parked(write)
-        except DataError as too_large:
-            return self._stop(record, held, f"{where} cannot be processed ({error!r}) nor parked: {too_large}", error)
-        if error is not None:
-            log.error("%s parks the key of %s: %r", self.component.name, where, error, exc_info=error)
-        failpoint("handler.before_park")
-        self._unit.park(record, write, error)
-        return True
-
-    def _stop(self, record: Record, held: _Input, why: str, error: Exception | None) -> bool:
-        held.stopped = why
-        self._to_pause.add(TopicPartition(record.topic, record.partition))
-        self._measures.stopped(sum(1 for item in self._inputs.values() if item.stopped))
-        log.error(
-            "%s stops reading %s-%d: %s. The other partitions go on. Mend the handler or the data and restart.",
-            self.component.name,
-            record.topic,
-            record.partition,
-            why,
-            exc_info=error,
-        )
-        return False
-
-    async def _pause_stopped(self) -> None:
-        if self._to_pause:
-            partitions = [at for at in self._to_pause if at in self._inputs]
-            self._to_pause.clear()
-            await self._steer(self._consumer.pause(partitions))
-
-    def _reach_ends(self) -> None:
-        """Move positions past what no record stands for: markers and aborted records at a partition's end."""
-        if self._pending or self._recovery is not None:
-            return
-        for at, end in self._ends.items():
-            held = self._inputs.get(at)
-            if held is not None and not held.stopped and end > held.position:
-                held.position = end
-        self._ends.clear()
+            return await self._handling.work(self._unit, deadline)
 
     # --- The transaction ---
 
@@ -432,13 +296,11 @@ class Engine:
         unit = self._unit
         if self._recovery is not None and not unit.records:
             return
-        moved = {
-            TopicPartition(*at): held.position for at, held in self._inputs.items() if held.position != held.committed
-        }
+        moved = self._inputs.moved()
         idle = self._env.monotonic() - self._last_commit < IDLE_COMMIT_SECONDS
         if not moved or (not unit.records and idle):
             return
-        self._unit = UnitOfWork(self._partition_counts, self._env.wall_ms())
+        self._unit = self._handling.new_unit()
         try:
             await self._transact(unit, moved)
         except (Fenced, Fatal) as error:
@@ -446,7 +308,7 @@ class Engine:
             self._need(f"it cannot go on: {error}")
         except AbortTransaction as error:
             self._measures.transaction("aborted")
-            self._suspect(unit, error)
+            self._handling.suspect(unit, error)
             self._need(f"a transaction was aborted: {error}", abort=True)
         except SemelError as error:
             self._measures.transaction("unknown")
@@ -483,32 +345,12 @@ class Engine:
         for at, offset in offsets.items():
             self._inputs[at].committed = offset
             self._watermarks.note(self.component.group, self._topics[at.topic], at.partition, offset)
-        self._careful = max(0, self._careful - unit.records)
-        for key in [key for key in self._refused if key[2] < self._inputs[key[:2]].position]:
-            del self._refused[key]
+        self._handling.committed(unit)
         self._backoff.reset()
         self._is_rejoining = False
         self._last_commit = self._env.monotonic()
         self._measures.committed(unit.records)
-        self._measures.parked(self._parked_counts())
-
-    def _parked_counts(self) -> dict[str, int]:
-        return {f"{topic}-{number}": len(held.parked.keys) for (topic, number), held in self._inputs.items()}
-
-    def _suspect(self, unit: UnitOfWork, error: AbortTransaction) -> None:
-        """The broker refused what was in a unit: find the record that it came from, one by one, and park that."""
-        if error.code not in _REFUSED_DATA or unit.last is None:
-            return
-        if unit.records > 1:
-            self._careful = unit.records
-            return
-        record = unit.last
-        held = self._inputs.get((record.topic, record.partition))
-        if unit.parked and held is not None:
-            self._stop(record, held, f"offset {record.offset} cannot be parked: {error}", error)
-            return
-        self._careful = 1
-        self._refused[record.topic, record.partition, record.offset] = error
+        self._inputs.measure()
 
     def _need(self, why: str, *, abort: bool = False, rebuild: bool = False, level: int = logging.WARNING) -> None:
         """Ask for a recovery before anything else is done."""
@@ -526,27 +368,27 @@ class Engine:
             failpoint("unit.after_abort")
             recovery = self._recovery = _Recovery(False, recovery.rebuild)
             before = dict(self._inputs)
-            partitions = sorted(TopicPartition(*at) for at in before)
+            partitions = self._inputs.partitions()
             taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=recovery.rebuild)
             # The group may have moved partitions meanwhile: those were set right when they were assigned.
             offsets = {at: offset for at, offset in taken.starts.items() if self._inputs.get(at) is before[at]}
             if offsets and not await self._steer(self._consumer.seek(offsets)):
                 return
-        except _WAIT as error:
+        except WAIT as error:
             log.warning("%s cannot recover yet: %s", self.identity, error)
             await self._poll(0)
-            self._pending.clear()
+            self._handling.pending.clear()
             return
         async with self._turn:
-            self._pending.clear()
-            self._ends.clear()
+            self._handling.pending.clear()
+            self._inputs.forget_ends()
             self._topics.update(taken.topics)
-            self._unit = UnitOfWork(self._partition_counts, self._env.wall_ms())
+            self._unit = self._handling.new_unit()
             mine = {at: before[at] for at in offsets if self._inputs.get(at) is before[at]}
             for at, held in mine.items():
                 held.position = held.committed = taken.offsets[at]
                 if at in taken.stopped and not held.stopped:
-                    self._hold(at, held, taken.stopped[at])
+                    self._inputs.stop(at, taken.stopped[at])
                 held.parked = taken.parked.get(at, held.parked)
             for (store, partition), table in taken.tables.items():
                 if (self.component.inputs[0], partition) in mine:
@@ -564,7 +406,7 @@ class Engine:
             try:
                 taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=True)
                 break
-            except _WAIT as error:
+            except WAIT as error:
                 if self._draining.is_set():
                     raise
                 await self._wait(f"taking over {len(partitions)} partitions: {error}")
@@ -573,22 +415,15 @@ class Engine:
             self._topics.update(taken.topics)
             for at in partitions:
                 offset = taken.offsets[at]
-                held = self._inputs[at] = _Input(offset, offset, taken.parked.get(at, ParkedKeys()))
+                self._inputs[at] = Input(offset, offset, taken.parked.get(at, ParkedKeys()))
                 if at in taken.stopped:
-                    self._hold(at, held, taken.stopped[at])
+                    self._inputs.stop(at, taken.stopped[at])
             for (store, partition), table in taken.tables.items():
                 self._stores.replace(store, partition, table)
-            self._measures.stopped(sum(1 for item in self._inputs.values() if item.stopped))
-            self._measures.parked(self._parked_counts())
+            self._inputs.measure()
         failpoint("consume.after_assign")
         log.info("%s took over %s", self.identity, ", ".join(f"{at}@{taken.offsets[at]}" for at in partitions))
         return taken.starts
-
-    def _hold(self, at: TopicPartition, held: _Input, why: str) -> None:
-        """Do not work on a partition whose log does not have what comes next."""
-        held.stopped = why
-        self._to_pause.add(at)
-        log.error("%s stops reading %s: %s", self.component.name, at, why)
 
     async def on_revoked(self, partitions: Sequence[TopicPartition]) -> None:
         """Give partitions back: commit what is in hand while the group still knows us, then forget them."""
@@ -604,7 +439,7 @@ class Engine:
         """Partitions are already someone else's: throw away what is in hand."""
         async with self._turn:
             if self._unit.records:
-                self._unit = UnitOfWork(self._partition_counts, self._env.wall_ms())
+                self._unit = self._handling.new_unit()
                 self._need("partitions were lost with work in hand")
             self._forget(partitions)
         log.warning("%s lost %s", self.identity, ", ".join(map(str, partitions)))
@@ -612,23 +447,18 @@ class Engine:
     def _forget(self, partitions: Sequence[TopicPartition]) -> None:
         gone = set(partitions)
         self._gone_in_poll |= gone
-        self._pending = deque(record for record in self._pending if (record.topic, record.partition) not in gone)
+        self._handling.forget(gone)
         self._stores.drop(at.partition for at in partitions)
-        self._refused = {key: error for key, error in self._refused.items() if key[:2] not in gone}
-        for at in partitions:
-            self._inputs.pop(at, None)
-            self._ends.pop(at, None)
-            self._to_pause.discard(at)
-            self._measures.forget(at)
+        self._inputs.forget(partitions)
 
     # --- Lag ---
 
     async def _watch_lag(self) -> None:
         """Measure every few seconds how many offsets of our partitions are not worked on yet."""
         while True:
-            partitions = sorted(TopicPartition(*at) for at in self._inputs)
+            partitions = self._inputs.partitions()
             if partitions:
-                with suppress(*_WAIT, SemelError):
+                with suppress(*WAIT, SemelError):
                     ends = await self._kafka.admin.list_offsets(partitions, at="high_watermark")
                     for at in partitions:
                         held = self._inputs.get(at)
