@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import pytest
 
 from semel.broker.metadata import PRODUCER_ID_BLOCK, MetadataStore, TopicInfo
 from semel.errors import ConfigurationError
+from semel.failpoints import FailpointRaised, arm_failpoints
 
 
 def test_topics_survive_and_a_deleted_one_stays_deleted(tmp_path: Path) -> None:
@@ -54,3 +56,24 @@ def test_damage_before_the_end_is_refused_by_line(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(ConfigurationError, match="damaged in line 3"):
         MetadataStore(path, "cluster")
+
+
+@pytest.mark.parametrize("hit", [1, 3])
+def test_a_durable_change_that_was_interrupted_is_not_there(tmp_path: Path, hit: int) -> None:
+    """A file that says more than the broker knows once got a second deletion of one topic: no broker started on it."""
+    path = tmp_path / "metadata.log"
+    store = MetadataStore(path, "a cluster")
+    arm_failpoints(f"broker.after_metadata:raise:{hit}")
+    try:
+        for change in (lambda: store.put_topic(TopicInfo("orders", uuid4(), 1)), lambda: store.delete_topic("orders")):
+            for _ in range(2):
+                with contextlib.suppress(FailpointRaised, KeyError):
+                    change()
+    finally:
+        arm_failpoints("")
+    assert not store.topics
+    store.put_topic(TopicInfo("after", uuid4(), 1))
+    store.close()
+    again = MetadataStore(path, "another")
+    assert list(again.topics) == ["after"]
+    again.close()

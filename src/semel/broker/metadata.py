@@ -128,22 +128,24 @@ class MetadataStore:
         return self._next_producer_id - 1
 
     def _apply(self, change: Mapping[str, Any]) -> None:
+        """Let a change count, as a whole or, with an exception, not at all: each case ends in its one assignment."""
         if "topic" in change:
             info = TopicInfo(change["topic"], UUID(change["id"]), change["partitions"], change["configs"])
             self.topics[info.name] = info
         elif "delete" in change:
             del self.topics[change["delete"]]
         elif "configs_of" in change:
-            self.configs.pop((change["configs_of"], change["name"]), None)
             if change["configs"]:
                 self.configs[change["configs_of"], change["name"]] = change["configs"]
+            else:
+                self.configs.pop((change["configs_of"], change["name"]), None)
         elif "producer_ids" in change:
             self._reserved_until = change["producer_ids"]
         elif "acls" in change:
-            self.acls.update(dict.fromkeys(map(_acl, change["acls"])))
+            self.acls = self.acls | dict.fromkeys(map(_acl, change["acls"]))
         elif "no_acls" in change:
-            for acl in map(_acl, change["no_acls"]):
-                self.acls.pop(acl, None)
+            gone = set(map(_acl, change["no_acls"]))
+            self.acls = {acl: None for acl in self.acls if acl not in gone}
         elif "credential" in change:
             user, mechanism = change["credential"]
             self.credentials[user, mechanism] = _credential(change)
@@ -182,8 +184,23 @@ class MetadataStore:
             with contextlib.suppress(OSError):
                 disk.truncate(self._file, size)
             raise LogError(ErrorCode.KAFKA_STORAGE_ERROR, self._failure) from problem
-        failpoint("broker.after_metadata")
-        self._apply(change)
+        try:
+            failpoint("broker.after_metadata")
+            self._apply(change)
+        except BaseException:
+            self._take_back(size)
+            raise
+
+    def _take_back(self, size: int) -> None:
+        """Undo a durable change that was interrupted before it counted, as by a want of memory.
+
+        A file that says more than we know would get a next change that contradicts it, and no broker could start on it.
+        """
+        try:
+            disk.truncate(self._file, size)
+            disk.sync(self._file)
+        except OSError as problem:
+            self._failure = f"a change in {self._path} could not be taken back: {problem}. Restart the broker"
 
     def _rewrite(self) -> int:
         changes: list[Mapping[str, Any]] = [{"cluster_id": self.cluster_id}, {"producer_ids": self._reserved_until}]
