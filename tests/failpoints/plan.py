@@ -105,7 +105,7 @@ SCENES |= dict.fromkeys(
 
 PARKING = frozenset(
     [
-        *("owner.before_handler", "owner.after_handler", "owner.before_replay", "owner.before_look_up"),
+        *("owner.before_handler", "owner.after_handler", "owner.before_replay"),
         *("handler.between_effects",),
     ]
 )

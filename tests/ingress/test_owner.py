@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from semel.errors import ConfigurationError
+from semel.failpoints import arm_failpoints
 from semel.ingress import rules
 from semel.ingress.owner import EFFECT_BYTES_MAX, EXPIRED_PER_SWEEP, Owner, owner_component
 from semel.ingress.requests import LookUp, Reply, Request, read_reply, write
@@ -287,6 +288,9 @@ def test_looking_up_an_operation() -> None:
     assert document["status"] == "succeeded"
     assert document["response"]["status"] == 201
     assert document["response"]["body"] == {"order": 1}
+    arm_failpoints("owner.before_look_up:raise")
+    assert look()[0] == 500, "a question that fails is answered, and parks nobody's key"
+    assert look()[0] == 200
     log.now_ms += DAY_MS
     assert look()[0] == 404
 

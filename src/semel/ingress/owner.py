@@ -109,11 +109,15 @@ class Owner:
         stored = None if known is None else read_stored(known)
         effects = self._expire(record, stores)
         if isinstance(request, LookUp):
-            failpoint("owner.before_look_up")
             self._outcomes.add(outcome="looked_up")
-            answer = self._look_up(request, stored, record.timestamp_ms)
-            effects.append(self._reply(request, answer))
-            return effects
+            try:
+                failpoint("owner.before_look_up")
+                answer = self._look_up(request, stored, record.timestamp_ms)
+            except Exception:
+                # A question changes nothing: parking its key would hold up the requests that it asks about.
+                log.exception("looking up operation %s failed; whoever asks again asks anew", request.operation)
+                answer = rules.problem_answer(rules.failure("look-up-failed"))
+            return [*effects, self._reply(request, answer)]
         seen = rules.fingerprint(request.route, request.path, request.query, request.content_type, request.body)
         outcome = None if stored is None else stored.known(self._retention_ms)
         verdict = rules.judge(outcome, seen, record.timestamp_ms)

@@ -85,6 +85,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "method-not-allowed": (405, "The method is not allowed here"),
     "operation-not-found": (404, "No such operation is known"),
     "handler-failed": (500, "The handler failed; nothing was done"),
+    "look-up-failed": (500, "The outcome could not be read; nothing was changed"),
     "principal-failed": (500, "Who asks could not be determined; nothing was done"),
     "overloaded": (503, "Too many requests are in progress; nothing was stored"),
     "unavailable": (503, "The service cannot take requests now; nothing was stored"),
