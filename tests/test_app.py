@@ -79,6 +79,10 @@ def _shared_state(app: App, topic: Any) -> Any:
     app.processor(topic, state=state, name="two")(lambda record, counts: None)
 
 
+async def _waits(record: Any) -> None:
+    return None
+
+
 WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
     "topic twice": (_twice, "declared twice"),
     "topic name": (lambda app, _: app.topic("my topic", key=str, value=int), "use letters"),
@@ -105,6 +109,16 @@ WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
         "cannot be called requests",
     ),
     "ordering": (lambda app, t: app.processor(t, name="x", ordering="none")(lambda record: None), "neither 'key'"),
+    "batch arguments": (lambda app, t: app.processor(t, name="x", batch=True)(lambda: None), r"\(records\)"),
+    "concurrency without waiting": (
+        lambda app, t: app.processor(t, name="x", concurrency=4)(lambda record: None),
+        "is not async",
+    ),
+    "no concurrency": (lambda app, t: app.processor(t, name="x", concurrency=0)(_waits), "1 to 1000 calls"),
+    "concurrent batches": (
+        lambda app, t: app.processor(t, name="x", batch=True, concurrency=4)(_waits),
+        "one of the two",
+    ),
     "shared state": (_shared_state, "one writer"),
     "state twice": (lambda app, _: [app.state("s", key=str, value=int) for _ in range(2)], "declared twice"),
     "reserved state": (lambda app, _: app.state("idempotency", key=str, value=int), "another name"),

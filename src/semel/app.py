@@ -163,12 +163,19 @@ class App:
         *,
         state: State[Any, Any] | Iterable[State[Any, Any]] = (),
         ordering: Ordering = "key",
+        batch: bool = False,
+        concurrency: int = 1,
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a processor: `handler(record, *states)` yields effects, all in one Kafka transaction with the
         position in `topic`.
 
         A record that cannot be processed parks its key (`ordering="key"`) or stops its partition (`"partition"`).
+
+        With `batch` the handler takes a list of records of one partition, in order. A batch that fails is handed over
+        again in halves, until the record is found whose fault it is. An async handler with `concurrency` above 1 works
+        on so many records at once: one at a time of each key, and with state one at a time of each partition. Effects
+        become real in the order of the input.
         """
 
         def register(handler: Handler) -> Handler:
@@ -180,8 +187,15 @@ class App:
                 self._check_state(item, what)
             if ordering not in ("key", "partition"):
                 raise ConfigurationError(f"{what}: ordering={ordering!r} is neither 'key' nor 'partition'.")
-            _check_handler(handler, ("record", *(item.name for item in states)), what)
-            self.processors[title] = ProcessorSpec(title, topic, handler, states, ordering)
+            _check_handler(handler, ("records" if batch else "record", *(item.name for item in states)), what)
+            if concurrency != 1 and not _is_async(handler):
+                raise ConfigurationError(
+                    f"{what} has concurrency={concurrency!r}, but its handler is not async and never waits: "
+                    "write 'async def', or leave concurrency out."
+                )
+            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency)
+            spec.component(self.name)  # Raises what is wrong with the settings together.
+            self.processors[title] = spec
             return handler
 
         return register
@@ -263,6 +277,11 @@ class App:
                     f"{what} and processor {other.name} both change state {state.name}, but a store has one writer: "
                     "give each its own."
                 )
+
+
+def _is_async(handler: Any) -> bool:
+    call = handler if inspect.isroutine(handler) else getattr(handler, "__call__", handler)  # noqa: B004
+    return inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call)
 
 
 def _name_of(handler: Any, what: str) -> str:

@@ -24,6 +24,7 @@ from semel.types import Record, TopicPartition
 from tests.processing import test_engine
 from tests.processing.fake_kafka import FakeKafka
 from tests.processing.test_engine import app_with, copy, engine_of, kafka_with, process, run_until
+from tests.processing.test_handling import component
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +94,31 @@ def test_a_commit_is_told_with_its_inputs_and_every_output_says_where_it_is_from
         for j in range(count)
     ]
     assert sorted(proofs(kafka.records("out"))) == sorted(wanted)
+
+
+def test_the_outputs_of_a_batch_are_its_last_inputs_and_a_failing_record_is_told_apart(events: list[Event]) -> None:
+    def double(target: Any) -> Any:
+        def handle(records: Any) -> Any:
+            for record in records:
+                if record.value < 0:
+                    raise ValueError("not this one")
+                yield target.record(record.key, record.value)
+                yield target.record(record.key, record.value)
+
+        return handle
+
+    kafka = kafka_with(0)
+    for number, value in enumerate((b"0", b"1", b"2", b"3", b"-4", b"5", b"6", b"7")):
+        kafka.append("in", b"k%d" % number, value)
+    process(kafka, component(double, batch=True))
+    invoke = events[0]
+    assert isinstance(invoke, Unit)
+    # Halved twice: 0 to 3 went well together, 4 is parked, 5 by itself, 6 and 7 together.
+    assert invoke.inputs == [UnitInput("in", 0, [0, 1, 2, 3, 5, 6, 7], [0, 0, 0, 8, 2, 0, 4])]
+    assert [parked.offset for parked in invoke.parked] == [4]
+    wanted = [("3", str(j), "8") for j in range(8)] + [("5", "0", "2"), ("5", "1", "2")]
+    wanted += [("7", str(j), "4") for j in range(4)]
+    assert sorted((p[3], p[4], p[5]) for p in proofs(kafka.records("out"))) == sorted(wanted)
 
 
 @pytest.mark.parametrize("call", ["begin", "produce", "send_offsets"])

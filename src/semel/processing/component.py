@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from semel.errors import ConfigurationError
+from semel.processing.limits import CONCURRENCY_MAX
 from semel.processing.topics import State, StateView, Topic, check_name
-from semel.types import Record
 
 __all__ = ["Component", "Ordering", "ProcessorSpec", "StoreReader", "park_topic", "state_topic"]
 
@@ -31,8 +31,9 @@ class StoreReader(Protocol):
         """Every key and value, those that were written longest ago first. Do not yield effects while iterating."""
 
 
-Handle = Callable[[Record, StoreReader], Any]
-"""Takes an undecoded record; what it gives back goes through `effects.perform`."""
+Handle = Callable[[Any, StoreReader], Any]
+"""Takes an undecoded record, or a list of them where the component takes batches; what it gives back goes through
+`effects.perform`."""
 
 
 def state_topic(app: str, store: str) -> str:
@@ -52,6 +53,9 @@ class Component:
     With stores there is one input, because a store is kept by that input's partitions. An exception from `handle`
     parks the record's key (`ordering="key"`) or stops its partition (`"partition"`); a `Retriable`, a
     ConnectionError or a TimeoutError does neither: the record is tried again after a while.
+
+    With `batch`, `handle` takes a list of neighbouring records of one partition. With `concurrency` above 1, so many
+    calls run at once: one at a time for each key, or for each partition where there are stores.
     """
 
     app: str
@@ -60,6 +64,8 @@ class Component:
     handle: Handle
     stores: tuple[str, ...] = ()
     ordering: Ordering = "key"
+    batch: bool = False
+    concurrency: int = 1
 
     def __post_init__(self) -> None:
         check_name(self.name, "a component")
@@ -72,6 +78,16 @@ class Component:
             )
         if self.ordering not in ("key", "partition"):
             raise ConfigurationError(f"component {self.name}: ordering {self.ordering!r} is neither key nor partition.")
+        if not 1 <= self.concurrency <= CONCURRENCY_MAX:
+            raise ConfigurationError(
+                f"component {self.name}: concurrency={self.concurrency!r}, but 1 to {CONCURRENCY_MAX} calls at once "
+                "are possible."
+            )
+        if self.batch and self.concurrency > 1:
+            raise ConfigurationError(
+                f"component {self.name} takes batches and has concurrency={self.concurrency}: batches of a partition "
+                "are worked on one after the other. Use one of the two."
+            )
 
     @property
     def group(self) -> str:
@@ -91,32 +107,49 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class ProcessorSpec:
-    """A processor as the app declares it: `handler(record, *views of states)` gives effects."""
+    """A processor as the app declares it: `handler(record, *views of states)` gives effects.
+
+    With `batch` it is `handler(records, *views of states)`.
+    """
 
     name: str
     topic: Topic[Any, Any]
     handler: Callable[..., Any]
     states: tuple[State[Any, Any], ...] = ()
     ordering: Ordering = "key"
+    batch: bool = False
+    concurrency: int = 1
 
     def component(self, app: str) -> Component:
         """The component that decodes records and calls the handler."""
-        decode, handler, states = self.topic.decode, self.handler, self.states
-
-        def handle(record: Record, stores: StoreReader) -> Any:
-            return handler(decode(record), *(_view(state, stores) for state in states))
-
-        def handle_stateless(record: Record, _: StoreReader) -> Any:
-            return handler(decode(record))
-
         return Component(
             app=app,
             name=self.name,
             inputs=(self.topic.name,),
-            handle=handle if states else handle_stateless,
-            stores=tuple(state.name for state in states),
+            handle=self._handle(),
+            stores=tuple(state.name for state in self.states),
             ordering=self.ordering,
+            batch=self.batch,
+            concurrency=self.concurrency,
         )
+
+    def _handle(self) -> Handle:
+        decode: Callable[[Any], Any] = self.topic.decode
+        handler, states = self.handler, self.states
+        if self.batch:
+            decode = _each(decode)
+
+        def handle(item: Any, stores: StoreReader) -> Any:
+            return handler(decode(item), *(_view(state, stores) for state in states))
+
+        def handle_stateless(item: Any, _: StoreReader) -> Any:
+            return handler(decode(item))
+
+        return handle if states else handle_stateless
+
+
+def _each(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda records: [decode(record) for record in records]
 
 
 def _view(state: State[Any, Any], stores: StoreReader) -> StateView[Any, Any]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import takewhile
+from typing import Any
 
 from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable
@@ -18,13 +20,14 @@ from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.effects import perform
 from semel.processing.inputs import Input, Inputs
-from semel.processing.limits import SLICE_SECONDS
+from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX
 from semel.processing.parking import park
 from semel.processing.seams import Kafka
 from semel.processing.shortage import Shortages
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
 from semel.processing.unit import RecordScope, UnitOfWork, check_parked
+from semel.processing.window import Window
 from semel.types import Record, TopicPartition
 
 __all__ = ["WAIT", "Handling"]
@@ -43,6 +46,10 @@ _REFUSED_DATA = frozenset(
     }
 )
 """The broker would refuse the same output again, so its input is at fault."""
+
+
+class _Later(Exception):
+    """A record has to wait: says why."""
 
 
 class Handling:
@@ -68,7 +75,8 @@ class Handling:
         self._inputs = inputs
         self._may_work = may_work
         self._later = later
-        self._scope = RecordScope(stores, frozenset(component.stores))
+        self._stores = stores
+        self._scope = self._new_scope()
         self._partition_counts: dict[str, int] = {}
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
@@ -78,6 +86,9 @@ class Handling:
 
     def __repr__(self) -> str:
         return f"<Handling of {self._component.name}: {len(self.pending)} pending>"
+
+    def _new_scope(self) -> RecordScope:
+        return RecordScope(self._stores, frozenset(self._component.stores))
 
     @property
     def refused(self) -> Mapping[tuple[str, int, int], Exception]:
@@ -92,39 +103,141 @@ class Handling:
         """Take what is pending into the unit; whether the unit may take more. `deadline` is of the monotonic clock."""
         if unit.records == 0:
             unit.now_ms = self._env.wall_ms()
-        slice_end = self._env.monotonic() + SLICE_SECONDS
-        while self.pending and self._may_work():
+        try:
+            if self._component.concurrency > 1:
+                await self._work_at_once(unit, deadline)
+            else:
+                await self._work_in_turn(unit, deadline)
+        except _Later as later:
+            self._later(str(later))
+        return self._may_work() and not self._is_enough(unit, self._env.monotonic(), deadline)
+
+    def _is_enough(self, unit: UnitOfWork, now: float, deadline: float) -> bool:
+        return unit.is_full or (unit.records > 0 and (now >= deadline or self._careful > 0))
+
+    async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
+        """One call after the other."""
+        step = self._next_batch if self._component.batch else self._next_record
+        now = self._env.monotonic()
+        slice_end = now + SLICE_SECONDS
+        while self.pending and self._may_work() and not self._is_enough(unit, now, deadline):
             record = self.pending[0]
             held = self._inputs.get((record.topic, record.partition))
-            if held is not None and not held.stopped and record.offset >= held.position:
-                if not await self._handle(unit, record, held):
-                    continue
-                held.position = record.offset + 1
-            self.pending.popleft()
+            if held is None or held.stopped or record.offset < held.position:
+                self.pending.popleft()
+                continue
+            await step(unit, record, held)
             now = self._env.monotonic()
-            if unit.is_full or self._careful or now >= deadline:
-                return False
             if now >= slice_end:
                 await asyncio.sleep(0)
                 slice_end = self._env.monotonic() + SLICE_SECONDS
-        return self._may_work() and self._env.monotonic() < deadline
 
-    async def _handle(self, unit: UnitOfWork, record: Record, held: Input) -> bool:
-        """Take one record into the unit of work; False when it has to wait or its partition stopped."""
+    async def _next_record(self, unit: UnitOfWork, record: Record, held: Input) -> None:
+        records = (record,)
+        error = None if self._is_held_up(unit, record, held) else await self._attempt(unit, records, self._scope)
+        if self._take(unit, records, held, self._scope, error):
+            self.pending.popleft()
+
+    async def _next_batch(self, unit: UnitOfWork, first: Record, held: Input) -> None:
+        """Work on the pending records of the first one's partition, up to the next one of another partition.
+
+        A batch that fails is halved until the record is found whose fault it is: two calls for each record at most.
+        """
+        parts: list[list[Record]] = [self._batch(first)]
+        while parts:
+            part = parts.pop()
+            free = list(takewhile(lambda record: not self._is_held_up(unit, record, held), part))
+            rest = part[max(1, len(free)) :]
+            if rest:
+                parts.append(rest)
+                part = part[: -len(rest)]
+            error = await self._attempt(unit, part, self._scope) if free else None
+            if error is not None and len(part) > 1:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+            elif not self._take(unit, part, held, self._scope, error):
+                return
+
+    def _batch(self, first: Record) -> list[Record]:
+        batch: list[Record] = []
+        size = 0
+        for record in self.pending:
+            if record[:2] != first[:2] or len(batch) == BATCH_RECORDS_MAX or size >= UNIT_BYTES_MAX:
+                break
+            batch.append(record)
+            size += len(record.value or b"")
+            if self._careful:
+                break
+        return batch
+
+    async def _work_at_once(self, unit: UnitOfWork, deadline: float) -> None:
+        """Several calls at once, taken into the unit in the order of the input; none is left running.
+
+        A call begins when the unit has those before it of its key, or of its partition where it may read state.
+        """
+
+        async def run(record: Record) -> tuple[RecordScope, Exception | None]:
+            scope = self._new_scope()
+            held = self._inputs[record.topic, record.partition]
+            if held.stopped or self._is_held_up(unit, record, held):
+                return scope, None
+            return scope, await self._attempt(unit, (record,), scope)
+
+        window = Window(self._component.concurrency, run, self._lane)
+        try:
+            while True:
+                self._admit(window, unit, deadline)
+                if not window or not self._may_work():
+                    return
+                record, (scope, error) = await window.take()
+                held = self._inputs[record.topic, record.partition]
+                if not held.stopped:
+                    self._take(unit, (record,), held, scope, error)
+                window.taken()
+        finally:
+            await window.close()
+
+    def _admit(self, window: Window[Record, Any], unit: UnitOfWork, deadline: float) -> None:
+        now = self._env.monotonic()
+        while self.pending and window.has_room and not self._is_enough(unit, now, deadline):
+            record = self.pending.popleft()
+            held = self._inputs.get((record.topic, record.partition))
+            if held is not None and not held.stopped and record.offset >= held.position:
+                window.admit(record)
+                if self._careful:
+                    return
+
+    def _lane(self, record: Record) -> Hashable:
+        if self._component.stores:
+            return record.topic, record.partition
+        return None if record.key is None else (record.topic, record.partition, record.key)
+
+    # --- One call of the handler ---
+
+    def _is_held_up(self, unit: UnitOfWork, record: Record, held: Input) -> bool:
+        """Whether this record waits with others of its key, or was refused by the broker: it is not tried."""
+        if not (held.parked.keys or unit.parked or self._refused):
+            return False
         at = (record.topic, record.partition)
+        if (*at, record.offset) in self._refused:
+            return True
         in_unit = unit.parked.get(at)
-        if record.key is not None and (
+        return record.key is not None and (
             record.key in held.parked.keys or (in_unit is not None and record.key in in_unit.keys)
-        ):
-            return self._park(unit, record, held, None)
-        refused = self._refused.get((*at, record.offset))
-        if refused is not None:
-            return self._park(unit, record, held, refused)
-        scope = self._scope
+        )
+
+    async def _attempt(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
+        """Call the handler. None when all its effects are in the scope, an error when the records are at fault.
+
+        Raises `_Later` when the world is.
+        """
+        record = records[0]
         scope.begin(unit, record.partition)
         failpoint("handler.before")
         try:
-            answer = await perform(self._component.handle(record, scope), scope.emit)
+            answer = await perform(
+                self._component.handle(records if self._component.batch else record, scope), scope.emit
+            )
             if answer is not None:
                 raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
             for write in scope.writes:
@@ -133,20 +246,28 @@ class Handling:
             scope.check_partitions(self._partition_counts)
         except Fenced:
             raise
-        except WAIT as error:
-            self._wait(record, error)
-            return False
         except Exception as error:
-            if self._shortages.may_pass((*at, record.offset), error):
-                self._wait(record, error)
-                return False
-            return self._park(unit, record, held, error)
+            place = (record.topic, record.partition, record.offset)
+            if isinstance(error, WAIT) or self._shortages.may_pass(place, error):
+                where = f"{record.topic}-{record.partition}"
+                raise _Later(f"the handler of {self._component.name} at {where}: {error!r}") from error
+            return error
         failpoint("handler.after")
-        unit.add(record, scope)
-        return True
+        return None
 
-    def _wait(self, record: Record, error: Exception) -> None:
-        self._later(f"the handler of {self._component.name} at {record.topic}-{record.partition}: {error!r}")
+    def _take(
+        self, unit: UnitOfWork, records: Sequence[Record], held: Input, scope: RecordScope, error: Exception | None
+    ) -> bool:
+        """Let the unit have what a call gave, or the record that is to wait; False when the partition stopped."""
+        record = records[0]
+        if error is None and not self._is_held_up(unit, record, held):
+            unit.add(records, scope)
+        else:
+            refused = self._refused.get((record.topic, record.partition, record.offset))
+            if not self._park(unit, record, held, error or refused):
+                return False
+        held.position = records[-1].offset + 1
+        return True
 
     async def _learn(self, topic: str) -> None:
         try:

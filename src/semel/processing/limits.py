@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = [
     "BATCH_BYTES_MAX",
+    "BATCH_RECORDS_MAX",
+    "CONCURRENCY_MAX",
     "IDLE_COMMIT_SECONDS",
     "OUTPUT_BYTES_MAX",
     "PARKED_KEYS_MAX",
@@ -30,6 +32,9 @@ PARK_TOPIC_BYTES_MAX = 4 * 1_048_576
 POLL_RECORDS_MAX = 500
 """Records taken from the consumer at once; they are worked on before the next ones are asked for."""
 
+BATCH_RECORDS_MAX = POLL_RECORDS_MAX
+"""Records in one call of a batch handler: those of one poll, as far as they are of one partition."""
+
 POLL_PAUSE_SECONDS = 10.0
 """With slow handlers the consumer is asked this often all the same: far below max.poll.interval.ms (five minutes),
 after which the group would take our partitions away."""
@@ -43,8 +48,11 @@ UNIT_RECORDS_MAX = 10_000
 UNIT_BYTES_MAX = 16 * 1_048_576
 """Bytes of input and output in one Kafka transaction, all of which wait in memory for it."""
 
+CONCURRENCY_MAX = 1_000
+"""Calls of an async handler at once: what they ask has limits of its own, and each costs memory here."""
+
 RECORD_EFFECTS_MAX = 100_000
-"""Effects of one record; a handler that yields without end must not take the process with it."""
+"""Effects of one call of a handler; a handler that yields without end must not take the process with it."""
 
 PARKED_KEYS_MAX = 10_000
 """Parked keys of one partition; above it something is wrong with the handler, not with the data."""

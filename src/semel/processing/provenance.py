@@ -22,17 +22,20 @@ class Provenance:
         self._inputs: dict[tuple[str, int], UnitInput] = {}
         self._parked: list[UnitParked] = []
 
-    def worked_on(self, record: Record, writes: Sequence[Write]) -> Sequence[Write]:
-        """The outputs of one input, each with its header."""
-        at = (record.topic, record.partition)
+    def worked_on(self, records: Sequence[Record], writes: Sequence[Write]) -> Sequence[Write]:
+        """The outputs of one input, each with its header; those of a batch count as its last input's."""
+        last = records[-1]
+        at = (last.topic, last.partition)
         held = self._inputs.get(at)
         if held is None:
             held = self._inputs[at] = UnitInput(*at, [], [])
-        held.offsets.append(record.offset)
-        held.outputs.append(len(writes))
+        for record in records:
+            held.offsets.append(record.offset)
+            held.outputs.append(0)
         if not writes:
             return writes
-        place, count = self._place(record), len(writes)
+        held.outputs[-1] = len(writes)
+        place, count = self._place(last), len(writes)
         return [_marked(write, b"%b|%d|%d" % (place, number, count)) for number, write in enumerate(writes)]
 
     def parked(self, record: Record, write: Write) -> Write:

@@ -1,12 +1,12 @@
 """The unit of work: everything that one Kafka transaction will hold, gathered before it is opened.
 
-Records are worked on one by one; each gets a `RecordScope`, whose effects join the unit only when the handler came to
-its end. A unit that is not committed is thrown away, and nothing of it is left anywhere.
+Each call of a handler, for a record or for a batch of them, gets a `RecordScope`, whose effects join the unit only when
+the handler came to its end. A unit that is not committed is thrown away, and nothing of it is left anywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from semel import history
@@ -60,15 +60,17 @@ class UnitOfWork:
         """Whether it must be committed before it takes another record."""
         return self.records >= UNIT_RECORDS_MAX or self.size >= UNIT_BYTES_MAX
 
-    def add(self, record: Record, scope: RecordScope) -> None:
-        """Take in a record that was worked on to the end."""
-        writes = scope.writes if self.provenance is None else self.provenance.worked_on(record, scope.writes)
+    def add(self, records: Sequence[Record], scope: RecordScope) -> None:
+        """Take in records of one partition that were worked on together, to the end."""
+        partition = records[0].partition
+        writes = scope.writes if self.provenance is None else self.provenance.worked_on(records, scope.writes)
         for write in writes:
-            self._append(write, record.partition, self.now_ms)
+            self._append(write, partition, self.now_ms)
         for store, changed in scope.changes.items():
-            self.changes.setdefault((store, record.partition), {}).update(changed)
+            self.changes.setdefault((store, partition), {}).update(changed)
             self.size += sum(len(key) + len(value or b"") for key, value in changed.items())
-        self._passed(record)
+        for record in records:
+            self._passed(record)
 
     def park(self, record: Record, write: Write, error: BaseException | None) -> None:
         """Take in a record that is to wait; `write` is how it stands in the park topic."""
@@ -130,7 +132,7 @@ class UnitOfWork:
 
 
 class RecordScope:
-    """What one record's handler sees of the stores, and where its effects gather until it is done."""
+    """What one call of a handler sees of the stores, and where its effects gather until it is done."""
 
     def __init__(self, stores: Stores, names: frozenset[str]) -> None:
         self._stores = stores
@@ -142,7 +144,7 @@ class RecordScope:
         self.changes: dict[str, dict[bytes, bytes | None]] = {}
 
     def begin(self, unit: UnitOfWork, partition: int) -> None:
-        """Start with another record: forget the effects of the one before."""
+        """Start with another call: forget the effects of the one before."""
         self._unit_changes = unit.changes
         self._partition = partition
         self._effects = 0
@@ -173,7 +175,7 @@ class RecordScope:
         """Take one effect. Raises `DataError` for one that cannot be written."""
         self._effects += 1
         if self._effects > RECORD_EFFECTS_MAX:
-            raise DataError(f"one record has more than {RECORD_EFFECTS_MAX} effects; split the work over records")
+            raise DataError(f"one call has more than {RECORD_EFFECTS_MAX} effects; split the work over records")
         lowered = lower(effect)
         if isinstance(lowered, Write):
             _check(lowered, OUTPUT_BYTES_MAX)
