@@ -1,4 +1,5 @@
-# Every verb makes its own .venv from pinned dependencies; nothing else is needed than Python 3.11 and make.
+# Every verb makes its own .venv from pinned dependencies; nothing else is needed than Python 3.11 and make. With a C
+# compiler the record codec is built in C, too; its tests (and CI) want one.
 # Apache Kafka (for `test`, `peers`, `bench`) comes through Maven and wants Java 17; see tests/services.
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +10,7 @@ SEEDS ?= 1000
 
 .PHONY: demo test check bench soak fuzz peers simulate clean format
 
-$(READY): requirements-dev.txt pyproject.toml
+$(READY): requirements-dev.txt pyproject.toml hatch_build.py src/semel/wire/_codec.c
 	$(PYTHON) -c 'import sys; sys.exit("Semel needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

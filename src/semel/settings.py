@@ -15,7 +15,7 @@ from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["KAFKA_ADDRESS", "Settings", "database_variable", "read_properties"]
+__all__ = ["KAFKA_ADDRESS", "Settings", "codec_choice", "database_variable", "read_properties"]
 
 KAFKA_ADDRESS = "kafka.address"
 """A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
@@ -96,6 +96,17 @@ class Settings:
             raise ConfigurationError(
                 "SEMEL_COMMIT_INTERVAL_MS must be below SEMEL_TRANSACTION_TIMEOUT_MS, or every transaction times out."
             )
+
+
+def codec_choice() -> str:
+    """What SEMEL_CODEC says of the record codec: `native`, `python` or nothing. Raises `ConfigurationError`.
+
+    It is asked once in a process, when `semel.wire` is imported, before there are `Settings`.
+    """
+    choice = os.environ.get("SEMEL_CODEC", "")
+    if choice not in ("", "native", "python"):
+        raise ConfigurationError(f"SEMEL_CODEC={choice!r} is neither native nor python.")
+    return choice
 
 
 def database_variable(name: str) -> str:

@@ -24,6 +24,8 @@ from tests.services.kafka import kafka_jars, missing_tools
 from tests.wire.golden import Line, expected_records, lines
 from tests.wire.golden.cases import BASE_SEQUENCE, CASES, PRODUCER_EPOCH, PRODUCER_ID, as_text
 
+pytestmark = pytest.mark.usefixtures("each_codec")
+
 BATCHES = lines("batch")
 WHOLE = [line for line in BATCHES if not line.content.startswith("sha256:")]
 

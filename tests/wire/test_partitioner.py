@@ -10,6 +10,8 @@ from semel.wire.partitioner import murmur2, partition_for
 from tests.wire.golden import Line, lines
 from tests.wire.golden.cases import KEYS, PARTITIONS
 
+pytestmark = pytest.mark.usefixtures("each_codec")
+
 
 def key_of(line: Line) -> bytes:
     return bytes.fromhex(line.name.removeprefix("x"))

@@ -25,6 +25,8 @@ from semel.wire.records import (
     set_log_append_time,
 )
 
+pytestmark = pytest.mark.usefixtures("each_codec")
+
 INT64 = st.integers(-(2**62), 2**62)
 CLOSE = st.integers(1_780_000_000_000, 1_780_000_100_000)
 BYTES = st.none() | st.binary(max_size=40) | st.integers(60, 20_000).map(lambda n: b"v" * n)
@@ -289,7 +291,7 @@ def test_any_changed_bytes_in_a_body_decode_or_are_corrupt(data) -> None:
         ("0b 00 00 00 01 01 00", 1, "runs past the end of its batch"),
         ("0c 00 00 00 03 01 00", 1, "a length is negative"),
         ("0c 00 00 00 01 03 00", 1, "a length is negative"),
-        ("0c 00 00 00 20 01 00", 1, "index out of range"),
+        ("0c 00 00 00 20 01 00", 1, "a field runs past"),
         ("0c 00 00 00 01 20 00", 1, "a field runs past"),
         ("0c 00 00 00 01 01 20", 1, "number of headers is impossible"),
         ("0c 00 00 00 01 01 01", 1, "number of headers is impossible"),

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,8 +55,26 @@ def _complain(error: SemelError) -> None:
     click.echo(f"semel: {error}", err=True)
 
 
+def _show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted and not context.resilient_parsing:
+        try:
+            from semel.wire.codec import chosen
+        except ConfigurationError as error:
+            _complain(error)
+            context.exit(EXIT_USAGE)
+        click.echo(f"semel {version('semel')}, record codec: {chosen.why}")
+        context.exit()
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="semel")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="The version.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log more.")
 def main(verbose: bool) -> None:
     """Semel: every effect of a request happens exactly once, from HTTP through Kafka to the database.

@@ -3,8 +3,7 @@
 A batch is a header of 61 bytes and its records, which may be compressed as one block. The checksum (CRC-32C) covers
 the bytes from 21 on, so a broker sets the base offset and the leader epoch without touching the rest.
 
-Encoding is the hot path of every producer: varints come from a table, the pieces of all records are collected in one
-list, and joined once when the batch is built.
+What is inside of the records is the work of `semel.wire.codec`, in C where it could be built.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from crc32c import crc32c
 
 from semel.errors import CorruptBatch
 from semel.types import Header, Record
+from semel.wire import codec
 from semel.wire.compression import MAX_DECOMPRESSED_BYTES, compress, decompress
+from semel.wire.pycodec import Buffer, Output
 
 __all__ = [
     "BATCH_OVERHEAD",
@@ -28,6 +29,7 @@ __all__ = [
     "control_batch",
     "decode_records",
     "empty_batch",
+    "encode_batches",
     "iter_batches",
     "patch_base_offset",
     "read_control",
@@ -35,8 +37,6 @@ __all__ = [
     "rewrite_batch",
     "set_log_append_time",
 ]
-
-Buffer = bytes | bytearray | memoryview
 
 BATCH_OVERHEAD = 61
 """Bytes of a batch before its first record."""
@@ -55,8 +55,6 @@ _AFTER_CRC = Struct(">hiqqqhii")
 _CRC_START = 21
 _LENGTH_START = 12
 """`batch_length` counts the bytes after itself, that is from here."""
-_MIN_RECORD_BYTES = 7
-"""Length, attributes, timestamp delta, offset delta, key length, value length, header count: one byte each."""
 
 _CONTROL_KEY = Struct(">hh")
 _CONTROL_VALUE = Struct(">hi")
@@ -195,50 +193,6 @@ def _seal(
 # --- Encoding ---
 
 
-def _varint(value: int) -> bytes:
-    """A zig-zag varint of up to 64 bits. Raises `ValueError` for numbers that need more."""
-    if not -(1 << 63) <= value < 1 << 63:
-        raise ValueError(f"{value} does not fit in 64 bits")
-    rest = value << 1 if value >= 0 else ~(value << 1)
-    encoded = bytearray()
-    while rest > 0x7F:
-        encoded.append(rest & 0x7F | 0x80)
-        rest >>= 7
-    encoded.append(rest)
-    return bytes(encoded)
-
-
-_VARINTS: list[bytes] = [
-    *(bytes((n << 1,)) for n in range(1 << 6)),
-    *(bytes((n << 1 & 0x7F | 0x80, n >> 6)) for n in range(1 << 6, 1 << 13)),
-]
-"""Most numbers are a look-up: the varints of one and two bytes. Those of three would cost every start 20 ms."""
-_NULL = b"\x01"
-"""The varint of -1: the length of a key or value that is None."""
-
-
-def _number(value: int) -> bytes:
-    return _VARINTS[value] if 0 <= value < len(_VARINTS) else _varint(value)
-
-
-def _encode_headers(headers: Sequence[Header]) -> bytes:
-    parts = [_number(len(headers))]
-    for key, value in headers:
-        name = key.encode()
-        parts += (_number(len(name)), name)
-        parts += (_NULL,) if value is None else (_number(len(value)), value)
-    return b"".join(parts)
-
-
-def _encode_record(delta: int, count: int, key: bytes | None, value: bytes | None, tail: bytes) -> bytes:
-    """Any record, without the length in front; `tail` are its headers."""
-    parts = [b"\0", _number(delta), _number(count)]
-    for field in (key, value):
-        parts += (_NULL,) if field is None else (_number(len(field)), field)
-    parts.append(tail)
-    return b"".join(parts)
-
-
 class BatchBuilder:
     """Collects records and builds them into one batch, as often as asked.
 
@@ -267,34 +221,24 @@ class BatchBuilder:
         timestamp_ms: int,
         headers: Sequence[Header] = (),
     ) -> None:
-        """Add one record. Raises `ValueError` for a timestamp that does not fit in 64 bits."""
-        count = self.count
-        if count:
-            delta = timestamp_ms - self._base_timestamp
+        """Add one record.
+
+        Raises `ValueError` for a timestamp that does not fit in 64 bits, `TypeError` for a key or value that is not
+        bytes. For many records at once see `encode_batches`.
+        """
+        if not -(1 << 63) <= timestamp_ms < 1 << 63:
+            raise ValueError("timestamps and their differences must fit in 64 bits")
+        if self.count:
+            record = codec.in_use.encode_record(timestamp_ms - self._base_timestamp, self.count, key, value, headers)
             if timestamp_ms > self.max_timestamp:
                 self.max_timestamp = timestamp_ms
         else:
-            _varint(timestamp_ms)
+            record = codec.in_use.encode_record(0, 0, key, value, headers)
             self._base_timestamp = self.max_timestamp = timestamp_ms
-            delta = 0
-        tail = _encode_headers(headers) if headers else b"\0"
-        varints = _VARINTS
-        if key is None or value is None or delta < 0:
-            record = _encode_record(delta, count, key, value, tail)
-        else:
-            try:
-                # One join a record beats adding up the lengths of its pieces, and leaves two pieces in the list.
-                record = b"".join(
-                    (b"\0", varints[delta], varints[count], varints[len(key)], key, varints[len(value)], value, tail)
-                )
-            except IndexError:  # A number beyond the table.
-                record = _encode_record(delta, count, key, value, tail)
-        size = len(record)
-        prefix = varints[size] if size < len(varints) else _varint(size)
-        self._parts += (prefix, record)
+        self._parts.append(record)
         self._body = None
-        self.size += len(prefix) + size
-        self.count = count + 1
+        self.size += len(record)
+        self.count += 1
 
     def build(
         self,
@@ -325,6 +269,28 @@ class BatchBuilder:
         )
 
 
+def encode_batches(
+    records: list[Output], partitions: int, limit: int, compression: int = 0
+) -> list[tuple[int, BatchBuilder]]:
+    """Many records of one topic in one call, each in the last batch of its partition: partitions and their batches.
+
+    A record is (partition or None, key, value, milliseconds since 1970, headers); without a partition its key decides,
+    as in Java's client. Batches come in the order in which they began, and have at most `limit` bytes before
+    compression, or one record. Raises as `BatchBuilder.append`, and `ValueError` for a record that has neither key nor
+    partition or whose partition is not among `partitions`: then there is no batch at all.
+    """
+    batches = []
+    for partition, count, base_timestamp, max_timestamp, body in codec.in_use.encode(records, partitions, limit):
+        builder = BatchBuilder(compression)
+        builder.count = count
+        builder.size += len(body)
+        builder.max_timestamp = max_timestamp
+        builder._base_timestamp = base_timestamp
+        builder._parts.append(body)
+        batches.append((partition, builder))
+    return batches
+
+
 # --- Compaction ---
 
 
@@ -341,11 +307,8 @@ def rewrite_batch(header: BatchHeader, records: Sequence[Record], delete_horizon
         attributes, base_timestamp = attributes | _DELETE_HORIZON, delete_horizon_ms
     parts: list[bytes] = []
     for record in records:
-        tail = _encode_headers(record.headers)
-        encoded = _encode_record(
-            record.timestamp_ms - base_timestamp, record.offset - header.base_offset, record.key, record.value, tail
-        )
-        parts += (_number(len(encoded)), encoded)
+        since, offset_delta = record.timestamp_ms - base_timestamp, record.offset - header.base_offset
+        parts.append(codec.in_use.encode_record(since, offset_delta, record.key, record.value, record.headers))
     newest = max(record.timestamp_ms for record in records)
     return _in_place(header, compress(header.codec, b"".join(parts)), attributes, base_timestamp, newest, len(records))
 
@@ -384,49 +347,6 @@ def _corrupt(what: str) -> NoReturn:
     raise CorruptBatch(f"a record batch cannot be read: {what}")
 
 
-def _long_varint(data: bytes, at: int) -> tuple[int, int]:
-    """The raw (not yet zig-zag decoded) varint at `at`, and the position after it. Up to 64 bits."""
-    raw = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        raw |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if raw >> 64:
-                _corrupt("a varint has more than 64 bits")
-            return raw, at
-        shift += 7
-        if shift > 63:
-            _corrupt("a varint has more than 10 bytes")
-
-
-def _read_field(data: bytes, at: int, stop: int) -> tuple[bytes | None, int]:
-    """A length and that many bytes; the length -1 stands for None."""
-    raw, at = _long_varint(data, at)
-    if raw & 1:
-        if raw != 1:
-            _corrupt("a length is negative")
-        return None, at
-    end = at + (raw >> 1)
-    if end > stop:
-        _corrupt("a field runs past the end of its record")
-    return data[at:end], end
-
-
-def _read_headers(data: bytes, at: int, stop: int) -> tuple[tuple[Header, ...], int]:
-    raw, at = _long_varint(data, at)
-    if raw & 1 or raw > stop - at:  # Each header has two bytes or more, and `raw` is twice their number.
-        _corrupt("the number of headers is impossible")
-    headers: list[Header] = []
-    for _ in range(raw >> 1):
-        name, at = _read_field(data, at, stop)
-        if name is None:
-            _corrupt("a header has no key")
-        value, at = _read_field(data, at, stop)
-        headers.append((name.decode(), value))
-    return tuple(headers), at
-
-
 def decode_records(
     buffer: Buffer,
     at: int,
@@ -446,92 +366,18 @@ def decode_records(
         _corrupt(f"it has {header.size} bytes, of which {len(buffer) - at} are there")
     if header.magic != MAGIC:
         _corrupt(f"its format is version {header.magic}, not {MAGIC}")
-    data = bytes(memoryview(buffer)[at + BATCH_OVERHEAD : end])
+    start = at + BATCH_OVERHEAD
     if header.codec:
-        data = decompress(header.codec, data, max_bytes)
-    if not 0 <= header.record_count * _MIN_RECORD_BYTES <= len(data):
-        _corrupt(f"{header.record_count} records cannot be in {len(data)} bytes")
-    try:
-        return _decode(data, header, topic, partition)
-    except (IndexError, UnicodeDecodeError) as problem:
-        raise CorruptBatch(f"a record batch cannot be read: {problem}") from problem
-
-
-def _decode(data: bytes, header: BatchHeader, topic: str, partition: int) -> list[Record]:
-    """The records in decompressed bytes.
-
-    Most varints have one or two bytes; those are read in line, because a call for each would double the time. Every
-    length is 0 or more, so a record that ends where its length says had all its fields inside. IndexError: cut short.
-    """
-    base_offset, base_timestamp = header.base_offset, header.base_timestamp
+        buffer = decompress(header.codec, bytes(memoryview(buffer)[start:end]), max_bytes)
+        start, end = 0, len(buffer)
     append_time = header.max_timestamp if header.log_append_time else None
-    records: list[Record] = []
-    add, new = records.append, tuple.__new__
-    at, size, last_delta = 0, len(data), -1
-    key: bytes | None
-    value: bytes | None
-    for _ in range(header.record_count):
-        raw = data[at]
-        if raw < 0x80:
-            at += 1
-        elif (high := data[at + 1]) < 0x80:
-            raw = raw & 0x7F | high << 7
-            at += 2
-        else:
-            raw, at = _long_varint(data, at)
-        stop = at + (raw >> 1)
-        if raw & 1 or stop > size:
-            _corrupt("a record runs past the end of its batch")
-
-        raw = data[at + 1]  # Behind the record's attributes, which are unused.
-        if raw < 0x80:
-            at += 2
-        else:
-            raw, at = _long_varint(data, at + 1)
-        timestamp = append_time if append_time is not None else base_timestamp + ((raw >> 1) ^ -(raw & 1))
-
-        raw = data[at]
-        if raw < 0x80:
-            at += 1
-        elif (high := data[at + 1]) < 0x80:
-            raw = raw & 0x7F | high << 7
-            at += 2
-        else:
-            raw, at = _long_varint(data, at)
-        delta = raw >> 1
-        if raw & 1 or delta <= last_delta:
-            _corrupt("offsets do not increase")
-        last_delta = delta
-
-        raw = data[at]
-        if raw < 0x80 and not raw & 1:
-            begin = at + 1
-            at = begin + (raw >> 1)
-            key = data[begin:at]
-        else:
-            key, at = _read_field(data, at, stop)
-
-        raw = data[at]
-        if raw >= 0x80 and (high := data[at + 1]) < 0x80 and not raw & 1:
-            begin = at + 2
-            at = begin + ((raw & 0x7F | high << 7) >> 1)
-            value = data[begin:at]
-        else:
-            value, at = _read_field(data, at, stop)
-
-        headers: tuple[Header, ...] = ()
-        if data[at]:
-            headers, at = _read_headers(data, at, stop)
-        else:
-            at += 1
-        if at != stop:
-            _corrupt("a record does not end where its length says")
-        add(new(Record, (topic, partition, base_offset + delta, timestamp, key, value, headers)))
-    if at != size:
-        _corrupt("bytes are left after its last record")
-    if last_delta > header.last_offset_delta:
-        _corrupt("a record's offset lies beyond its batch")
-    return records
+    try:
+        return codec.in_use.decode(
+            *(buffer, start, end, header.record_count, header.base_offset, header.base_timestamp),
+            *(append_time, header.last_offset_delta, topic, partition),
+        )
+    except UnicodeDecodeError as problem:
+        raise CorruptBatch(f"a record batch cannot be read: {problem}") from problem
 
 
 # --- Control batches ---
