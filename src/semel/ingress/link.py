@@ -18,6 +18,7 @@ from semel.failpoints import failpoint
 from semel.history import PROOF, Outcome, Send
 from semel.ingress.requests import STORE, requests_topic, responses_topic
 from semel.processing.component import state_topic
+from semel.processing.seams import ReaderSeam
 from semel.types import Record, TopicPartition
 from semel.wire.partitioner import partition_for
 
@@ -114,7 +115,7 @@ class KafkaLink:
         self._requests = requests_topic(app)
         self._client: KafkaClient | None = None
         self._producer: Producer | None = None
-        self._reader: Reader | None = None
+        self._reader: ReaderSeam | None = None
         self._failure: Fatal | None = None
 
     def __repr__(self) -> str:
@@ -137,13 +138,17 @@ class KafkaLink:
         await self._producer.start()
         at = TopicPartition(responses.name, partition_for(instance, responses.partitions))
         end = (await admin.list_offsets([at], at="stable"))[at]
-        reader = Reader(self._bootstrap, settings=self._client_settings)
+        reader = self._make_reader()
         await reader.start({at: end})
         self._reader = reader
         failpoint("ingress.before_open")
         while at not in (await reader.poll(REPLIES_MAX, POLL_SECONDS)).end_offsets:
             continue  # What is read before the end was reached is for instances of the past.
         return FoundRoute(self._partitions, at.partition)
+
+    def _make_reader(self) -> ReaderSeam:
+        """Reads the replies."""
+        return Reader(self._bootstrap, settings=self._client_settings)
 
     async def append(self, partition: int, key: bytes, value: bytes) -> None:
         """Append to the requests topic."""
