@@ -154,6 +154,27 @@ def test_what_is_the_same_passes_whatever_it_reads() -> None:
     assert rows == [("1/0", 0), ("2/2", 1)]
 
 
+def test_batches_and_handlers_at_once() -> None:
+    f = Fixture()
+
+    @f.app.processor(f.orders, batch=True)
+    def in_batches(records: Any) -> Iterator[Any]:
+        for item in records:
+            yield f.done.record(item.key, Order(f"{item.value.id} of a batch"))
+
+    @f.app.processor(f.orders, concurrency=8)
+    async def at_once(item: Any) -> Any:
+        await asyncio.sleep(1)
+        return f.done.record(item.key, Order(f"{item.value.id} at once", next(_calls) if item.value.cds > 1 else 1))
+
+    with TestApp(f.app, replay=True) as t:
+        t.send_many(f.orders, [(str(number), Order(str(number))) for number in range(20)])
+        ids = {item.value.id for item in t.sent(f.done)}
+        assert ids == {f"{number} {how}" for number in range(20) for how in ("of a batch", "at once")}
+        with pytest.raises(NotDeterministic, match=r"processor at_once .* value Order\(id='x', cds=2\)"):
+            t.send(f.orders, "x", Order("x", 2))
+
+
 def test_a_sink_that_does_something_else_the_second_time() -> None:
     f = Fixture()
 
