@@ -48,6 +48,8 @@ from tests.simulation.plan import LATE, Fault, Plan, stream
 __all__ = ["Outcome", "World", "run"]
 
 EPOCH_MS = 1_700_000_000_000
+CLOCK_BACK_MAX_MS = -50 * 60_000
+"""The broker's clock against its clients': when a record is more than an hour ahead of it, it is refused for good."""
 LIVENESS_SECONDS = 60.0
 """Virtual time in which everybody must have ended, once nothing goes wrong any more."""
 STEPS_MAX = 400_000
@@ -321,7 +323,8 @@ class World:
             self._pause(victim[1], fault.seconds)
             self.begin_life(victim[0])
         elif kind == "jump clock":
-            self.clock_jump_ms += int((fault.draw - 0.5) * 3_600_000)
+            jumped_ms = self.clock_jump_ms + int((fault.draw - 0.5) * 3_600_000)
+            self.clock_jump_ms = max(CLOCK_BACK_MAX_MS, jumped_ms)
         elif kind == "fill disk":
             self.disk.full = True
             self._at(fault.seconds, lambda: setattr(self.disk, "full", False))
