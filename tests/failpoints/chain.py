@@ -45,7 +45,7 @@ ANSWER_SECONDS = 5.0
 PATIENCE_SECONDS = 150.0
 """A case that is not through by then has lost something, or hangs: both are findings."""
 UNSTICK_SECONDS = 40.0
-"""After `raise` in a process that goes on, this is waited before it is started anew, as an operator would."""
+"""After this a process that goes on after `raise`, or stands still, is killed, as a supervisor or an operator would."""
 BROKER_PAUSE_SECONDS = 0.6
 JOIN_SECONDS = 20.0
 _JOINERS = ("fp.ledger", "fp.count.chain.1", "fp.requests.chain.1")
@@ -594,7 +594,9 @@ class Chain:
         deadline = time.monotonic() + UNSTICK_SECONDS
         while not self._is_there(batch):
             await self._read()
-            if case.action in ("raise", "cancel") and time.monotonic() > deadline and not result.restarted:
+            # One that stands still may hold the database: the write lock of SQLite is its process's until that ends.
+            gave_up = case.action in ("raise", "cancel", "stop") and time.monotonic() > deadline
+            if gave_up and not result.restarted:
                 result.restarted = True
                 victim.signal(signal.SIGKILL)
 
