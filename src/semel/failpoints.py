@@ -121,6 +121,12 @@ FAILPOINTS: dict[str, Point] = {
     "unit.after_end_transaction": Point(
         "the transaction is committed, local state is not updated", _WORKER, in_task=True
     ),
+    "unit.under_way": Point(
+        "a transaction is on its way, what comes after it is worked on in memory", _WORKER, in_task=True
+    ),
+    "unit.before_landing": Point(
+        "it is known how the transaction ended, nothing in memory has changed for it", _WORKER, in_task=True
+    ),
     "unit.after_state": Point(
         "local state is updated, the committed offset is not remembered here", _WORKER, in_task=True
     ),

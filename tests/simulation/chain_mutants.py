@@ -31,9 +31,16 @@ async def _(real: Any, *args: Any, restore: bool) -> Any:
 
 
 @instead(CHAIN_MUTANTS, "state changes before the transaction is committed", Engine, "_transact")
-async def _(real: Any, self: Any, unit: Any, offsets: Any) -> None:
+async def _(real: Any, self: Any, unit: Any, *args: Any) -> None:
     self._stores.apply(unit.changes)
-    await real(self, unit, offsets)
+    await real(self, unit, *args)
+
+
+@instead(CHAIN_MUTANTS, "what was worked on over an aborted unit is committed", Engine, "_land")
+async def _(real: Any, self: Any) -> None:
+    unit = self._unit
+    await real(self)
+    self._unit = unit
 
 
 @instead(CHAIN_MUTANTS, "an aborted unit is not worked on again", Engine, "_recover")

@@ -5,8 +5,13 @@ changelog records and the position in the input; only when Kafka answered "commi
 transaction that was aborted, or whose end nobody knows, is thrown away with everything it would have changed, and the
 committed offsets say where to go on.
 
-Whatever moves the consumer (rebalances, seeks) and whatever touches the unit of work take turns through one lock.
-`seek` and `pause` are called outside of it: the consumer's thread may be waiting in `on_revoked` for the lock.
+While one unit of work is on its way to Kafka (`_Flight`), the next one is read, handled and encoded in memory, over
+what is committed and what the first one changes. Nothing of it is sent before the first one landed. When that failed,
+both are thrown away.
+
+Whatever moves the consumer (rebalances, seeks) and whatever touches the unit of work take turns through one lock; the
+flight itself needs no turn. `seek` and `pause` are called outside of it: the consumer's thread may be waiting in
+`on_revoked` for the lock.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ from semel.processing.stores import Stores
 from semel.processing.unit import UnitOfWork
 from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
-from semel.types import TopicPartition
+from semel.types import GroupMetadata, TopicPartition
 
 __all__ = ["Engine"]
 
@@ -57,6 +62,8 @@ BACKOFF_SECONDS = (0.05, 5.0)
 OWNER_SECONDS = 5.0
 """How long an engine that fails may ask whether it has a successor."""
 LAG_SECONDS = 5.0
+OVERLAP_POLL_SECONDS = 0.01
+"""While a transaction is on its way and nothing is there to work on, the consumer is asked this often."""
 
 
 @dataclass(slots=True)
@@ -67,6 +74,16 @@ class _Recovery:
     """The producer has a transaction that must end."""
     rebuild: bool = False
     """Local state may lack a transaction that was committed after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """One unit of work on its way to Kafka."""
+
+    unit: UnitOfWork
+    offsets: dict[TopicPartition, int]
+    task: asyncio.Task[SemelError | None]
+    """Gives what went wrong; None when the transaction is committed."""
 
 
 class Engine:
@@ -108,9 +125,11 @@ class Engine:
             self._inputs,
             self._stores,
             may_work=lambda: self._recovery is None,
+            may_commit=lambda: not self._is_flying,
             later=self._need,
         )
         self._unit = self._handling.new_unit()
+        self._flight: _Flight | None = None
         self._watermarks = watermarks or Watermarks()
         self._topics: dict[str, str] = {}
         self._recovery: _Recovery | None = None
@@ -138,6 +157,10 @@ class Engine:
             lag = asyncio.create_task(self._watch_lag(), name=f"lag {self.identity}")
             while not self._draining.is_set():
                 await self._step()
+        except asyncio.CancelledError:
+            if self._flight is not None:
+                self._flight.task.cancel()
+            raise
         except Fenced as error:
             raise self._explain(error) from error
         except Fatal as error:
@@ -156,6 +179,9 @@ class Engine:
         self._draining.set()
 
     async def _close(self) -> None:
+        with suppress(asyncio.CancelledError):  # The flight's: it was interrupted, which the recovery remembers.
+            async with self._turn:
+                await self._land()
         self._closed = self._closed or self._recovery is not None
         with suppress(*WAIT, SemelError):
             await self._consumer.close()
@@ -214,24 +240,33 @@ class Engine:
         if self._failure is not None:
             raise self._failure
         if self._recovery is not None:
+            async with self._turn:
+                await self._land()
             await self._recover(self._recovery)
             return
         to_pause = self._inputs.to_pause()
         if to_pause:
             await self._steer(self._consumer.pause(to_pause))
         if not self._handling.pending:
-            batch = await self._poll(IDLE_POLL_SECONDS)
+            batch = await self._poll(0 if self._is_flying else IDLE_POLL_SECONDS)
         elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
             batch = await self._poll(0, POLL_RECORDS_SLOW)
         deadline = self._env.monotonic() + self._settings.commit_interval_ms / 1000
         while await self._work(deadline):
             batch = await self._poll(0)
-            if batch is None or not batch.records:
+            if batch is None:
                 break
+            if self._is_flying:
+                failpoint("unit.under_way")
+            if not batch.records:
+                if self._flight is None or self._flight.task.done():
+                    break
+                await asyncio.wait({self._flight.task}, timeout=OVERLAP_POLL_SECONDS)
         async with self._turn:
+            await self._land()
             if not self._handling.pending and self._recovery is None:
                 self._inputs.pass_ends()
-            await self._commit()
+            self._launch()
 
     async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
@@ -273,6 +308,8 @@ class Engine:
         Taking over anew tells, and stops a partition that misses records which nobody has worked on. A second failure
         before anything was committed is not of that kind.
         """
+        async with self._turn:
+            await self._land()
         if self._is_rejoining or isinstance(error, ConfigurationError):
             raise error
         await self._blame_successor()
@@ -291,8 +328,13 @@ class Engine:
 
     # --- The transaction ---
 
-    async def _commit(self) -> None:
-        """Make the unit of work real; the caller has the turn. What fails here is repaired by `_recover`."""
+    @property
+    def _is_flying(self) -> bool:
+        return self._flight is not None and not self._flight.task.done()
+
+    def _launch(self) -> None:
+        """Send the unit of work on its way; the caller has the turn, and the one before has landed."""
+        assert self._flight is None, "two transactions at once"
         unit = self._unit
         if self._recovery is not None and not unit.records:
             return
@@ -302,24 +344,62 @@ class Engine:
             return
         self._unit = self._handling.new_unit()
         try:
-            await self._transact(unit, moved)
+            # As the member that we are now: what the group gave us after that is not what this unit was worked on as.
+            group = self._consumer.group_metadata()
+        except SemelError as error:
+            self._need(f"its group does not know it: {error}")
+            return
+        self._unit.beneath = unit
+        task = asyncio.create_task(self._fly(unit, moved, group), name=f"transaction {self.identity}")
+        self._flight = _Flight(unit, moved, task)
+
+    async def _fly(
+        self, unit: UnitOfWork, offsets: dict[TopicPartition, int], group: GroupMetadata
+    ) -> SemelError | None:
+        """Make a unit of work real. What fails here is repaired by `_recover`; until then nothing more is worked on."""
+        try:
+            await self._transact(unit, offsets, group)
         except (Fenced, Fatal) as error:
             self._failure = error
             self._need(f"it cannot go on: {error}")
+            return error
         except AbortTransaction as error:
             self._measures.transaction("aborted")
-            self._handling.suspect(unit, error)
             self._need(f"a transaction was aborted: {error}", abort=True)
+            return error
         except SemelError as error:
             self._measures.transaction("unknown")
             self._need(f"the end of a transaction is unknown: {error}", abort=True, rebuild=True)
+            return error
         except BaseException:
             self._need("a transaction was interrupted", abort=True, rebuild=True)
             raise
-        else:
-            self._committed(unit, moved)
+        return None
 
-    async def _transact(self, unit: UnitOfWork, offsets: dict[TopicPartition, int]) -> None:
+    async def _land(self) -> None:
+        """Wait for the unit of work that is on its way; the caller has the turn.
+
+        If it is real, local state changes. If it is not, the unit that was begun over it is thrown away, too.
+        """
+        flight = self._flight
+        if flight is None:
+            return
+        self._flight = None
+        try:
+            error = await flight.task
+        except BaseException:
+            self._unit = self._handling.new_unit()
+            raise
+        failpoint("unit.before_landing")
+        if error is None:
+            self._unit.beneath = None
+            self._committed(flight.unit, flight.offsets)
+            return
+        self._unit = self._handling.new_unit()
+        if isinstance(error, AbortTransaction):
+            self._handling.suspect(flight.unit, error)
+
+    async def _transact(self, unit: UnitOfWork, offsets: dict[TopicPartition, int], group: GroupMetadata) -> None:
         with unit.told(self.component.name, self.identity):
             failpoint("unit.before_produce")
             self._producer.begin()
@@ -329,7 +409,7 @@ class Engine:
                     await self._producer.produce(partition.topic, partition.partition, batch)
                     failpoint("unit.between_batches")
                 failpoint("unit.after_produce")
-                await self._producer.send_offsets(offsets, self._consumer.group_metadata())
+                await self._producer.send_offsets(offsets, group)
                 failpoint("unit.before_end_transaction")
                 unit.is_ending = True
                 await self._producer.end_transaction(True)
@@ -429,8 +509,10 @@ class Engine:
         """Give partitions back: commit what is in hand while the group still knows us, then forget them."""
         async with self._turn:
             failpoint("consume.before_revoke")
+            await self._land()
             if not self._closed:
-                await self._commit()
+                self._launch()
+                await self._land()
             failpoint("consume.after_revoke")
             self._forget(partitions)
         log.info("%s gave back %s", self.identity, ", ".join(map(str, partitions)))
@@ -438,6 +520,7 @@ class Engine:
     async def on_lost(self, partitions: Sequence[TopicPartition]) -> None:
         """Partitions are already someone else's: throw away what is in hand."""
         async with self._turn:
+            await self._land()
             if self._unit.records:
                 self._unit = self._handling.new_unit()
                 self._need("partitions were lost with work in hand")

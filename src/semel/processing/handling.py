@@ -56,6 +56,7 @@ class Handling:
     """What was polled and not worked on yet, and how it is worked on.
 
     `later` is told why a record has to wait: from then on `may_work` must be false until everything was read again.
+    A unit takes more, beyond its time, as long as `may_commit` is false.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Handling:
         stores: Stores,
         *,
         may_work: Callable[[], bool],
+        may_commit: Callable[[], bool],
         later: Callable[[str], None],
     ) -> None:
         self._component = component
@@ -74,6 +76,7 @@ class Handling:
         self._env = env
         self._inputs = inputs
         self._may_work = may_work
+        self._may_commit = may_commit
         self._later = later
         self._stores = stores
         self._scope = self._new_scope()
@@ -113,7 +116,7 @@ class Handling:
         return self._may_work() and not self._is_enough(unit, self._env.monotonic(), deadline)
 
     def _is_enough(self, unit: UnitOfWork, now: float, deadline: float) -> bool:
-        return unit.is_full or (unit.records > 0 and (now >= deadline or self._careful > 0))
+        return unit.is_full or (unit.records > 0 and (self._careful > 0 or (now >= deadline and self._may_commit())))
 
     async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
         """One call after the other."""
@@ -216,15 +219,9 @@ class Handling:
 
     def _is_held_up(self, unit: UnitOfWork, record: Record, held: Input) -> bool:
         """Whether this record waits with others of its key, or was refused by the broker: it is not tried."""
-        if not (held.parked.keys or unit.parked or self._refused):
-            return False
-        at = (record.topic, record.partition)
-        if (*at, record.offset) in self._refused:
+        if self._refused and (record.topic, record.partition, record.offset) in self._refused:
             return True
-        in_unit = unit.parked.get(at)
-        return record.key is not None and (
-            record.key in held.parked.keys or (in_unit is not None and record.key in in_unit.keys)
-        )
+        return record.key is not None and (record.key in held.parked.keys or unit.holds_back(record))
 
     async def _attempt(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """Call the handler. None when all its effects are in the scope, an error when the records are at fault.
@@ -283,7 +280,7 @@ class Handling:
         topic = self._component.parks.get(record.topic)
         if topic is None:
             return self._stop(record, f"{where} cannot be processed: {error!r}", error)
-        full = held.parked.full(unit.parked.get((record.topic, record.partition)))
+        full = held.parked.full(unit.parked_at((record.topic, record.partition)))
         if full:
             return self._stop(record, f"{where} cannot be processed ({error!r}) nor parked: {full}", error)
         write = park(topic, self._component.name, record, error)
@@ -320,7 +317,7 @@ class Handling:
     def committed(self, unit: UnitOfWork) -> None:
         """A unit is real: what was refused before its positions is parked."""
         self._careful = max(0, self._careful - unit.records)
-        for key in [key for key in self._refused if key[2] < self._inputs[key[:2]].position]:
+        for key in [key for key in self._refused if key[2] < self._inputs[key[:2]].committed]:
             del self._refused[key]
 
     def forget(self, partitions: set[TopicPartition]) -> None:

@@ -89,10 +89,10 @@ class ParkedKeys:
         self.keys |= other.keys
         self.records += other.records
 
-    def full(self, more: ParkedKeys | None) -> str:
+    def full(self, more: ParkedKeys) -> str:
         """Why nothing more may be parked over this and `more`, or an empty string."""
-        keys = len(self.keys) + (len(more.keys) if more else 0)
-        records = self.records + (more.records if more else 0)
+        keys = len(self.keys) + len(more.keys)
+        records = self.records + more.records
         if keys >= PARKED_KEYS_MAX:
             return f"{keys} keys are parked, and the limit is {PARKED_KEYS_MAX}"
         if records >= PARKED_RECORDS_MAX:

@@ -44,6 +44,8 @@ class UnitOfWork:
         self.outputs: dict[tuple[str, int], list[BatchBuilder]] = {}
         self.changes: Changes = {}
         self.parked: dict[tuple[str, int], ParkedKeys] = {}
+        self.beneath: UnitOfWork | None = None
+        """The unit that is on its way while this one is worked on: what it changes counts here already."""
         self.last: Record | None = None
         self.records = 0
         self.size = 0
@@ -71,6 +73,25 @@ class UnitOfWork:
             self.size += sum(len(key) + len(value or b"") for key, value in changed.items())
         for record in records:
             self._passed(record)
+
+    def holds_back(self, record: Record) -> bool:
+        """Whether the record's key was parked in this unit or in the one beneath."""
+        unit: UnitOfWork | None = self
+        while unit is not None:
+            if unit.parked:
+                parked = unit.parked.get((record.topic, record.partition))
+                if parked is not None and record.key in parked.keys:
+                    return True
+            unit = unit.beneath
+        return False
+
+    def parked_at(self, at: tuple[str, int]) -> ParkedKeys:
+        """What this unit and the one beneath parked of a partition."""
+        found = ParkedKeys()
+        for unit in (self, self.beneath):
+            if unit is not None and at in unit.parked:
+                found.add(unit.parked[at])
+        return found
 
     def park(self, record: Record, write: Write, error: BaseException | None) -> None:
         """Take in a record that is to wait; `write` is how it stands in the park topic."""
@@ -137,7 +158,7 @@ class RecordScope:
     def __init__(self, stores: Stores, names: frozenset[str]) -> None:
         self._stores = stores
         self._names = names
-        self._unit_changes: Changes = {}
+        self._layers: tuple[Changes, ...] = ()
         self._partition = 0
         self._effects = 0
         self.writes: list[Write] = []
@@ -145,25 +166,29 @@ class RecordScope:
 
     def begin(self, unit: UnitOfWork, partition: int) -> None:
         """Start with another call: forget the effects of the one before."""
-        self._unit_changes = unit.changes
+        self._layers = (unit.changes,) if unit.beneath is None else (unit.changes, unit.beneath.changes)
         self._partition = partition
         self._effects = 0
         self.writes = []
         self.changes = {}
 
     def get(self, store: str, key: bytes) -> bytes | None:
-        """The value of a key: what this record changed, else the unit of work, else what is committed."""
+        """The value of a key: what this call changed, else the units of work, else what is committed."""
         changed = self.changes.get(store)
         if changed is not None and key in changed:
             return changed[key]
-        changed = self._unit_changes.get((store, self._partition))
-        if changed is not None and key in changed:
-            return changed[key]
+        for layer in self._layers:
+            changed = layer.get((store, self._partition))
+            if changed is not None and key in changed:
+                return changed[key]
         return self._stores.table(store, self._partition).get(key)
 
     def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
         """Every key and value, those that were written longest ago first."""
-        changed = {**self._unit_changes.get((store, self._partition), {}), **self.changes.get(store, {})}
+        changed: dict[bytes, bytes | None] = {}
+        for layer in reversed(self._layers):
+            changed |= layer.get((store, self._partition), {})
+        changed |= self.changes.get(store, {})
         for key, value in self._stores.table(store, self._partition).items():
             if key not in changed:
                 yield key, value
