@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from semel.errors import AbortTransaction, Fenced, OutcomeUnknown, Retriable, SemelError
-from semel.failpoints import arm_failpoints
+from semel.failpoints import arm_failpoints, failpoint_hits
 from semel.processing import engine as engine_module
 from semel.processing import unit as unit_module
 from semel.processing.component import Component
 from semel.processing.engine import Engine
 from semel.types import GroupMetadata
+from tests.processing import test_engine
 from tests.processing.fake_kafka import FakeKafka
 from tests.processing.test_engine import (
     IN0,
@@ -38,6 +40,8 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
     monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
     monkeypatch.setattr(engine_module, "OVERLAP_POLL_SECONDS", 0.001)
+    # A unit is cut where a test says so, not where a busy machine stood still.
+    monkeypatch.setattr(test_engine, "SETTINGS", replace(test_engine.SETTINGS, commit_interval_ms=5_000))
     yield
     arm_failpoints("")
 
@@ -87,7 +91,7 @@ class Held:
         return self.kafka.consumer_made
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not condition():
                 assert not self.running.done(), self.running
                 await asyncio.sleep(0.001)
@@ -404,13 +408,15 @@ def test_a_worker_that_dies_between_two_units_is_succeeded_by_one_that_does_the_
     send_offsets = engine._producer.send_offsets
 
     async def slow(offsets: Any, group: GroupMetadata) -> None:
-        await asyncio.sleep(0.01)
+        if not kafka.committed:
+            more(kafka, 20, 50)
+        while point == "unit.under_way" and not failpoint_hits().get(point):
+            await asyncio.sleep(0.001)
         await send_offsets(offsets, group)
 
     engine._producer.send_offsets = slow  # type: ignore[method-assign]
     arm_failpoints(f"{point}:raise:1")
     with pytest.raises(SemelError, match=point):
         asyncio.run(run_until(engine, lambda: False))
-    more(kafka, 20, 50)
     process(kafka, app_with(counted, state=True))
     assert sorted(int(v or b"") for v in kafka.values("out")) == sorted(list(range(1, 11)) * 5)

@@ -256,7 +256,7 @@ class Engine:
             batch = await self._poll(0)
             if batch is None:
                 break
-            if self._is_flying:
+            if self._is_flying and self._unit.records:
                 failpoint("unit.under_way")
             if not batch.records:
                 if self._flight is None or self._flight.task.done():
