@@ -109,6 +109,7 @@ WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
         "cannot be called requests",
     ),
     "ordering": (lambda app, t: app.processor(t, name="x", ordering="none")(lambda record: None), "neither 'key'"),
+    "delivery": (lambda app, t: app.processor(t, name="x", delivery="maybe")(lambda record: None), "at-most-once"),
     "batch arguments": (lambda app, t: app.processor(t, name="x", batch=True)(lambda: None), r"\(records\)"),
     "concurrency without waiting": (
         lambda app, t: app.processor(t, name="x", concurrency=4)(lambda record: None),

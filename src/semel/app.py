@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
-from semel.processing.component import Component, Ordering, ProcessorSpec
+from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
 from semel.processing.topics import State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
 from semel.sinks.spec import DatabaseSpec, SinkSpec
@@ -165,6 +165,7 @@ class App:
         ordering: Ordering = "key",
         batch: bool = False,
         concurrency: int = 1,
+        delivery: Delivery = "exactly-once",
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a processor: `handler(record, *states)` yields effects, all in one Kafka transaction with the
@@ -176,6 +177,9 @@ class App:
         again in halves, until the record is found whose fault it is. An async handler with `concurrency` above 1 works
         on so many records at once: one at a time of each key, and with state one at a time of each partition. Effects
         become real in the order of the input.
+
+        `delivery` other than "exactly-once" writes effects and position in two steps: "at-least-once" may do effects
+        again after a crash, "at-most-once" may lose them; `semel guarantees` says so.
         """
 
         def register(handler: Handler) -> Handler:
@@ -193,7 +197,7 @@ class App:
                     f"{what} has concurrency={concurrency!r}, but its handler is not async and never waits: "
                     "write 'async def', or leave concurrency out."
                 )
-            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency)
+            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency, delivery)
             spec.component(self.name)  # Raises what is wrong with the settings together.
             self.processors[title] = spec
             return handler

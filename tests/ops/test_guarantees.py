@@ -90,3 +90,18 @@ def test_the_report_asks_the_cluster_for_its_transaction_version(embedded: Any, 
     assert "was not asked" in notes("")
     assert "transaction.version" not in notes(embedded.bootstrap)
     assert "transaction.version is 1" in notes(embedded_v1.bootstrap)
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "at-most-once"])
+def test_a_weaker_delivery_is_named_with_what_it_costs_and_refused_where_exactly_once_is_required(
+    delivery: Any,
+) -> None:
+    app = App("shop", require="exactly-once")
+    orders = app.topic("orders", value=Order)
+    app.processor(orders, name="copy", delivery=delivery)(lambda record: None)
+    (edge,) = edges_of(app, 2)
+    assert edge.atomic_unit.startswith("none")
+    assert edge.as_json()["exactly_once"] is False
+    assert any(delivery in reason for reason in edge.weakened)
+    with pytest.raises(ConfigurationError, match=delivery):
+        check_required(app, [edge])

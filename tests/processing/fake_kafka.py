@@ -11,6 +11,8 @@ from collections import defaultdict
 from typing import Any, NamedTuple
 
 from semel.errors import Fatal
+from semel.processing.component import Delivery
+from semel.processing.plain import PlainProducer
 from semel.types import GroupMetadata, Record, TopicPartition
 from semel.wire.records import BatchBuilder, decode_records, read_header
 
@@ -95,6 +97,16 @@ class FakeKafka:
     def producer(self, transactional_id: str) -> FakeProducer:
         return FakeProducer(self)
 
+    def plain_producer(self, name: str, delivery: Delivery) -> PlainProducer:
+        return PlainProducer(name, FakeWriter(self), self, delivery)
+
+    async def commit_offsets(self, group: GroupMetadata, offsets: Any) -> None:
+        assert group.generation_id >= 0
+        self.hit("commit_offsets")
+        await asyncio.sleep(0)
+        self.committed.update(offsets)
+        self.hit("after_commit_offsets")
+
     def consumer(self, group: str, topics: Any, instance_id: str, events: Any) -> FakeConsumer:
         self.consumer_made = FakeConsumer(self, list(topics), events)
         return self.consumer_made
@@ -166,6 +178,29 @@ class FakeProducer:
 
     async def close(self) -> None:
         self.kafka.calls.append("producer.close")
+
+
+class FakeWriter:
+    """The idempotent producer: what is sent is there at once, and stays."""
+
+    def __init__(self, kafka: FakeKafka) -> None:
+        self.kafka = kafka
+
+    async def start(self) -> None:
+        self.kafka.hit("init")
+
+    async def send_batch(self, topic: str, partition: int, batch: BatchBuilder) -> int:
+        self.kafka.hit("send_batch")
+        await asyncio.sleep(0)
+        data, log = batch.build(), self.kafka.logs[TopicPartition(topic, partition)]
+        first = len(log)
+        for record in decode_records(data, 0, read_header(data), topic, partition):
+            log.append(record._replace(offset=len(log)))
+        self.kafka.hit("after_send_batch")
+        return first
+
+    async def close(self) -> None:
+        self.kafka.calls.append("writer.close")
 
 
 class FakeConsumer:

@@ -1,6 +1,7 @@
 """Running engines against a real broker: topics, input, output, and a child process to kill.
 
-`python -m tests.processing.running APP SLOT` is the child: a worker with the counting processor of `counting_app`.
+`python -m tests.processing.running APP SLOT [DELIVERY]` is the child: a worker with the processor of `counting_app`, or
+of `copying_app` where a delivery mode is given.
 """
 
 from __future__ import annotations
@@ -47,6 +48,19 @@ def counting_app(name: str) -> App:
         number = counts.get(record.key, 0) + 1
         yield counts.put(record.key, number)
         yield target.record(record.key, [record.value, number])
+
+    return app
+
+
+def copying_app(name: str, delivery: Any) -> App:
+    """Writes each input's value to `<name>.out`."""
+    app = App(name)
+    source = app.topic(f"{name}.in", key=str, value=int, partitions=PARTITIONS)
+    target = app.topic(f"{name}.out", key=str, value=int, partitions=3)
+
+    @app.processor(source, delivery=delivery)
+    def count(record: Any) -> Any:
+        yield target.record(record.key, record.value)
 
     return app
 
@@ -146,17 +160,18 @@ def check_counts(records: Sequence[Record], items: Sequence[tuple[str, int]]) ->
     assert found.keys() == wanted.keys()
 
 
-async def _child(name: str, slot: int) -> None:
+async def _child(name: str, slot: int, delivery: str = "") -> None:
     settings = Settings.from_environment()
     arm_failpoints(settings.failpoint)
-    engine = Engine(counting_app(name).components()[0], settings.kafka, settings, Env(), Metrics(), slot=slot)
+    app = copying_app(name, delivery) if delivery else counting_app(name)
+    engine = Engine(app.components()[0], settings.kafka, settings, Env(), Metrics(), slot=slot)
     await Worker({"count": engine}, heartbeat=Heartbeat.from_environment()).run()
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     try:
-        asyncio.run(_child(sys.argv[1], int(sys.argv[2])))
+        asyncio.run(_child(sys.argv[1], int(sys.argv[2]), *sys.argv[3:]))
     except Fenced as error:
         print(error, file=sys.stderr)
         sys.exit(EXIT_FENCED)

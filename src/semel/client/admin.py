@@ -12,11 +12,11 @@ from semel.client.cluster import GROUP, TRANSACTION, KafkaClient, TopicInfo
 from semel.client.describe import DescribedTransaction, decode_described
 from semel.client.two_phase import PROBE, TwoPhaseMode, mode_of
 from semel.errors import ConfigurationError, ErrorCode, OutcomeUnknown, Retriable, kafka_error
-from semel.types import TopicPartition
+from semel.types import GroupMetadata, TopicPartition
 
 __all__ = ["Admin", "DescribedTransaction", "GroupListing", "TopicSpec", "TransactionListing"]
 
-LIST_OFFSETS, METADATA, OFFSET_FETCH, LIST_GROUPS = 2, 3, 9, 16
+LIST_OFFSETS, METADATA, OFFSET_COMMIT, OFFSET_FETCH, LIST_GROUPS = 2, 3, 8, 9, 16
 CREATE_TOPICS, DELETE_TOPICS, DELETE_RECORDS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS = 19, 20, 21, 65, 66
 INIT_PRODUCER_ID, TWO_PHASE_VERSION = 22, 6
 TWO_PHASE_PROBE_ID = "semel.two-phase-probe"
@@ -209,6 +209,39 @@ class Admin:
 
         what = f"reading the {'stable ' if require_stable else ''}committed offsets of group {group!r}"
         return await self._client.on_coordinator(group, GROUP, ask, what, timeout)
+
+    async def commit_offsets(self, group: GroupMetadata, offsets: Mapping[TopicPartition, int]) -> None:
+        """Write the offsets to read next, as this member of the group, outside of any transaction.
+
+        Raises `AbortTransaction` when it is no member (any more), which changed nothing, and `Retriable` when nobody
+        answered in time, which says nothing about what happened.
+        """
+        topics: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for at, offset in offsets.items():
+            topics[at.topic].append(
+                {"partition_index": at.partition, "committed_offset": offset, "committed_metadata": ""}
+            )
+        name = group.group_id
+
+        async def tell(node_id: int) -> None:
+            connection = await self._client.connection(node_id)
+            version = min(connection.version_of(OFFSET_COMMIT), 9)  # v10 names topics by id, and says nothing more.
+            answer: Any = await connection.send(
+                OFFSET_COMMIT,
+                version,
+                group_id=name,
+                generation_id_or_member_epoch=group.generation_id,
+                member_id=group.member_id,
+                group_instance_id=group.group_instance_id,
+                topics=[{"name": topic, "partitions": items} for topic, items in topics.items()],
+            )
+            for topic in answer.topics:
+                for item in topic.partitions:
+                    if item.error_code != ErrorCode.NONE:
+                        what = f"committing the offset of {topic.name}-{item.partition_index} for group {name!r}"
+                        raise kafka_error(item.error_code, what)
+
+        await self._client.on_coordinator(name, GROUP, tell, f"committing offsets of group {name!r}")
 
     async def list_offsets(self, partitions: Iterable[TopicPartition], at: Position) -> dict[TopicPartition, int]:
         """A position in each partition's log.

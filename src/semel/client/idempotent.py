@@ -166,6 +166,27 @@ class Producer:
         self._linger_or_send()
         return await waiter
 
+    async def send_batch(self, topic: str, partition: int, batch: BatchBuilder) -> int:
+        """Append records that are encoded already, as one batch, and wait for the broker's answer: the first offset.
+
+        Batches of one partition are written in the order of the calls. Raises what `send` raises, for all of them.
+        """
+        check_not_forked(self._pid, "the producer")
+        if self._failure is not None:
+            raise self._failure
+        if self._sender.closed:
+            raise Fatal("the producer is closed; make a new one.")
+        where = TopicPartition(topic, partition)
+        if where in self._filling:
+            self._close_batch(where)
+        delivery = _Delivery(where, batch, self._client.env.monotonic() + self._delivery_timeout)
+        waiter: asyncio.Future[RecordMetadata] = asyncio.get_running_loop().create_future()
+        delivery.waiters, delivery.timestamps = [waiter], [-1]
+        self._waiting_bytes += delivery.size
+        self._lane(where).add(delivery)
+        self._sender.schedule()
+        return (await waiter).offset
+
     async def flush(self) -> None:
         """Wait until every record handed over is written or has failed."""
         deadline = self._client.env.monotonic() + self._delivery_timeout + self._client.settings.socket_timeout
@@ -224,10 +245,13 @@ class Producer:
         filling = self._filling.pop(where)
         batch = _Delivery(where, filling.builder, filling.deadline)
         batch.waiters, batch.timestamps = filling.waiters, filling.timestamps
+        self._lane(where).add(batch)
+
+    def _lane(self, where: TopicPartition) -> Lane:
         lane = self._lanes.get(where)
         if lane is None:
             lane = self._lanes[where] = Lane(self._max_in_flight)
-        lane.add(batch)
+        return lane
 
     def _write_batches(self) -> bool:
         requests: dict[int, tuple[Any, list[Batch]]] = {}

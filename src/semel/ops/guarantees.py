@@ -12,6 +12,7 @@ from typing import Any
 from semel.app import App
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
+from semel.processing.component import ProcessorSpec
 from semel.settings import Settings
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
@@ -69,6 +70,9 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
         )
     for processor in app.processors.values():
         store = f", state {', '.join(state.name for state in processor.states)}" if processor.states else ""
+        if processor.delivery != "exactly-once":
+            edges.append(_weak(processor, store))
+            continue
         edges.append(
             Edge(
                 edge=f"{processor.topic.name} -> {processor.name}",
@@ -89,6 +93,31 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
             )
         )
     return edges
+
+
+_STEPS = {
+    "at-least-once": (
+        "none: outputs{store} first, then the input offset",
+        "effects happen again after a crash between outputs and position (delivery='at-least-once')",
+    ),
+    "at-most-once": (
+        "none: the input offset first, then outputs{store}",
+        "effects and parked records are lost in a crash between position and outputs (delivery='at-most-once')",
+    ),
+}
+
+
+def _weak(processor: ProcessorSpec, store: str) -> Edge:
+    unit, reason = _STEPS[processor.delivery]
+    zombie = "a worker that lost its partitions is kept out when it writes the position, not when it writes outputs"
+    return Edge(
+        edge=f"{processor.topic.name} -> {processor.name}",
+        atomic_unit=unit.format(store=store),
+        fence="group generation in OffsetCommit",
+        dedup="none; within one life of a worker the producer's sequence numbers",
+        weakened=(reason, zombie, _OFFSETS_EXPIRE),
+        breaks=(reason,),
+    )
 
 
 def _kafka_notes(transaction_version: int | None) -> list[str]:

@@ -15,10 +15,25 @@ from semel.errors import ConfigurationError
 from semel.processing.limits import CONCURRENCY_MAX
 from semel.processing.topics import State, StateView, Topic, check_name
 
-__all__ = ["Component", "Ordering", "ProcessorSpec", "StoreReader", "park_topic", "state_topic"]
+__all__ = [
+    "DELIVERIES",
+    "Component",
+    "Delivery",
+    "Ordering",
+    "ProcessorSpec",
+    "StoreReader",
+    "park_topic",
+    "state_topic",
+]
 
 Ordering = Literal["key", "partition"]
 """What a record that cannot be processed holds up: the later records of its key, or its whole partition."""
+
+
+Delivery = Literal["exactly-once", "at-least-once", "at-most-once"]
+"""What a crash may cost: nothing, effects that happen again, or effects that do not happen."""
+
+DELIVERIES: tuple[Delivery, ...] = ("exactly-once", "at-least-once", "at-most-once")
 
 
 class StoreReader(Protocol):
@@ -66,6 +81,7 @@ class Component:
     ordering: Ordering = "key"
     batch: bool = False
     concurrency: int = 1
+    delivery: Delivery = "exactly-once"
 
     def __post_init__(self) -> None:
         check_name(self.name, "a component")
@@ -78,6 +94,10 @@ class Component:
             )
         if self.ordering not in ("key", "partition"):
             raise ConfigurationError(f"component {self.name}: ordering {self.ordering!r} is neither key nor partition.")
+        if self.delivery not in DELIVERIES:
+            raise ConfigurationError(
+                f"component {self.name}: delivery {self.delivery!r} is none of {', '.join(DELIVERIES)}."
+            )
         if not 1 <= self.concurrency <= CONCURRENCY_MAX:
             raise ConfigurationError(
                 f"component {self.name}: concurrency={self.concurrency!r}, but 1 to {CONCURRENCY_MAX} calls at once "
@@ -119,6 +139,7 @@ class ProcessorSpec:
     ordering: Ordering = "key"
     batch: bool = False
     concurrency: int = 1
+    delivery: Delivery = "exactly-once"
 
     def component(self, app: str) -> Component:
         """The component that decodes records and calls the handler."""
@@ -131,6 +152,7 @@ class ProcessorSpec:
             ordering=self.ordering,
             batch=self.batch,
             concurrency=self.concurrency,
+            delivery=self.delivery,
         )
 
     def _handle(self) -> Handle:

@@ -109,7 +109,11 @@ class Engine:
         self._settings = settings
         self._env = env
         self._kafka = kafka or RealKafka(bootstrap, settings, env, client_id=self.identity)
-        self._producer = self._kafka.producer(self.identity)
+        self._producer = (
+            self._kafka.producer(self.identity)
+            if component.delivery == "exactly-once"
+            else self._kafka.plain_producer(self.identity, component.delivery)
+        )
         self._consumer = self._kafka.consumer(component.group, component.inputs, self.identity, self)
         self._measures = Measures(metrics, component.name)
         self._turn = asyncio.Lock()
@@ -400,7 +404,7 @@ class Engine:
             self._handling.suspect(flight.unit, error)
 
     async def _transact(self, unit: UnitOfWork, offsets: dict[TopicPartition, int], group: GroupMetadata) -> None:
-        with unit.told(self.component.name, self.identity):
+        with unit.told(self.component.name, self.identity, is_atomic=self.component.delivery == "exactly-once"):
             failpoint("unit.before_produce")
             self._producer.begin()
             self._measures.transaction_began(self._env.monotonic)

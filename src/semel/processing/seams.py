@@ -11,9 +11,11 @@ from typing import Any, Literal, Protocol
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Consumer, ConsumerEvents, Reader
-from semel.client.producer import TransactionalProducer
+from semel.client.producer import Producer, TransactionalProducer
 from semel.env import Env
 from semel.errors import Fatal, Retriable
+from semel.processing.component import Delivery
+from semel.processing.plain import PlainProducer
 from semel.settings import Settings
 from semel.types import GroupMetadata, Record, TopicPartition
 from semel.wire.records import BatchBuilder
@@ -85,6 +87,7 @@ class Kafka(Protocol):
     async def partitions(self, topic: str) -> int: ...
     async def topic_identity(self, topic: str) -> str: ...
     def producer(self, transactional_id: str) -> ProducerSeam: ...
+    def plain_producer(self, name: str, delivery: Delivery) -> ProducerSeam: ...
     def consumer(self, group: str, topics: Sequence[str], instance_id: str, events: ConsumerEvents) -> ConsumerSeam: ...
     def reader(self) -> ReaderSeam: ...
 
@@ -127,6 +130,10 @@ class RealKafka:
         return TransactionalProducer(
             self.client, transactional_id, transaction_timeout_ms=self._settings.transaction_timeout_ms
         )
+
+    def plain_producer(self, name: str, delivery: Delivery) -> ProducerSeam:
+        """A producer without transactions, which writes outputs and position in two steps."""
+        return PlainProducer(name, Producer(self.client), self.admin, delivery)
 
     def consumer(self, group: str, topics: Sequence[str], instance_id: str, events: ConsumerEvents) -> ConsumerSeam:
         """A member of a group; it joins when it is started."""

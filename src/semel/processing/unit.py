@@ -114,8 +114,11 @@ class UnitOfWork:
                 yield TopicPartition(topic, partition), builder
 
     @contextmanager
-    def told(self, component: str, transactional_id: str) -> Iterator[None]:
-        """Around the transaction: tell the history that it is tried, and how it ended."""
+    def told(self, component: str, transactional_id: str, *, is_atomic: bool = True) -> Iterator[None]:
+        """Around the transaction: tell the history that it is tried, and how it ended.
+
+        What is not atomic cannot be said to have failed once its end was asked for.
+        """
         if self.provenance is None:
             yield
             return
@@ -123,7 +126,7 @@ class UnitOfWork:
         try:
             yield
         except BaseException as error:
-            is_certain = not self.is_ending or isinstance(error, AbortTransaction)
+            is_certain = not self.is_ending or (is_atomic and isinstance(error, AbortTransaction))
             self.provenance.end("fail" if is_certain else "info")
             raise
         self.provenance.end("ok")
