@@ -110,6 +110,14 @@ FAILPOINTS: dict[str, Point] = {
     "handler.before_park": Point(
         "a record cannot be processed, and is not in the unit as a parked one", _WORKER, in_task=True
     ),
+    "release.asked": Point(
+        "it is known what is to be done with parked records, and nothing of it is done", _WORKER, in_task=True
+    ),
+    "release.handled": Point(
+        "parked records were handled again, what they gave and that they are released is in memory only",
+        _WORKER,
+        in_task=True,
+    ),
     "unit.before_produce": Point("handlers ran, nothing of the transaction was sent", _WORKER, in_task=True),
     "unit.between_batches": Point("the first batch is handed to the producer, others are not", _WORKER, in_task=True),
     "unit.after_produce": Point(
@@ -181,6 +189,9 @@ FAILPOINTS: dict[str, Point] = {
     "sink.before_advance": Point("the database transaction is open, the position row is as it was", _WORKER),
     "sink.before_effects": Point("the position row is locked and moved, no effect was written", _WORKER),
     "sink.between_effects": Point("a statement of the handler was executed, others may follow", _WORKER),
+    "sink.before_release": Point(
+        "the fence is checked, nothing was done about what is asked for of parked records", _WORKER
+    ),
     "sink.before_park": Point("the effects are written, the parked records of the batch are not", _WORKER),
     "sink.before_db_commit": Point("all effects are written, COMMIT was not sent", _WORKER),
     "sink.after_db_commit": Point("the database committed, the sink does not know yet", _WORKER),

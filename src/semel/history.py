@@ -91,6 +91,8 @@ class BatchPart(NamedTuple):
     handed: list[int]
     """Offsets given to the handler, in calls whose effects are in the transaction."""
     parked: list[int]
+    released: tuple[int, ...] = ()
+    """Offsets that an earlier transaction parked: those among `handed` were worked on now, the others discarded."""
 
 
 class _Event(msgspec.Struct, tag_field="op", omit_defaults=True, kw_only=True, gc=False):
@@ -109,6 +111,8 @@ class Unit(_Event, tag="unit"):
     transactional_id: str = ""
     inputs: list[UnitInput] = []
     parked: list[UnitParked] = []
+    released: list[UnitParked] = []
+    """Records that an earlier unit parked: those among `inputs` were worked on now, the others were discarded."""
 
 
 class Batch(_Event, tag="batch"):

@@ -50,6 +50,12 @@ class Settings:
     drain_seconds: float = 25.0
     partitions: int = 4
     """Partitions of topics that the app creates without saying how many."""
+    build: str = ""
+    """Which build of the app this is: a version, a date, a commit. Parked records say which build failed on them."""
+    park_retry: str = "asked"
+    """`asked`: parked keys are tried again when an operator says so. `build`: also once by each new build."""
+    park_edit: str = "no"
+    """`yes` lets operators change the value of a parked record."""
     kafka_client: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Settings of every Kafka client of the app, under librdkafka's names."""
 
@@ -89,6 +95,13 @@ class Settings:
                 "header to records and a table to databases. Unset one of the two, or set "
                 "SEMEL_HISTORY_IN_PRODUCTION=yes."
             )
+        for name, known in (("park_retry", ("asked", "build")), ("park_edit", ("no", "yes"))):
+            if getattr(self, name) not in known:
+                raise ConfigurationError(
+                    f"SEMEL_{name.upper()}={getattr(self, name)!r} is neither {' nor '.join(known)}."
+                )
+        if self.park_retry == "build" and not self.build:
+            raise ConfigurationError("SEMEL_PARK_RETRY=build needs SEMEL_BUILD, which says what build this is.")
         for name in ("transaction_timeout_ms", "commit_interval_ms", "session_timeout_ms", "partitions"):
             if getattr(self, name) <= 0:
                 raise ConfigurationError(f"SEMEL_{name.upper()} must be greater than 0.")

@@ -22,19 +22,23 @@ from typing import Any, Self
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
+from semel.env import Env
 from semel.errors import OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import FAILPOINTS
 from semel.ingress.requests import requests_topic
 from semel.ingress.rules import key_digest, operation_id
+from semel.ops.parking import Request, ask, open_shelves
 from semel.processing.component import park_topic, state_topic
+from semel.processing.parking import KIND
 from semel.processing.ports import free_ports
 from semel.prove.check.findings import Findings
 from semel.prove.check.totals import Effect, check_effects, check_totals
+from semel.settings import Settings
 from semel.types import Record, TopicPartition
 from tests.dual_write.writer import FENCED as WRITER_FENCED
 from tests.dual_write.writer import TOPIC as DUAL
 from tests.dual_write.writer import Database, Plan
-from tests.failpoints.children import ITEMS, PARTITIONS, SHORT_MS
+from tests.failpoints.children import ITEMS, PARTITIONS, SHORT_MS, make_app
 from tests.failpoints.plan import PARKING, Case, Scene, scene_of
 
 ORDERS = 10
@@ -496,7 +500,8 @@ class Chain:
         for place in ("broker", "http", "worker"):
             if (place, 0) not in self._running:
                 self.start(place)
-        batch = self._new_batch(MANY_ORDERS if scene.much else ORDERS)
+        batch = self._new_batch(MANY_ORDERS if scene.much else ORDERS, releases=scene.releases)
+        (self.folder / "closed").touch()
         batch.may_park = case.action == "raise" and case.point in PARKING
         load = self._spawn(self._load(batch, JOIN_PACE_SECONDS if scene.joins else 0.0))
         try:
@@ -564,6 +569,8 @@ class Chain:
             await process.ended.wait()
         if scene.topics:
             await self._make_topics(victim)
+        if scene.releases:
+            await self._release(batch)
         if scene.stalls:
             await self._until(lambda: bool(self._zombies))
             await asyncio.sleep(SHORT_MS / 1000 + 1)
@@ -572,6 +579,27 @@ class Chain:
         while not load.done():
             await self._read()
         await load
+
+    async def _release(self, batch: Batch) -> None:
+        """Wait until all that cannot be worked on at first is parked, let it be worked on, and ask for it."""
+        late = {kind: {n for n, customer in batch.orders.items() if customer[0] == kind} for kind in "tu"}
+
+        def is_parked() -> bool:
+            topic = {value["id"] for _, value in self._values(park_topic("fp", "orders"))}
+            return late["t"] <= topic and late["u"] <= {number for number, _ in self._parked_rows()}
+
+        while not is_parked():
+            await self._read()
+        (self.folder / "closed").unlink(missing_ok=True)
+        app, env = make_app(self._rows), Env()
+        settings = Settings(kafka=self.bootstrap, kafka_client={"delivery.timeout.ms": "3000"})
+        while True:
+            with suppress(*_AWAY):
+                async with open_shelves(app, settings) as shelves:
+                    parked = [item for shelf in shelves for item in await shelf.items()]
+                    mine = [item for item in parked if (item.key or b"")[:1] in (b"t", b"u")]
+                    await ask(shelves, mine, Request("retry", "the scene"), env)
+                return
 
     async def _make_topics(self, victim: Process) -> None:
         for number in range(3):
@@ -637,10 +665,11 @@ class Chain:
 
     # --- Orders ---
 
-    def _new_batch(self, orders: int = ORDERS) -> Batch:
+    def _new_batch(self, orders: int = ORDERS, *, releases: bool = False) -> Batch:
         self._cases += 1
         first = self._cases * 1_000
         kinds = [f"c{number % 3}" for number in range(orders - 6)] + ["p", "q", "r", "p", "q", "c1"]
+        kinds += ["t", "u", "t", "t", "u"] if releases else []
         batch = Batch({first + number: f"{kind}-{self._cases}" for number, kind in enumerate(kinds)})
         self.batches.append(batch)
         return batch
@@ -716,6 +745,8 @@ class Chain:
         assert self._reader is not None
         with suppress(*_AWAY):
             for record in (await self._reader.poll(5_000, 0.15)).records:
+                if KIND in dict(record.headers):
+                    continue  # A command, or what came of it.
                 value = _value(record)
                 self._records.setdefault(record.topic, []).append((record, value))
 
@@ -770,16 +801,16 @@ class Chain:
         parked = {value["id"] for _, value in self._values(park_topic("fp", "orders"))}
         items = Counter(value["id"] for _, value in self._values("items"))
         for name, wanted, found in (
-            ("orders", of("cpq"), orders),
-            ("parked", of("p"), parked),
-            ("items", of("cq"), items),
+            ("orders", of("cpqtu"), orders),
+            ("parked", of("pt"), parked),
+            ("items", of("cqtu"), items),
         ):
             missing = [number for number in wanted if number not in found]
             if missing:
                 return f"{len(missing)} {name}: {missing[:3]}"
         rows = self._rows_of(f"SELECT COUNT(*) FROM ledger WHERE id BETWEEN {first} AND {last}")
-        if not rows or rows[0][0] < ITEMS * len(of("c")):
-            return f"rows: {rows} of {ITEMS * len(of('c'))}"
+        if not rows or rows[0][0] < ITEMS * len(of("ctu")):
+            return f"rows: {rows} of {ITEMS * len(of('ctu'))}"
         held = {number for number, _ in self._parked_rows()}
         missing = [number for number in of("q") if number not in held]
         return f"{len(missing)} parked rows" if missing else ""
@@ -837,10 +868,10 @@ class Chain:
         for record, value in self._values(park_topic("fp", "orders")):
             if value["id"] in orders:
                 parked.append(Effect(value["id"], 0, (record.partition, record.offset)))
-        kinds = {kind: {n for n, customer in orders.items() if customer[0] in kind} for kind in ("cpq", "cq", "p")}
-        findings.merge(check_effects(dict.fromkeys(kinds["cpq"], (0,)), placed))
-        findings.merge(check_effects({number: range(ITEMS) for number in kinds["cq"]}, counted))
-        findings.merge(check_effects(dict.fromkeys(kinds["p"], (0,)), parked))
+        kinds = {kind: {n for n, customer in orders.items() if customer[0] in kind} for kind in ("cpqtu", "cqtu", "pt")}
+        findings.merge(check_effects(dict.fromkeys(kinds["cpqtu"], (0,)), placed))
+        findings.merge(check_effects({number: range(ITEMS) for number in kinds["cqtu"]}, counted))
+        findings.merge(check_effects(dict.fromkeys(kinds["pt"], (0,)), parked))
         for customer, seen in numbers.items():
             got = [number for _, number in sorted(seen)]
             if got != list(range(1, len(got) + 1)):
@@ -851,10 +882,10 @@ class Chain:
         findings = Findings()
         rows = [row for row in self._rows_of("SELECT id, position, rowid FROM ledger") if row[0] in orders]
         applied: dict[Hashable, Iterable[Hashable]] = {
-            number: range(ITEMS) for number, customer in orders.items() if customer[0] == "c"
+            number: range(ITEMS) for number, customer in orders.items() if customer[0] in "ctu"
         }
         findings.merge(check_effects(applied, [Effect(row[0], row[1], (0, row[2])) for row in rows]))
-        totals = Counter(customer for customer in orders.values() if customer[0] == "c")
+        totals = Counter(customer for customer in orders.values() if customer[0] in "ctu")
         found = {customer: (n,) for customer, n in self._rows_of("SELECT * FROM totals") if customer in totals}
         findings.merge(check_totals("customer", {name: (ITEMS * n,) for name, n in totals.items()}, found))
         held = [

@@ -24,7 +24,9 @@ import semel.broker.broker
 import semel.broker.internal
 import semel.ingress.purge
 import semel.log.log
+import semel.processing.engine
 import semel.processing.watermarks
+import semel.sinks.engine
 import semel.sinks.sql.sqlite
 from semel import App, Created, Problem
 from semel.broker.broker import serve
@@ -73,8 +75,10 @@ class Item(msgspec.Struct):
 def make_app(database: Path) -> App:
     """Orders come in by HTTP, are counted by customer, and each ends as two rows.
 
-    The customer decides what goes wrong: `p...` fails in the processor, `q...` in the sink, `r...` is refused.
+    The customer decides what goes wrong: `p...` fails in the processor, `q...` in the sink, `r...` is refused. `t...`
+    fails in the processor and `u...` in the sink, as long as the file `closed` stands beside the database.
     """
+    closed = database.with_name("closed")
     app = App("fp", request_partitions=PARTITIONS)
     orders: Any = app.topic("orders", value=Order, partitions=PARTITIONS)
     items: Any = app.topic("items", value=Item, partitions=PARTITIONS)
@@ -95,7 +99,7 @@ def make_app(database: Path) -> App:
     @app.processor(orders, state=seen)
     def count(record: Any, seen: Any) -> Any:
         order = record.value
-        if order.customer.startswith("p"):
+        if order.customer.startswith("p") or (order.customer.startswith("t") and closed.exists()):
             raise ValueError("a customer that the processor cannot count")
         number = seen.get(order.customer, 0) + 1
         yield seen.put(order.customer, number)
@@ -106,7 +110,8 @@ def make_app(database: Path) -> App:
 
     @app.sink(items, store)
     def ledger(records: Any, db: Any) -> None:
-        if any(record.value.customer.startswith("q") for record in records):
+        bad = "qu" if closed.exists() else "q"
+        if any(record.value.customer[0] in bad for record in records):
             raise ValueError("a customer that the sink does not take")
         rows = [(record.value.id, record.value.position) for record in records]
         db.executemany("INSERT INTO ledger (id, position) VALUES (?, ?)", rows)
@@ -143,6 +148,8 @@ def _shorten_times() -> None:
     semel.broker.internal.CHECKPOINT_BYTES = 4_000
     semel.log.log.SNAPSHOT_BATCHES = 64
     semel.ingress.purge.PURGE_SECONDS = 0.5
+    semel.processing.engine.PARK_LOOK_SECONDS = 0.1
+    semel.sinks.engine.PARK_LOOK_SECONDS = 0.1
     semel.processing.watermarks.WRITE_SECONDS = 0.3
     vars(semel.sinks.sql.sqlite)["LOCK_WAIT_SECONDS"] = 0.5
 

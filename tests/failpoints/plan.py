@@ -46,6 +46,8 @@ class Scene:
     """Some answers of the database to COMMIT are lost."""
     short: bool = False
     """Time-outs are short, because one of them is waited for."""
+    releases: bool = False
+    """Some customers cannot be worked on at first, in the processor and in the sink, and are released later."""
     stalls: bool = False
     """A worker stands still with a transaction open until that has timed out."""
 
@@ -63,6 +65,9 @@ SCENES: dict[str, Scene] = {
     "sink.before_take_over": Scene(joins=True, short=True),
     "sink.before_fence_commit": Scene(joins=True, short=True),
     "sink.after_fence": Scene(joins=True, short=True),
+    "release.asked": Scene(releases=True),
+    "release.handled": Scene(releases=True),
+    "sink.before_release": Scene(releases=True),
     "unit.before_recovery": Scene(also=_FAILING),
     "unit.after_abort": Scene(also=_FAILING),
     "unit.after_recovery": Scene(also=_FAILING),

@@ -277,6 +277,9 @@ class FakeConsumer:
     async def pause(self, partitions: Any) -> None:
         self.paused |= set(partitions)
 
+    async def resume(self, partitions: Any) -> None:
+        self.paused -= set(partitions)
+
     async def close(self) -> None:
         if self.positions:
             await self.revoke(*list(self.positions))

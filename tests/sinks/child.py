@@ -50,6 +50,14 @@ def work(url: str, total: int) -> None:
     sink.close()
 
 
+def release(url: str) -> None:
+    """Carry out what is asked for, with a handler that is mended."""
+    sink = ledger.sink(url, ledger.count_all)
+    sink.take_over([ledger.claim(part) for part in range(PARTITIONS)])
+    sink.carry_out()
+    sink.close()
+
+
 if __name__ == "__main__":
     arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""))
     history.start(os.environ.get("SEMEL_HISTORY", ""), "worker", 0)
@@ -57,4 +65,7 @@ if __name__ == "__main__":
         from semel.sinks.sql import postgres
 
         postgres._SESSION["idle_in_transaction_session_timeout"] = os.environ["IDLE_IN_TRANSACTION"]
-    work(sys.argv[1], int(sys.argv[2]))
+    if "RELEASE" in os.environ:
+        release(sys.argv[1])
+    else:
+        work(sys.argv[1], int(sys.argv[2]))

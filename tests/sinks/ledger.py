@@ -9,11 +9,14 @@ from dataclasses import replace
 from typing import Any
 
 from semel.env import Env
+from semel.processing.parklog import Command, Outcome, ParkPolicy, Verb
 from semel.processing.topics import Topic
 from semel.sinks.contract import Claim, Slice
 from semel.sinks.spec import DatabaseSpec, SinkSpec
 from semel.sinks.sql import SqlSink, connect
 from semel.sinks.sql.database import is_missing_table
+from semel.sinks.sql.positions import PositionKey
+from semel.sinks.sql.release import insert_command, read_outcome
 from semel.types import Record, TopicPartition
 
 TOPIC_ID = uuid.UUID("11111111-2222-3333-4444-555555555555")
@@ -51,10 +54,13 @@ def sink(
     *,
     cluster_id: str = CLUSTER_ID,
     create_tables: bool = True,
+    policy: ParkPolicy | None = None,
     **changes: Any,
 ) -> SqlSink:
     env = Env(rng=random.Random(1))
-    made = SqlSink(spec(url, handler, **changes), "shop.totals", cluster_id, env=env, create_tables=create_tables)
+    made = SqlSink(
+        spec(url, handler, **changes), "shop.totals", cluster_id, env=env, create_tables=create_tables, policy=policy
+    )
     made.open()
     return made
 
@@ -108,4 +114,39 @@ def parked(url: str) -> list[tuple[int, int, bytes | None, str | None]]:
     found = rows(
         url, "SELECT part, record_offset, record_key, error_class FROM semel_parked ORDER BY part, record_offset"
     )
-    return [(part, offset, None if key is None else bytes(key), error) for part, offset, key, error in found]
+    return [
+        (part, offset, None if key is None else bytes(key), None if error is None else error.rpartition(".")[2])
+        for part, offset, key, error in found
+    ]
+
+
+def count_all(records: Sequence[Any], db: Any) -> None:
+    """The handler when it is mended: a negative amount counts without its sign."""
+    db.executemany(COUNT, sorted((record.key, abs(record.value)) for record in records))
+    db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
+
+
+def in_order(url: str) -> list[tuple[str, int]]:
+    """Every effect as (customer, offset), as they were written."""
+    order = "rowid" if url.startswith("sqlite") else "ctid"
+    return [(key, offset) for key, offset in rows(url, f"SELECT customer, record_offset FROM seen ORDER BY {order}")]
+
+
+def ask(url: str, verb: Verb, *offsets: int, part: int = 0, name: str = "c1", **options: Any) -> str:
+    """Leave a command, as `semel park` does."""
+    database = connect(url)
+    database.begin()
+    command = Command(id=name, verb=verb, offsets=list(offsets), by="me", **options)
+    insert_command(database, PositionKey("shop.totals", CLUSTER_ID, str(TOPIC_ID), part), command)
+    database.commit()
+    database.close()
+    return name
+
+
+def outcome(url: str, name: str = "c1") -> Outcome:
+    """What came of a command; an empty one while nothing did."""
+    database = connect(url)
+    try:
+        return read_outcome(database, name) or Outcome()
+    finally:
+        database.close()

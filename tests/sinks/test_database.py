@@ -70,7 +70,9 @@ def test_many_processes_may_migrate_at_once(url: str) -> None:
 
 
 def test_list_parked_of_a_database_without_tables_is_empty(url: str) -> None:
-    assert list_parked(url) == []
+    tool = connect(url)
+    assert list_parked(tool) == []
+    tool.close()
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from semel.errors import Retriable, SemelError
-from semel.sinks.sql import list_parked
 from semel.sinks.sql import migrate as run_migration
-from semel.sinks.sql.database import open_database, without_password
+from semel.sinks.sql.database import Database, open_database, without_password
 
-__all__ = ["migrate", "parked_in_database"]
+__all__ = ["connected", "migrate"]
 
 
 def migrate(url: str, *, print_only: bool, audit: bool = False) -> str:
@@ -23,13 +21,23 @@ def migrate(url: str, *, print_only: bool, audit: bool = False) -> str:
         return run_migration(url, print_only=print_only, audit=audit)
 
 
-def parked_in_database(url: str) -> list[dict[str, Any]]:
-    """The sinks' parked records. Raises `Retriable` when the database cannot be reached."""
-    path = getattr(open_database(url), "path", None)
+@contextmanager
+def connected(url: str) -> Iterator[Database | None]:
+    """A connection for one look or one command; None for a SQLite file that is not there, which looking would make.
+
+    Raises `Retriable` when the database cannot be reached, inside the block too.
+    """
+    database = open_database(url)
+    path = getattr(database, "path", None)
     if path is not None and not path.exists():
-        return []  # Looking into a SQLite file that is not there would make it.
+        yield None
+        return
     with _reaching(url):
-        return list_parked(url)
+        try:
+            database.connect()
+            yield database
+        finally:
+            database.close()
 
 
 @contextmanager

@@ -38,13 +38,16 @@ from semel.processing.identity import instance_id, transactional_id
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import (
     IDLE_COMMIT_SECONDS,
+    PARK_LOOK_SECONDS,
     POLL_PAUSE_SECONDS,
     POLL_RECORDS_MAX,
     POLL_RECORDS_SLOW,
+    RELEASE_RECORDS_MAX,
 )
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
 from semel.processing.parking import ParkedKeys
+from semel.processing.release import Releases
 from semel.processing.restore import take_over
 from semel.processing.seams import BatchSeam, Kafka, RealKafka
 from semel.processing.stores import Stores
@@ -128,12 +131,16 @@ class Engine:
             env,
             self._inputs,
             self._stores,
+            build=settings.build,
             may_work=lambda: self._recovery is None,
             may_commit=lambda: not self._is_flying,
             later=self._need,
         )
         self._unit = self._handling.new_unit()
         self._flight: _Flight | None = None
+        self._releases = Releases(self._kafka, component, settings, env)
+        self._release_backoff = Backoff(env, *BACKOFF_SECONDS)
+        self._release_at = 0.0
         self._watermarks = watermarks or Watermarks()
         self._topics: dict[str, str] = {}
         self._recovery: _Recovery | None = None
@@ -151,14 +158,15 @@ class Engine:
 
     async def run(self) -> None:
         """Work until `drain` is called. Raises `Fenced` or `Fatal`; a broker that is away is waited for."""
-        lag: asyncio.Task[None] | None = None
+        watches: list[asyncio.Task[None]] = []
         try:
             await self._insist(self._kafka.start, "connecting to Kafka")
             failpoint("engine.before_identity")
             await self._insist(self._producer.init_transactions, f"taking over {self.identity}")
             failpoint("engine.after_identity")
             await self._insist(self._consumer.start, f"joining group {self.component.group}")
-            lag = asyncio.create_task(self._watch_lag(), name=f"lag {self.identity}")
+            watches.append(asyncio.create_task(self._watch_lag(), name=f"lag {self.identity}"))
+            watches.append(asyncio.create_task(self._watch_parks(), name=f"park {self.identity}"))
             while not self._draining.is_set():
                 await self._step()
         except asyncio.CancelledError:
@@ -174,8 +182,8 @@ class Engine:
                 raise self._explain(fenced) from error
             raise
         finally:
-            if lag is not None:
-                lag.cancel()
+            for watch in watches:
+                watch.cancel()
             await self._close()
 
     async def drain(self) -> None:
@@ -251,6 +259,8 @@ class Engine:
         to_pause = self._inputs.to_pause()
         if to_pause:
             await self._steer(self._consumer.pause(to_pause))
+        if not await self._release():
+            return
         if not self._handling.pending:
             batch = await self._poll(0 if self._is_flying else IDLE_POLL_SECONDS)
         elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
@@ -330,6 +340,54 @@ class Engine:
         async with self._turn:
             return await self._handling.work(self._unit, deadline)
 
+    # --- Parked records ---
+
+    async def _release(self) -> bool:
+        """Do what is asked for about parked records; False when something has to be put in order first.
+
+        Nothing else is in hand when this is called, and what is on its way has landed before anything is read.
+        """
+        if self._env.monotonic() < self._release_at or not any(held.is_asked for held in self._inputs.values()):
+            return True
+        async with self._turn:
+            await self._land()
+        for at, held in list(self._inputs.items()):
+            if self._recovery is not None or not held.is_asked:
+                continue
+            partition = TopicPartition(*at)
+            try:
+                await self._release_some(partition, held)
+                self._release_backoff.reset()
+            except (*WAIT, Fatal) as error:
+                self._release_at = self._env.monotonic() + self._release_backoff.next()
+                log.warning("%s releases nothing of %s now: %s", self.identity, partition, error)
+                break
+        return self._recovery is None
+
+    async def _release_some(self, at: TopicPartition, held: Input) -> None:
+        """One unit of work, as large as fits. What cannot be done now leaves everything as it is."""
+        limit = 1 if self._handling.is_careful else RELEASE_RECORDS_MAX
+        job = await self._releases.next_job(at, held.park_log, limit)
+        if job is None:
+            held.is_asked = False
+            return
+        async with self._turn:
+            if self._inputs.get(at) is not held or self._recovery is not None:
+                return
+            failpoint("release.asked")
+            # In a unit of its own: a half of it must not be committed by whoever takes the partition from us.
+            unit = self._handling.new_unit()
+            await self._releases.perform(job, at, unit, self._handling.replay)
+            failpoint("release.handled")
+            self._unit = unit
+            self._launch()
+            await self._land()
+            if self._recovery is not None or not held.is_full:
+                return
+            self._inputs.go_on(at)
+        if await self._steer(self._consumer.seek({at: held.position})):
+            await self._consumer.resume([at])
+
     # --- The transaction ---
 
     @property
@@ -340,11 +398,13 @@ class Engine:
         """Send the unit of work on its way; the caller has the turn, and the one before has landed."""
         assert self._flight is None, "two transactions at once"
         unit = self._unit
-        if self._recovery is not None and not unit.records:
+        has_work = bool(unit.records or unit.parked)
+        if self._recovery is not None and not has_work:
             return
-        moved = self._inputs.moved()
+        # A partition whose parked records are released has its position in the transaction too: it is the fence.
+        moved = self._inputs.moved(also=unit.parked)
         idle = self._env.monotonic() - self._last_commit < IDLE_COMMIT_SECONDS
-        if not moved or (not unit.records and idle):
+        if not moved or (not has_work and idle):
             return
         self._unit = self._handling.new_unit()
         try:
@@ -473,7 +533,9 @@ class Engine:
                 held.position = held.committed = taken.offsets[at]
                 if at in taken.stopped and not held.stopped:
                     self._inputs.stop(at, taken.stopped[at])
-                held.parked = taken.parked.get(at, held.parked)
+                if at in taken.parked:
+                    held.park_log, held.parked = taken.parked[at], ParkedKeys(*taken.parked[at].counts())
+                    held.is_asked = self._releases.may_be_asked(held.park_log)
             for (store, partition), table in taken.tables.items():
                 if (self.component.inputs[0], partition) in mine:
                     self._stores.replace(store, partition, table)
@@ -499,7 +561,8 @@ class Engine:
             self._topics.update(taken.topics)
             for at in partitions:
                 offset = taken.offsets[at]
-                self._inputs[at] = Input(offset, offset, taken.parked.get(at, ParkedKeys()))
+                held = self._inputs[at] = Input(offset, offset, taken.parked[at])
+                held.is_asked = self._releases.may_be_asked(held.park_log)
                 if at in taken.stopped:
                     self._inputs.stop(at, taken.stopped[at])
             for (store, partition), table in taken.tables.items():
@@ -538,7 +601,17 @@ class Engine:
         self._stores.drop(at.partition for at in partitions)
         self._inputs.forget(partitions)
 
-    # --- Lag ---
+    # --- Lag and commands ---
+
+    async def _watch_parks(self) -> None:
+        """Look every second whether something new stands beside what is parked: it may be a command."""
+        while True:
+            await asyncio.sleep(PARK_LOOK_SECONDS)
+            waiting = {TopicPartition(*at): held.park_log for at, held in self._inputs.items() if held.parked.records}
+            with suppress(*WAIT, SemelError):
+                for at in await self._releases.moved(waiting) if waiting else ():
+                    if at in self._inputs:
+                        self._inputs[at].is_asked = True
 
     async def _watch_lag(self) -> None:
         """Measure every few seconds how many offsets of our partitions are not worked on yet."""

@@ -67,6 +67,7 @@ class Handling:
         inputs: Inputs,
         stores: Stores,
         *,
+        build: str = "",
         may_work: Callable[[], bool],
         may_commit: Callable[[], bool],
         later: Callable[[str], None],
@@ -75,6 +76,7 @@ class Handling:
         self._kafka = kafka
         self._env = env
         self._inputs = inputs
+        self._build = build
         self._may_work = may_work
         self._may_commit = may_commit
         self._later = later
@@ -92,6 +94,29 @@ class Handling:
 
     def _new_scope(self) -> RecordScope:
         return RecordScope(self._stores, frozenset(self._component.stores))
+
+    @property
+    def is_careful(self) -> bool:
+        """Whether a record at a time is worked on, to find the one whose output the broker refuses."""
+        return self._careful > 0
+
+    async def replay(self, record: Record, lane: bytes | int, unit: UnitOfWork) -> Exception | None:
+        """Handle a parked record again and release it in the unit; the error, when the record is still at fault.
+
+        Raises `Retriable` when the world is.
+        """
+        refused = self._refused.get((record.topic, record.partition, record.offset))
+        if refused is not None:
+            return refused
+        try:
+            error = await self._attempt(unit, (record,), self._scope)
+        except _Later as later:
+            raise Retriable(str(later)) from later
+        if error is None:
+            unit.release(record, lane, scope=self._scope)
+        else:
+            log.error("%s-%d@%d fails again: %r", *record[:3], error, exc_info=error)
+        return error
 
     @property
     def refused(self) -> Mapping[tuple[str, int, int], Exception]:
@@ -282,8 +307,9 @@ class Handling:
             return self._stop(record, f"{where} cannot be processed: {error!r}", error)
         full = held.parked.full(unit.parked_at((record.topic, record.partition)))
         if full:
+            held.is_full = True
             return self._stop(record, f"{where} cannot be processed ({error!r}) nor parked: {full}", error)
-        write = park(topic, self._component.name, record, error)
+        write = park(topic, self._component.name, record, error, self._build)
         try:
             check_parked(write)
         except DataError as too_large:
@@ -306,7 +332,10 @@ class Handling:
             self._careful = unit.records
             return
         record = unit.last
-        if unit.parked and (record.topic, record.partition) in self._inputs:
+        if (
+            any(parked.records > 0 for parked in unit.parked.values())
+            and (record.topic, record.partition) in self._inputs
+        ):
             self._stop(record, f"offset {record.offset} cannot be parked: {error}", error)
             return
         self._careful = 1

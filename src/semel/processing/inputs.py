@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semel.processing.measures import Measures
 from semel.processing.parking import ParkedKeys
+from semel.processing.parklog import ParkLog
 from semel.types import Record, TopicPartition
 
 __all__ = ["Input", "Inputs"]
@@ -22,9 +23,17 @@ class Input:
     position: int
     """The next offset to work on."""
     committed: int
-    parked: ParkedKeys = field(default_factory=ParkedKeys)
+    park_log: ParkLog
+    parked: ParkedKeys = field(init=False)
+    is_asked: bool = False
+    """Something may be asked for about its parked records."""
     stopped: str = ""
     """Why the partition is not worked on; empty when it is."""
+    is_full: bool = False
+    """It stopped because nothing more may be parked: it goes on when something is released."""
+
+    def __post_init__(self) -> None:
+        self.parked = ParkedKeys(*self.park_log.counts())
 
 
 class Inputs(dict[tuple[str, int], Input]):
@@ -44,9 +53,13 @@ class Inputs(dict[tuple[str, int], Input]):
         """What is ours, in order."""
         return sorted(TopicPartition(*at) for at in self)
 
-    def moved(self) -> dict[TopicPartition, int]:
-        """The positions that are not committed as they are."""
-        return {TopicPartition(*at): held.position for at, held in self.items() if held.position != held.committed}
+    def moved(self, also: Container[tuple[str, int]] = ()) -> dict[TopicPartition, int]:
+        """The positions that are not committed as they are, and those of the partitions in `also`."""
+        return {
+            TopicPartition(*at): held.position
+            for at, held in self.items()
+            if held.position != held.committed or at in also
+        }
 
     def reached(self, ends: Mapping[TopicPartition, int]) -> None:
         """Remember how far the log was read; see `pass_ends`."""
@@ -79,6 +92,13 @@ class Inputs(dict[tuple[str, int], Input]):
         """A record can neither be worked on nor parked."""
         advice = "The other partitions go on. Mend the handler or the data and restart."
         self.stop(TopicPartition(record.topic, record.partition), f"{why}. {advice}", error)
+
+    def go_on(self, at: TopicPartition) -> None:
+        """Work on a partition again that had stopped because its park was full."""
+        self[at].stopped, self[at].is_full = "", False
+        self._to_pause.discard(at)
+        self._count_stopped()
+        log.info("%s goes on reading %s: parked records were released", self._component, at)
 
     def to_pause(self) -> list[TopicPartition]:
         """What stopped since this was asked last, as far as it is still ours."""

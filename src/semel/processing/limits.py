@@ -10,11 +10,15 @@ __all__ = [
     "OUTPUT_BYTES_MAX",
     "PARKED_KEYS_MAX",
     "PARKED_RECORDS_MAX",
+    "PARK_LOOK_SECONDS",
+    "PARK_READ_SECONDS",
     "PARK_TOPIC_BYTES_MAX",
     "POLL_PAUSE_SECONDS",
     "POLL_RECORDS_MAX",
     "POLL_RECORDS_SLOW",
     "RECORD_EFFECTS_MAX",
+    "RELEASE_BYTES_MAX",
+    "RELEASE_RECORDS_MAX",
     "SLICE_SECONDS",
     "UNIT_BYTES_MAX",
     "UNIT_RECORDS_MAX",
@@ -59,6 +63,18 @@ PARKED_KEYS_MAX = 10_000
 
 PARKED_RECORDS_MAX = 100_000
 """Parked records of one partition: they are read again whenever the partition gets a new owner."""
+
+PARK_LOOK_SECONDS = 1.0
+"""How often a park topic in which something waits is looked at for commands: a person waits for the answer."""
+
+PARK_READ_SECONDS = 2.0
+"""How long the loop may wait for the park topic. What could not be read then is read the next time."""
+
+RELEASE_RECORDS_MAX = 1_000
+"""Parked records in one unit of work: live records wait meanwhile."""
+
+RELEASE_BYTES_MAX = 8 * 1_048_576
+"""Bytes of parked records in one unit of work; one is always taken, whatever its size."""
 
 IDLE_COMMIT_SECONDS = 5.0
 """A position that moved past markers only is committed this late: such a transaction has no other purpose."""

@@ -6,29 +6,33 @@ position. Whoever takes over a partition reads from it which keys are parked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Final
 
 from semel.processing.effects import Write
+from semel.processing.faults import Fault
 from semel.processing.limits import PARKED_KEYS_MAX, PARKED_RECORDS_MAX
 from semel.processing.topics import UndecodableKey
 from semel.types import Header, Record
 
-__all__ = ["ParkedKeys", "park", "park_key"]
+__all__ = ["ParkedKeys", "as_it_came", "park", "park_key"]
 
+PREFIX: Final = "semel-park-"
 COMPONENT: Final = "semel-park-component"
+KIND: Final = "semel-park-kind"
+"""What a record of the park topic is: absent for a parked one, else `command` or `outcome` (`parklog`)."""
 ERROR: Final = "semel-park-error"
 MESSAGE: Final = "semel-park-message"
 POSITION: Final = "semel-park-position"
 TRIED: Final = "semel-park-tried"
 LANE: Final = "semel-park-lane"
+GROUP: Final = "semel-park-group"
+FRAMES: Final = "semel-park-frames"
+BUILD: Final = "semel-park-build"
 
 BY_KEY: Final = b"key"
 UNDECODABLE: Final = b"undecodable"
 NO_KEY: Final = b"none"
-
-MESSAGE_BYTES_MAX = 2_000
-"""An error message may quote the whole record; its beginning says what was wrong."""
 
 
 def park_key(record: Record, error: BaseException | None) -> bytes:
@@ -42,12 +46,11 @@ def park_key(record: Record, error: BaseException | None) -> bytes:
     return UNDECODABLE if isinstance(error, UndecodableKey) else BY_KEY
 
 
-def park(topic: str, component: str, record: Record, error: BaseException | None) -> Write:
+def park(topic: str, component: str, record: Record, error: BaseException | None, build: str = "") -> Write:
     """The record as it goes to the park topic: its own bytes and headers, and why and from where it came.
 
     `error` is None for a record that was not tried because its key is parked.
     """
-    reason = "" if error is None else str(error) or repr(error)
     position = f"{record.topic}-{record.partition}@{record.offset}"
     headers: tuple[Header, ...] = (
         *record.headers,
@@ -57,37 +60,53 @@ def park(topic: str, component: str, record: Record, error: BaseException | None
         (LANE, park_key(record, error)),
     )
     if error is not None:
-        name = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
-        message = reason.encode(errors="replace")[:MESSAGE_BYTES_MAX]
-        headers += ((ERROR, name.encode(errors="replace")), (MESSAGE, message))
+        fault = Fault.of(error, build)
+        said = ((ERROR, fault.error), (MESSAGE, fault.message), (GROUP, fault.group), (FRAMES, fault.frames))
+        headers += tuple((name, text.encode(errors="replace")) for name, text in (*said, (BUILD, build)))
     return Write(topic, record.key, record.value, headers, record.partition)
 
 
+def as_it_came(parked: Record) -> Record | None:
+    """A parked record as it stood in the input, to be handled again; None when its position cannot be read."""
+    headers = dict(parked.headers)
+    topic, dash, at = (headers.get(POSITION) or b"").decode(errors="replace").rpartition("-")
+    number, sign, offset = at.partition("@")
+    if not (dash and sign and number.isdecimal() and offset.isdecimal()):
+        return None
+    own = tuple(header for header in parked.headers if not header[0].startswith(PREFIX))
+    return Record(topic, int(number), int(offset), parked.timestamp_ms, parked.key, parked.value, own)
+
+
 class ParkedKeys:
-    """The parked keys of one partition of one component, and how many records wait with them."""
+    """How many records of each key of a partition wait, and how many in all.
+
+    For a unit of work it says by how much that changes: what is released counts below zero.
+    """
 
     __slots__ = ("keys", "records")
 
-    def __init__(self, keys: Iterable[bytes] = (), records: int = 0) -> None:
-        self.keys = set(keys)
+    def __init__(self, keys: Mapping[bytes, int] | None = None, records: int = 0) -> None:
+        self.keys = dict(keys or {})
         self.records = records
 
     def __repr__(self) -> str:
         return f"<ParkedKeys {len(self.keys)} keys, {self.records} records>"
 
-    def restore(self, record: Record, component: str) -> None:
-        """Take in one record of the park topic, of whichever component it is."""
-        headers = dict(record.headers)
-        if headers.get(COMPONENT) != component.encode():
-            return
-        self.records += 1
-        if headers.get(LANE) == BY_KEY and record.key is not None:
-            self.keys.add(record.key)
+    def count(self, key: bytes | None, by: int) -> None:
+        """So many records more, or less; `key` is None where they hold up nothing else."""
+        self.records += by
+        if key is not None:
+            self.keys[key] = self.keys.get(key, 0) + by
 
     def add(self, other: ParkedKeys) -> None:
-        """Take in what a committed unit of work parked."""
-        self.keys |= other.keys
+        """Take in what a committed unit of work parked and released."""
         self.records += other.records
+        for key, by in other.keys.items():
+            left = self.keys.get(key, 0) + by
+            if left > 0:
+                self.keys[key] = left
+            else:
+                self.keys.pop(key, None)
 
     def full(self, more: ParkedKeys) -> str:
         """Why nothing more may be parked over this and `more`, or an empty string."""

@@ -15,12 +15,13 @@ __all__ = ["Provenance"]
 class Provenance:
     """One unit of work as the history tells of it. A unit that is thrown away leaves no trace."""
 
-    __slots__ = ("_inputs", "_parked", "attempt")
+    __slots__ = ("_inputs", "_parked", "_released", "attempt")
 
     def __init__(self) -> None:
         self.attempt = history.attempt()
         self._inputs: dict[tuple[str, int], UnitInput] = {}
         self._parked: list[UnitParked] = []
+        self._released: list[UnitParked] = []
 
     def worked_on(self, records: Sequence[Record], writes: Sequence[Write]) -> Sequence[Write]:
         """The outputs of one input, each with its header; those of a batch count as its last input's."""
@@ -43,6 +44,10 @@ class Provenance:
         self._parked.append(UnitParked(record.topic, record.partition, record.offset))
         return _marked(write, b"%b|0|1|parked" % self._place(record))
 
+    def released(self, record: Record) -> None:
+        """A parked input that waits no longer, whether it was worked on or discarded."""
+        self._released.append(UnitParked(record.topic, record.partition, record.offset))
+
     def _place(self, record: Record) -> bytes:
         return f"{self.attempt}|{record.topic}|{record.partition}|{record.offset}".encode()
 
@@ -56,6 +61,7 @@ class Provenance:
                 transactional_id=transactional_id,
                 inputs=list(self._inputs.values()),
                 parked=self._parked,
+                released=self._released,
             )
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from semel.failpoints import failpoint
 from semel.processing.component import Component
-from semel.processing.parking import ParkedKeys
+from semel.processing.parklog import ParkLog
 from semel.processing.seams import Kafka
 from semel.processing.watermarks import Watermarks
 from semel.types import Record, TopicPartition
@@ -38,7 +38,7 @@ class Taken:
     """Partitions that cannot go on, and why."""
     tables: dict[tuple[str, int], dict[bytes, bytes]] = field(default_factory=dict)
     """Values by key, by store and partition."""
-    parked: dict[TopicPartition, ParkedKeys] = field(default_factory=dict)
+    parked: dict[TopicPartition, ParkLog] = field(default_factory=dict)
     topics: dict[str, str] = field(default_factory=dict)
     """The identity of each topic: another one of the same name has another."""
 
@@ -95,15 +95,15 @@ async def _restore(kafka: Kafka, component: Component, partitions: Sequence[Topi
             taken.tables[store, partition.partition] = table
             sources[TopicPartition(topic, partition.partition)] = table
     for partition in partitions:
-        parked = ParkedKeys()
+        parked = ParkLog(component.name)
         taken.parked[partition] = parked
         if partition.topic in component.parks:
             sources[TopicPartition(component.parks[partition.topic], partition.partition)] = parked
 
     def take(record: Record) -> None:
         target = sources[TopicPartition(record.topic, record.partition)]
-        if isinstance(target, ParkedKeys):
-            target.restore(record, component.name)
+        if isinstance(target, ParkLog):
+            target.take(record)
         elif record.key is not None:
             target.pop(record.key, None)
             if record.value is not None:
@@ -117,6 +117,9 @@ async def _restore(kafka: Kafka, component: Component, partitions: Sequence[Topi
     missing = {partition: starts[partition] for partition in sources if starts[partition] < ends[partition]}
     if missing:
         await _read(kafka, missing, ends, take)
+    for partition, target in sources.items():
+        if isinstance(target, ParkLog):
+            target.next = ends[partition]
     failpoint("restore.after_state")
 
 

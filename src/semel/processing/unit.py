@@ -35,7 +35,7 @@ _RECORD_OVERHEAD = 32
 
 
 class UnitOfWork:
-    """Outputs, changes of state and parked records of what was worked on since the last commit."""
+    """Outputs, changes of state, parked and released records of what was worked on since the last commit."""
 
     def __init__(self, partitions: Mapping[str, int], now_ms: int) -> None:
         self._partitions = partitions
@@ -98,11 +98,26 @@ class UnitOfWork:
         if self.provenance is not None:
             write = self.provenance.parked(record, write)
         self._append(write, record.partition, record.timestamp_ms)
-        parked = self.parked.setdefault((record.topic, record.partition), ParkedKeys())
-        parked.records += 1
-        if record.key is not None and park_key(record, error) == BY_KEY:
-            parked.keys.add(record.key)
+        self._count(record, record.key if park_key(record, error) == BY_KEY else None, 1)
         self._passed(record)
+
+    def release(self, record: Record, lane: bytes | int, *, scope: RecordScope | None) -> None:
+        """Take in a parked record that waits no longer: with what its handler did, or without a `scope` discarded."""
+        if scope is not None:
+            self.add((record,), scope)
+        else:
+            self._passed(record)
+        if self.provenance is not None:
+            self.provenance.released(record)
+        self._count(record, lane if isinstance(lane, bytes) else None, -1)
+
+    def note(self, at: TopicPartition, write: Write) -> None:
+        """Take in what came of a command about parked records of a partition of the input."""
+        self._append(write, at.partition, self.now_ms)
+        self.parked.setdefault(at, ParkedKeys())
+
+    def _count(self, record: Record, key: bytes | None, by: int) -> None:
+        self.parked.setdefault((record.topic, record.partition), ParkedKeys()).count(key, by)
 
     def seal(self, changelogs: Mapping[str, str]) -> Iterator[tuple[TopicPartition, BatchBuilder]]:
         """Every batch of the transaction: the outputs, and the last change of each key for its changelog."""

@@ -112,6 +112,12 @@ class Sink(Protocol):
         can be repeated as it was. Raises `PartitionsLost` and `PartitionsStopped`.
         """
 
+    def carry_out(self) -> Applied:
+        """Do what is asked for about parked records, one transaction for each step: `records` were handled again.
+
+        Raises `PartitionsLost`; what was not done then is still asked for.
+        """
+
     def position(self, partition: TopicPartition) -> int | None:
         """The next offset of a partition that is ours; None when it is not."""
 

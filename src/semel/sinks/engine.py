@@ -21,9 +21,21 @@ from semel.env import Env
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
 from semel.processing.identity import instance_id, transactional_id
+from semel.processing.limits import PARK_LOOK_SECONDS
 from semel.processing.metrics import Metrics
+from semel.processing.parklog import ParkPolicy
 from semel.settings import Settings
-from semel.sinks.contract import Claim, PartitionsLost, PartitionsStopped, Sink, Slice, Stop, StopReason, Unavailable
+from semel.sinks.contract import (
+    Applied,
+    Claim,
+    PartitionsLost,
+    PartitionsStopped,
+    Sink,
+    Slice,
+    Stop,
+    StopReason,
+    Unavailable,
+)
 from semel.sinks.measures import Measures
 from semel.sinks.source import Bounds, RealSource, Source, SourceBatch, SourceConsumer
 from semel.sinks.spec import SinkSpec
@@ -94,7 +106,13 @@ class SinkEngine:
         )
         self._make_sink = make_sink or (
             lambda cluster_id: SqlSink(
-                spec, self.group, cluster_id, env=env, create_tables=settings.profile == "dev", owner=member
+                spec,
+                self.group,
+                cluster_id,
+                env=env,
+                create_tables=settings.profile == "dev",
+                owner=member,
+                policy=ParkPolicy(settings.build, settings.park_retry, settings.park_edit),
             )
         )
         self._env = env
@@ -108,6 +126,7 @@ class SinkEngine:
         self._told_at: float | None = None
         """When it was last told what we wait for; None when we do not wait."""
         self._probe_at = 0.0
+        self._park_look_at = 0.0
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._applied_at = env.monotonic()
         self._is_rejoining = False
@@ -288,9 +307,23 @@ class SinkEngine:
     async def _apply(self, slices: Sequence[Slice]) -> None:
         """Have the slices applied; what cannot be leaves its partition waiting, and the rest goes on."""
         self._applied_at = self._env.monotonic()
+        if await self._insist_on(lambda: self._sink.apply(slices), counts=bool(slices)):
+            failpoint("sink.after_apply")
+
+    async def _carry_out(self) -> None:
+        """What operators asked for about parked records: the sink looks for it now and then, where there are any."""
+        now = self._env.monotonic()
+        if now < self._park_look_at:
+            return
+        self._park_look_at = now + PARK_LOOK_SECONDS
+        await self._insist_on(self._sink.carry_out, counts=False)
+        self._count_parked()
+
+    async def _insist_on(self, call: Callable[[], Applied], *, counts: bool) -> bool:
+        """Let the sink do it; False when the target does not work. What it did counts as progress if `counts`."""
         while True:
             try:
-                applied = await self._call(self._sink.apply, slices)
+                applied = await self._call(call)
             except PartitionsLost as lost:
                 self._measures.failed("fenced")
                 for at, reason in lost.reasons.items():
@@ -306,15 +339,14 @@ class SinkEngine:
             except Unavailable as error:
                 self._measures.failed("failed")
                 self._began_outage(error)
-                return
-            if slices or applied.transactions:
+                return False
+            if counts or applied.transactions:
                 self._is_rejoining = False
                 self._backoff.reset()
             self._measures.applied(applied)
-            failpoint("sink.after_apply")
             if applied.parked:
                 self._count_parked()
-            return
+            return True
 
     # --- Failures ---
 
@@ -375,6 +407,9 @@ class SinkEngine:
             due = [at for at, item in self._partitions.items() if not item.mine and now >= item.retry_at]
             if due:
                 await self._take_later(due)
+                self._park_look_at = 0.0  # What stopped because nothing more may be parked has room after a release.
+        if not self._outage:
+            await self._carry_out()
         if not self._outage:
             await self._go_on()
         await self._hold_back()

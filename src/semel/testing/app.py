@@ -23,9 +23,11 @@ from semel.errors import ConfigurationError
 from semel.ingress.requests import requests_topic
 from semel.processing import parking
 from semel.processing.component import park_topic, state_topic
+from semel.processing.faults import Fault
+from semel.processing.parklog import ParkLog, Waiting
 from semel.processing.topics import InputRecord, State, Topic
 from semel.sinks.sql.database import connect
-from semel.sinks.sql.parking import list_parked
+from semel.sinks.sql.parking import ParkedRow, list_parked
 from semel.testing.loop import VirtualLoop
 from semel.testing.reading import read_topic, topic_names
 from semel.testing.rig import Rig, prepared
@@ -88,10 +90,14 @@ class _Looks:
         app = self._rig.app
         inputs = sorted({spec.topic.name for spec in app.processors.values()} | {requests_topic(app.name)})
         topics = [name for name in (park_topic(app.name, topic) for topic in inputs) if name in there]
-        found = [_parked(record) for name in topics for record in read_topic(self._rig.node, name)]
+        found = [item for name in topics for item in _waiting(read_topic(self._rig.node, name))]
         if self._rig.parked_in_databases:
             for url in sorted({spec.database.url for spec in app.sinks.values()}):
-                found += [_parked_in_database(row) for row in list_parked(url)]
+                connection = connect(url)
+                try:
+                    found += [_parked_in_database(row) for row in list_parked(connection)]
+                finally:
+                    connection.close()
         return found
 
     def query(self, sql: str, parameters: Sequence[Any] = (), *, database: str = "database") -> list[tuple[Any, ...]]:
@@ -387,23 +393,24 @@ class AsyncTestApp(_Looks):
         await self._call(self._sync.settle)
 
 
-def _parked(record: Record) -> Parked:
-    headers = {name: (value or b"").decode(errors="replace") for name, value in record.headers}
-    position, _, offset = headers[parking.POSITION].rpartition("@")
-    topic, _, partition = position.rpartition("-")
-    error, message = headers.get(parking.ERROR, ""), headers.get(parking.MESSAGE, "")
-    return Parked(headers[parking.COMPONENT], topic, int(partition), int(offset), record.key, error, message)
+def _waiting(records: Iterable[Record]) -> list[Parked]:
+    """What waits in a park topic, by partition and offset; what was released or discarded does not."""
+    logs: dict[tuple[str, int], ParkLog] = {}
+    found: dict[tuple[str, int, int], Parked] = {}
+    for record in records:
+        component = (dict(record.headers).get(parking.COMPONENT) or b"").decode(errors="replace")
+        log = logs.setdefault((component, record.partition), ParkLog(component))
+        waiting = log.take(record)
+        if isinstance(waiting, Waiting):
+            fault = waiting.fault or Fault()
+            topic = record.topic.partition(".semel.park.")[2]
+            place = (component, record.partition, waiting.offset)
+            found[place] = Parked(
+                component, topic, record.partition, waiting.offset, record.key, fault.error, fault.message
+            )
+    return [item for (component, number, offset), item in found.items() if offset in logs[component, number].waiting]
 
 
-def _parked_in_database(row: Mapping[str, Any]) -> Parked:
-    key = row["key"]
-    waits = not row["message"] and row["error"].startswith("waits ")
-    return Parked(
-        row["component"],
-        row["topic"],
-        row["partition"],
-        row["offset"],
-        None if key is None else key.encode(),
-        "" if waits else row["error"],
-        row["message"],
-    )
+def _parked_in_database(row: ParkedRow) -> Parked:
+    fault = row.fault or Fault()
+    return Parked(row.key.sink, row.topic, row.key.part, row.offset, row.record_key, fault.error, fault.message)

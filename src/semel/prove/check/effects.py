@@ -22,6 +22,7 @@ from semel.prove.check.model import (
     OPEN,
     PARKED,
     PARKED_BIT,
+    RELEASED,
     WIDE,
     Attempts,
     Key,
@@ -214,7 +215,7 @@ def take_ledger(model: Model, rows: Iterable[LedgerRow], facts: Facts, findings:
             )
         held[0] = max(held[0], owner_epoch)
         for low, size in runs_of(offsets):
-            _cover_ledger(lane, low, size, held, (attempt,), findings)
+            _cover_ledger(lane, low, size, held, (attempt,), findings, is_release=number in model.releases)
     findings.checked["ledger rows"] += count
     for number in range(1, len(batches.names)):
         expected, visible, outcome = batches.expected[number], batches.visible[number], batches.outcome[number]
@@ -236,7 +237,14 @@ def _sink_lane(key: Key, number: int, facts: Facts) -> Lane:
 
 
 def _cover_ledger(
-    lane: Lane, low: int, size: int, held: list[int], attempts: tuple[str, ...], findings: Findings
+    lane: Lane,
+    low: int,
+    size: int,
+    held: list[int],
+    attempts: tuple[str, ...],
+    findings: Findings,
+    *,
+    is_release: bool,
 ) -> None:
     i = low - lane.low
     if i < 0 or i + size > len(lane.cover):
@@ -244,7 +252,10 @@ def _cover_ledger(
             "E3", (lane.component, f"{lane.topic}-{lane.partition}@{low}"), "its log has no such offset", attempts
         )
         return
-    if _add_cover(lane, i, size) and low < held[1]:
+    is_first = _add_cover(lane, i, size)
+    if is_release:
+        return  # They come when an operator lets them, behind later ones of other keys.
+    if is_first and low < held[1]:
         why = f"applied after offset {held[1]}"
         findings.add("E7", (lane.component, f"{lane.topic}-{lane.partition}@{low}"), why, attempts)
     held[1] = max(held[1], low + size - 1)
@@ -275,10 +286,34 @@ def judge_positions(
             lane = Lane(key, -1) if number is None else model.units.lanes[number]
             below = -1 if number is None else horizon[number]
             _judge_lane(position, lane, known, findings, logs, set(), below)
-    missing = [key for key in [*model.units.lane_numbers, *sinks] if key not in seen]
+    _judge_released(model, findings)
+    missing = [key for key in [*model.units.lane_numbers, *sinks] if key not in seen and not key[0].endswith(RELEASED)]
     if missing:
         names = ", ".join(f"{component} at {topic}-{partition}" for component, topic, partition in missing[:5])
         findings.notes.append(f"No position is known of {names}{' and others' if len(missing) > 5 else ''}.")
+
+
+def _judge_released(model: Model, findings: Findings) -> None:
+    """Records that were parked and worked on later: once, and not without having been parked."""
+    units = model.units
+    for key, number in units.lane_numbers.items():
+        if not key[0].endswith(RELEASED):
+            continue
+        lane = units.lanes[number]
+        parked = units.lane_numbers.get((key[0].removesuffix(RELEASED), *key[1:]))
+        main = None if parked is None else units.lanes[parked]
+        for i, count in enumerate(lane.cover):
+            offset = lane.low + i
+            at = (lane.component, f"{lane.topic}-{lane.partition}@{offset}")
+            if count > 1:
+                findings.add("E2", at, f"it was released {count} times")
+            if count and (main is None or not _has_bit(main, offset, PARKED_BIT)):
+                findings.add("E10", at, "it was released, and nothing says that it had been parked")
+
+
+def _has_bit(lane: Lane, offset: int, bit: int) -> bool:
+    i = offset - lane.low
+    return 0 <= i < len(lane.mask) and bool(lane.mask[i] & bit)
 
 
 def _parked(rows: Iterable[ParkedRow]) -> dict[Key, set[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from semel.processing.parklog import Outcome
 from semel.prove.check.evidence import InDoubt, LedgerRow, ParkedRow, Position
 from semel.sinks.sql.database import Database, connect, is_missing_table
 from semel.types import TopicPartition
@@ -21,6 +22,11 @@ SELECT seq, sink, topic, partition, owner_epoch, attempt, offsets FROM semel_aud
 """
 _POSITIONS = "SELECT sink, topic, part, next_offset FROM semel_position ORDER BY sink, topic, part"
 _PARKED = "SELECT sink, topic, part, record_offset FROM semel_parked ORDER BY sink, topic, part, record_offset"
+_OUTCOMES = """
+SELECT c.sink, p.topic, c.part, c.outcome FROM semel_park_command c
+JOIN semel_position p ON p.sink = c.sink AND p.cluster_id = c.cluster_id AND p.topic_id = c.topic_id AND p.part = c.part
+WHERE c.outcome IS NOT NULL
+"""
 
 _offsets = msgspec.json.Decoder(list[int]).decode
 
@@ -52,8 +58,14 @@ def read_sink_positions(url: str, begin: Mapping[tuple[str, TopicPartition], int
 
 
 def read_parked(url: str) -> list[ParkedRow]:
-    """Every parked record of the sinks."""
-    return [ParkedRow(*row) for row in _once(url, _PARKED)]
+    """Every record of the sinks that waits, or was discarded visibly: nothing of it may be done."""
+    waiting = [ParkedRow(*row) for row in _once(url, _PARKED)]
+    discarded = [
+        ParkedRow(sink, topic, part, offset)
+        for sink, topic, part, outcome in _once(url, _OUTCOMES)
+        for offset in msgspec.json.decode(outcome, type=Outcome).discarded
+    ]
+    return waiting + discarded
 
 
 def read_prepared(url: str) -> list[InDoubt]:

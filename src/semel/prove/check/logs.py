@@ -23,6 +23,7 @@ from semel.prove.check.model import (
     FAIL,
     NARROW,
     PARKED_BIT,
+    RELEASED,
     Attempts,
     Lane,
     Model,
@@ -530,6 +531,8 @@ class _Reading:
 
     def _disorder(self, lane: Lane, input_at: int, attempt: int, before: tuple[int, int], offset: int) -> None:
         """An output before which one of a later input stands, of the same component and input partition."""
+        if lane.component.endswith(RELEASED):
+            return  # Keys are released when an operator says so.
         if self._whole.conflicts.get((lane.number, input_at - lane.low)):
             return  # It is there a second time: that is what is reported.
         names = self._units.names

@@ -23,6 +23,7 @@ __all__ = [
     "OK",
     "OPEN",
     "PARKED",
+    "RELEASED",
     "Attempts",
     "Lane",
     "Model",
@@ -43,6 +44,10 @@ WIDE, PARKED = 254, 255
 """How many outputs an input has is one byte; these two stand for "look it up" and for a parked input."""
 EXPECTED = [*((1 << count) - 1 for count in range(NARROW + 1)), *([PARKED_BIT] * (256 - NARROW - 1))]
 """The bits of all outputs, by that byte."""
+
+RELEASED = " (released)"
+"""Behind a component's name: what it did with records that were parked before. They have columns of their own, because
+in the others they are done already: parked."""
 
 ATTEMPT_BITS = "i"
 _NO_VALUE = 1
@@ -271,6 +276,8 @@ class Model:
         self.findings = findings
         self.units = Attempts()
         self.batches = Attempts()
+        self.releases: set[int] = set()
+        """Those of `batches` that are about parked records, in an order of their own."""
         self.sent: dict[tuple[str, int], array[int]] = {}
         """Place to the hash of the attempt that was told it, an element an offset."""
         self.unsettled: dict[str, Sent] = {}
@@ -317,14 +324,16 @@ class Model:
         if event.type != "invoke":
             self.orphans += not units.end(event.a, event.type, event.t)
             return
-        number = units.begin(event.a, event.component, event.t)
+        # A unit that releases records does nothing else.
+        component = event.component + RELEASED if event.released else event.component
+        number = units.begin(event.a, component, event.t)
         expected = len(event.parked)
         for topic, partition, offsets, outputs in event.inputs:
             if offsets:
-                units.add_inputs(units.lane((event.component, topic, partition)), offsets, outputs)
+                units.add_inputs(units.lane((component, topic, partition)), offsets, outputs)
                 expected += sum(outputs)
         for topic, partition, offset in event.parked:
-            units.add_inputs(units.lane((event.component, topic, partition)), (offset,), (PARKED,))
+            units.add_inputs(units.lane((component, topic, partition)), (offset,), (PARKED,))
         units.expected[number] = expected
 
     def _batch(self, event: Batch) -> None:
@@ -334,7 +343,9 @@ class Model:
             return
         number = batches.begin(event.a, event.component, event.t)
         handed = 0
-        for topic, partition, _, _, _, offsets, _ in event.parts:
+        for topic, partition, _, _, _, offsets, _, released in event.parts:
+            if released:
+                self.releases.add(number)
             if offsets:
                 lane = batches.lane((event.component, topic, partition))
                 batches.add_inputs(lane, sorted(offsets), bytes(len(offsets)))

@@ -7,27 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import msgspec
 
+from semel.processing.faults import Fault
 from semel.sinks.contract import PartitionsStopped, Stop, StopReason
-from semel.sinks.sql.database import Database, is_missing_table, open_database
+from semel.sinks.sql.database import Database, is_missing_table
 from semel.sinks.sql.positions import PositionKey
 from semel.types import Record, TopicPartition
 
-__all__ = ["Parked", "Parking", "list_parked", "load_parked"]
-
-_MESSAGE_CHARACTERS_MAX = 2_000
+__all__ = ["Parked", "ParkedRow", "Parking", "list_parked", "load_parked"]
 
 _INSERT = """
 INSERT INTO semel_parked (sink, cluster_id, topic_id, part, topic, record_offset, record_timestamp,
-                          record_key, record_value, headers, error_class, error_message, parked_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                          record_key, record_value, headers, parked_at,
+                          error_class, error_message, error_frames, error_group, error_build)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 _LIST = """
-SELECT sink, topic, part, record_offset, record_key, error_class, error_message, parked_at
+SELECT sink, cluster_id, topic_id, part, topic, record_offset, record_key,
+       error_class, error_message, error_frames, error_group, error_build
 FROM semel_parked ORDER BY sink, topic, part, record_offset
 """
 
@@ -57,11 +58,16 @@ class Parking:
     A record without a key blocks nobody: no order was promised for it.
     """
 
-    def __init__(self, parked: Mapping[TopicPartition, Parked], *, keys_max: int, records_max: int) -> None:
+    def __init__(
+        self, parked: Mapping[TopicPartition, Parked], *, keys_max: int, records_max: int, build: str = ""
+    ) -> None:
         self._parked = parked
         self._limits = keys_max, records_max
         self._added: dict[TopicPartition, Parked] = {}
-        self._rows: list[tuple[Record, str | None, str | None]] = []
+        self._rows: list[tuple[Record, Fault | None]] = []
+        self._build = build
+        self.released: list[int] = []
+        """Offsets that wait no longer with this transaction, which is about one partition then."""
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -89,7 +95,7 @@ class Parking:
         keys, records = len(before.keys) + len(added.keys), before.records + added.records
         if keys > keys_max or records > records_max:
             raise PartitionsStopped({partition: _full(record, error, keys_max, records_max)})
-        self._rows.append((record, type(error).__name__ if error else None, _message(error) if error else None))
+        self._rows.append((record, Fault.of(error, self._build) if error else None))
 
     def write(self, database: Database, keys: Mapping[TopicPartition, PositionKey], now_ms: int) -> None:
         """Insert the rows, in the order in which they were added."""
@@ -105,11 +111,10 @@ class Parking:
                         record.key,
                         record.value,
                         msgspec.json.encode(record.headers).decode(),
-                        error_class,
-                        message,
                         now_ms,
+                        *((None,) * 5 if fault is None else _columns(fault)),
                     )
-                    for record, error_class, message in self._rows
+                    for record, fault in self._rows
                 ],
             )
 
@@ -121,14 +126,12 @@ class Parking:
             parked.records += added.records
 
 
-def _message(error: Exception) -> str:
-    """The error's text as any database takes it: no NUL, no lone surrogates, not endless."""
-    text = str(error)[:_MESSAGE_CHARACTERS_MAX].replace("\0", "\\0")
-    return text.encode("utf-8", "backslashreplace").decode()
+def _columns(fault: Fault) -> tuple[str, ...]:
+    return fault.error, fault.message, fault.frames, fault.group, fault.build
 
 
 def _full(record: Record, error: Exception | None, keys_max: int, records_max: int) -> Stop:
-    why = f" ({type(error).__name__}: {_message(error):.200})" if error else ""
+    why = f" ({type(error).__name__}: {Fault.of(error, '').message:.200})" if error else ""
     return Stop(
         StopReason.PARKING_FULL,
         f"offset {record.offset} would be parked{why}, but {keys_max} keys or {records_max} records are parked "
@@ -137,34 +140,42 @@ def _full(record: Record, error: Exception | None, keys_max: int, records_max: i
     )
 
 
-def list_parked(url: str) -> list[dict[str, Any]]:
+class ParkedRow(NamedTuple):
+    """One parked record as it is listed; `fault` is None for one that waits behind an earlier one of its key."""
+
+    key: PositionKey
+    topic: str
+    offset: int
+    record_key: bytes | None
+    fault: Fault | None
+
+
+def list_parked(database: Database) -> list[ParkedRow]:
     """Every parked record of a database, in order of sink, topic, partition and offset.
 
     A database without Semel's tables has none. Raises the driver's error when it cannot be reached.
     """
-    database = open_database(url)
     try:
-        database.connect()
         rows = database.query(_LIST)
     except Exception as error:
         if is_missing_table(error):
             return []
         raise
-    finally:
-        database.close()
     return [_listed(*row) for row in rows]
 
 
 def _listed(
-    sink: str, topic: str, part: int, offset: int, key: bytes | None, error: str | None, message: str | None, at: int
-) -> dict[str, Any]:
-    return {
-        "component": sink,
-        "topic": topic,
-        "partition": part,
-        "offset": offset,
-        "key": None if key is None else bytes(key).decode(errors="replace"),
-        "error": error or "waits behind an earlier record of its key",
-        "message": message or "",
-        "parked_at_ms": at,
-    }
+    sink: str,
+    cluster: str,
+    topic_id: str,
+    part: int,
+    topic: str,
+    offset: int,
+    key: bytes | None,
+    error: str | None,
+    *said: str | None,
+) -> ParkedRow:
+    fault = None if error is None else Fault(error, *(text or "" for text in said))
+    return ParkedRow(
+        PositionKey(sink, cluster, topic_id, part), topic, offset, None if key is None else bytes(key), fault
+    )

@@ -11,13 +11,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from semel import history
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
 from semel.failpoints import failpoint
 from semel.history import BatchPart
+from semel.processing.parklog import ParkPolicy
 from semel.processing.shortage import Shortages
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
 from semel.sinks.processes import ProcessIdentity, kill_if_stopped
@@ -28,12 +29,15 @@ from semel.sinks.sql.database import Cause, Database, is_missing_table, open_dat
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
+from semel.sinks.sql.release import RELEASE_RECORDS_MAX, Released, carry_out, for_this_build, is_asked
 from semel.sinks.sql.tables import check_tables, migrate_connected, schema_sql
 from semel.types import Record, TopicPartition
 
 __all__ = ["SqlSink"]
 
 log = logging.getLogger("semel.sinks")
+
+T = TypeVar("T")
 
 CONFLICT_TRIES = 5
 """Deadlocks and serialization failures are tried again at once this often, then the batch waits a while."""
@@ -99,6 +103,7 @@ def _parts(moves: Sequence[_Move], parking: Parking, audit: Audit) -> list[Batch
             move.to_offset,
             audit.handed(move.partition),
             parking.offsets(move.partition),
+            tuple(parking.released),
         )
         for move in moves
     ]
@@ -124,7 +129,9 @@ class SqlSink:
         create_tables: bool,
         owner: str = "",
         database: Database | None = None,
+        policy: ParkPolicy | None = None,
     ) -> None:
+        self._policy = policy or ParkPolicy()
         self._spec = spec
         self._identity = identity
         self._cluster_id = cluster_id
@@ -375,6 +382,7 @@ class SqlSink:
             {move.partition: self._owned[move.partition].parked for move in moves},
             keys_max=self._spec.max_parked_keys,
             records_max=self._spec.max_parked_records,
+            build=self._policy.build,
         )
 
     def _together(self, parking: Parking, moves: Sequence[_Move]) -> None:
@@ -447,6 +455,65 @@ class SqlSink:
         given = [Given(at, self._owned[at].owner_epoch, numbers) for at, numbers in offsets.items()]
         return self._audit.call(self._database, given)
 
+    # Parked records.
+
+    def carry_out(self) -> Applied:
+        """Command after command, a transaction for each step; its position row is in it, as the fence."""
+        if self._doubt is None and not any(owned.parked.records for owned in self._owned.values()):
+            return Applied()
+        self._connect()
+        total = self._settle()
+        for partition, owned in list(self._owned.items()):
+            while owned.parked.records and partition in self._owned:
+                if not self._read(lambda: is_asked(self._database, owned.key, self._policy)):  # noqa: B023
+                    break
+                done = self._carry_out(partition, owned)
+                owned.parked = self._read(lambda: load_parked(self._database, owned.key))  # noqa: B023
+                if done is None:
+                    break
+                total = Applied(total.records + len(done.released), total.parked, total.transactions + 1)
+        return total
+
+    def _carry_out(self, partition: TopicPartition, owned: _Owned) -> Released | None:
+        """One step; where a record fails only at COMMIT, the next record alone; where that fails, it stays parked."""
+        try:
+            return self._release(partition, owned, RELEASE_RECORDS_MAX, None)
+        except _Poison as poison:
+            log.info("%s: a release failed and goes on record by record: %s", self._identity, poison)
+        try:
+            return self._release(partition, owned, 1, None)
+        except _Poison as poison:
+            return self._release(partition, owned, 1, poison.error)
+
+    def _release(self, partition: TopicPartition, owned: _Owned, limit: int, doom: Exception | None) -> Released | None:
+        move = _Move(partition, owned.key, owned.owner_epoch, owned.next_offset, owned.next_offset, ())
+        done: list[Released | None] = [None]
+
+        def handle(record: Record) -> Exception | None:
+            if doom is not None:
+                return doom
+            item = self._decode(record)
+            return item.error or self._handle_one(item)
+
+        def work(parking: Parking, _: Sequence[_Move]) -> None:
+            database, now_ms = self._database, self._env.wall_ms()
+            database.check_constraints_now()
+            failpoint("sink.before_release")
+            for_this_build(database, owned.key, self._policy, str(self._env.new_id()), now_ms)
+            done[0] = carry_out(database, owned.key, self._policy, handle, now_ms=now_ms, limit=limit)
+            if done[0] is not None:
+                parking.released = [*done[0].released, *done[0].discarded]
+
+        self._transaction([move], work)
+        return done[0]
+
+    def _read(self, query: Callable[[], T]) -> T:
+        """A question outside of any transaction."""
+        try:
+            return query()
+        except Exception as error:
+            raise self._unavailable(error) from error
+
     # The end of a transaction.
 
     def _commit(self, moves: Sequence[_Move], parking: Parking) -> Applied:
@@ -508,10 +575,12 @@ class SqlSink:
             "carried out" if committed else "lost with its owner" if lost else "not carried out",
         )
         self._doubt = None
-        if audit is not None and len(lost) < len(ours):
+        # A release moves no position: whether it was committed is seen in what is still asked for, and told by nobody.
+        is_release = all(move.from_offset == move.to_offset for move in moves)
+        if audit is not None and len(lost) < len(ours) and not is_release:
             audit.end("ok" if committed else "fail")
         self.release(lost)
-        settled = self._accept(committed, parking) if committed else Applied()
+        settled = self._accept(committed, parking) if committed and not is_release else Applied()
         if lost:
             raise PartitionsLost(lost)
         return settled

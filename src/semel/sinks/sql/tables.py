@@ -38,8 +38,31 @@ CREATE TABLE IF NOT EXISTS semel_parked (
   headers TEXT NOT NULL,
   error_class TEXT,
   error_message TEXT,
+  error_frames TEXT,
+  error_group TEXT,
+  error_build TEXT,
   parked_at BIGINT NOT NULL,
   PRIMARY KEY (sink, cluster_id, topic_id, part, record_offset)
+);
+
+-- What operators asked for about parked records, and what came of it (`outcome`, JSON). Only the owner of the
+-- partition carries a command out; rows stay, as the audit of it.
+CREATE TABLE IF NOT EXISTS semel_park_command (
+  id TEXT NOT NULL,
+  sink TEXT NOT NULL,
+  cluster_id TEXT NOT NULL,
+  topic_id TEXT NOT NULL,
+  part INTEGER NOT NULL,
+  verb TEXT NOT NULL,
+  record_offsets TEXT NOT NULL,
+  record_value {bytes},
+  requested_by TEXT NOT NULL,
+  reason TEXT NOT NULL,
+  requested_at BIGINT NOT NULL,
+  least_build TEXT NOT NULL,
+  outcome TEXT,
+  finished_at BIGINT,
+  PRIMARY KEY (id, sink, cluster_id, topic_id, part)
 );
 """
 _AUDIT = """\
@@ -61,7 +84,7 @@ _SERIAL = {
     "SQLite": "INTEGER PRIMARY KEY AUTOINCREMENT",
     "PostgreSQL": "BIGINT GENERATED ALWAYS AS IDENTITY",
 }
-_NAMES = ("semel_position", "semel_parked")
+_NAMES = ("semel_position", "semel_parked", "semel_park_command")
 
 
 def schema_sql(title: str, *, audit: bool = False) -> str:
