@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
+from semel.client.consumer import Consumer, ConsumerEvents, Reader
 from semel.env import Env
 from semel.errors import OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
@@ -27,7 +28,6 @@ from semel.settings import Settings
 from semel.types import TopicPartition
 from tests.simulation.actors import Actor, read_whole
 from tests.simulation.callers import Caller, GatewayActor, Purger, Trouble, check_asked, owner
-from tests.simulation.consumer import GroupConsumer, PartitionReader
 from tests.simulation.database import DatabaseHost
 from tests.simulation.fibers import Fiber, sleep
 from tests.simulation.history import Seen, Violation
@@ -368,19 +368,37 @@ def _by_key(values: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+class _Seen:
+    """Events on their way to the owner, as the world sees them."""
+
+    def __init__(self, world: ChainWorld, group: str, events: ConsumerEvents) -> None:
+        self._world, self._group, self._events = world, group, events
+
+    async def on_assigned(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        self._world.assigned(self._group, partitions)
+        return await self._events.on_assigned(partitions)
+
+    async def on_revoked(self, partitions: list[TopicPartition]) -> None:
+        await self._events.on_revoked(partitions)
+
+    async def on_lost(self, partitions: list[TopicPartition]) -> None:
+        await self._events.on_lost(partitions)
+
+
 @contextmanager
 def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Iterator[None]:
-    """What stands in the places of librdkafka's consumer and reader."""
+    """Consumers with the world's time and without threads, and what else stands in the place of the real thing."""
 
-    def consumer(bootstrap: str, **options: Any) -> GroupConsumer:
+    def consumer(bootstrap: str, *, group: str, events: ConsumerEvents, **options: Any) -> Consumer:
         process = PROCESS.get()
         assert process is not None
-        return GroupConsumer(bootstrap, env=world.env(process), on_assigned=world.assigned, **options)
+        seen = _Seen(world, group, events)
+        return Consumer(bootstrap, group=group, events=seen, env=world.env(process), in_thread=False, **options)
 
-    def reader(bootstrap: str, **options: Any) -> PartitionReader:
+    def reader(bootstrap: str, **options: Any) -> Reader:
         process = PROCESS.get()
         assert process is not None
-        return PartitionReader(bootstrap, env=world.env(process), **options)
+        return Reader(bootstrap, env=world.env(process), **options)
 
     with settings, ExitStack() as stack:
         stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))

@@ -85,6 +85,8 @@ class KafkaClient:
         self._seed_lock = asyncio.Lock()
         self._topics: dict[str, TopicInfo] = {}
         self._leaders: dict[TopicPartition, int] = {}
+        self._epochs: dict[TopicPartition, tuple[UUID, int]] = {}
+        """Topic id and the newest leader epoch heard of; a broker that says an older one is behind (KIP-320)."""
         self._coordinators: dict[tuple[str, int], int] = {}
         self._pid = os.getpid()
         self._closed = False
@@ -123,14 +125,25 @@ class KafkaClient:
 
     # --- Requests ---
 
-    async def call(self, api_key: int, node_id: int | None, /, version: int | None = None, **fields: Any) -> Any:
+    async def call(
+        self,
+        api_key: int,
+        node_id: int | None,
+        /,
+        version: int | None = None,
+        *,
+        patience: float | None = None,
+        **fields: Any,
+    ) -> Any:
         """Send one request once, to `node_id` or to any broker; returns the decoded answer.
+
+        `patience`, in seconds, is for requests that a broker answers late on purpose; default `socket.timeout.ms`.
 
         Raises `Retriable` when the request was not written, `OutcomeUnknown` when it was and no answer came, `Fatal`
         when the broker does not know the API. Error codes inside the answer are the caller's to read.
         """
         connection = await self.connection(node_id)
-        return await connection.send(api_key, connection.version_of(api_key, version), **fields)
+        return await connection.send(api_key, connection.version_of(api_key, version), patience=patience, **fields)
 
     async def connection(self, node_id: int | None) -> Connection:
         """An open connection to that broker (any broker for None). Raises `Retriable`."""
@@ -248,15 +261,22 @@ class KafkaClient:
             self._connections.pop(node_id).close()
         for topic in answer.topics:
             if topic.error_code == ErrorCode.NONE and topic.partitions:
-                topic_id = topic.topic_id or UUID(int=0)
-                self._topics[topic.name] = TopicInfo(topic.name, topic_id, len(topic.partitions))
-                for item in topic.partitions:
-                    self._leaders[TopicPartition(topic.name, item.partition_index)] = item.leader_id
+                self._learn_topic(topic)
             elif topic.error_code != ErrorCode.NONE:
                 self._topics.pop(topic.name, None)
                 error = kafka_error(topic.error_code, f"topic {topic.name!r}")
                 if not isinstance(error, Retriable):
                     raise error
+
+    def _learn_topic(self, topic: Any) -> None:
+        topic_id = topic.topic_id or UUID(int=0)
+        self._topics[topic.name] = TopicInfo(topic.name, topic_id, len(topic.partitions))
+        for item in topic.partitions:
+            at = TopicPartition(topic.name, item.partition_index)
+            epoch = getattr(item, "leader_epoch", -1)  # Since version 7 of Metadata.
+            known_id, known = self._epochs.get(at, (topic_id, -1))
+            if known_id != topic_id or epoch >= known:
+                self._leaders[at], self._epochs[at] = item.leader_id, (topic_id, epoch)
 
     async def topic(self, name: str, *, timeout: float = 5.0) -> TopicInfo:
         """What is known of a topic; waits up to `timeout` seconds for a new one. Raises `Fatal` when there is none."""
@@ -289,6 +309,10 @@ class KafkaClient:
         """The partition's leader if the cache has it."""
         leader = self._leaders.get(partition)
         return leader if leader is not None and leader in self._nodes else None
+
+    def leader_epoch(self, partition: TopicPartition) -> int:
+        """The newest leader epoch that was heard of, -1 for none."""
+        return self._epochs[partition][1] if partition in self._epochs else -1
 
     async def leader(self, topic: str, partition: int) -> int:
         """The node that leads the partition. Raises `Retriable` while there is none."""

@@ -1,7 +1,7 @@
 """Settings of our Kafka client, under librdkafka's names.
 
-The consumer hands every setting on to librdkafka; the producer and the admin calls read the ones in `DEFAULTS` and
-leave the others, which only concern consuming, alone. What would weaken a promise is refused here, by name.
+The producer and the admin calls read the ones in `DEFAULTS`, consumers those in `CONSUMER_DEFAULTS` too; settings of
+librdkafka that have no meaning here are left alone. What would weaken a promise is refused, by name.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from semel.client.fetcher import FetchLimits
 from semel.client.security import ClientSecurity
 from semel.errors import ConfigurationError
 
-__all__ = ["DEFAULTS", "ClientSettings", "Default"]
+__all__ = ["CONSUMER_DEFAULTS", "DEFAULTS", "ClientSettings", "ConsumerSettings", "Default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,16 @@ DEFAULTS: dict[str, Default] = {
     "batch.size": Default(524_288, "upper bound of one non-transactional batch; half of max.message.bytes' default"),
 }
 
+CONSUMER_DEFAULTS: dict[str, Default] = {
+    "fetch.wait.max.ms": Default(500, "a broker without news answers twice a second"),
+    "fetch.min.bytes": Default(1, "what is there is wanted"),
+    "fetch.max.bytes": Default(8 * 1_048_576, "one answer: a quarter of what may wait in memory"),
+    "max.partition.fetch.bytes": Default(1_048_576, "one partition's part of an answer, as in every other client"),
+    "max.poll.interval.ms": Default(300_000, "who asks for nothing for so long shall not keep others from the work"),
+}
+
 _ALIASES = {
+    "fetch.message.max.bytes": "max.partition.fetch.bytes",
     "message.timeout.ms": "delivery.timeout.ms",
     "max.in.flight": "max.in.flight.requests.per.connection",
     "message.max.bytes": "batch.size",
@@ -106,6 +116,38 @@ class ClientSettings:
             buffer_bytes_max=values["queue.buffering.max.kbytes"] * 1024,
             batch_bytes_max=values["batch.size"],
             security=ClientSecurity.read(settings or {}),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerSettings:
+    """The checked settings of a consumer; times in seconds."""
+
+    limits: FetchLimits
+    poll_interval: float
+    group_protocol: str
+    assignor: str | None
+
+    @classmethod
+    def read(cls, settings: Mapping[str, object] | None) -> ConsumerSettings:
+        """Check and read; raises `ConfigurationError`, which names the setting and what would be right."""
+        values = {name: default.value for name, default in CONSUMER_DEFAULTS.items()}
+        given = {_ALIASES.get(name, name): value for name, value in (settings or {}).items()}
+        values |= {name: _positive(name, value) for name, value in given.items() if name in values}
+        protocol = str(given.get("group.protocol", "classic"))
+        if protocol not in ("classic", "consumer"):
+            raise ConfigurationError(f"group.protocol={protocol} is not known. Set it to classic or consumer.")
+        assignor = given.get("group.remote.assignor")
+        return cls(
+            limits=FetchLimits(
+                values["fetch.wait.max.ms"],
+                values["fetch.min.bytes"],
+                values["fetch.max.bytes"],
+                values["max.partition.fetch.bytes"],
+            ),
+            poll_interval=values["max.poll.interval.ms"] / 1000,
+            group_protocol=protocol,
+            assignor=None if assignor is None else str(assignor),
         )
 
 

@@ -50,6 +50,7 @@ class _Pending(NamedTuple):
     correlation_id: int
     api_key: int
     version: int
+    seconds: float
     deadline: float
     answer: asyncio.Future[Any]
     decode: Callable[[bytes], Any] | None
@@ -199,23 +200,31 @@ class Connection(asyncio.Protocol):
         return lowest <= version <= highest
 
     def send(
-        self, api_key: int, version: int, /, *, decode: Callable[[bytes], Any] | None = None, **values: Any
+        self,
+        api_key: int,
+        version: int,
+        /,
+        *,
+        decode: Callable[[bytes], Any] | None = None,
+        patience: float | None = None,
+        **values: Any,
     ) -> asyncio.Future[Any]:
         """Write one request now; the future gives its answer, or `OutcomeUnknown`.
 
-        While we log in again it is written right after that. `decode` reads the answer's frame where the schema cannot.
-        Raises `Retriable` if nothing was written.
+        While we log in again it is written right after that. `decode` reads the answer's frame where the schema cannot;
+        `patience`, in seconds, is for requests that a broker answers late on purpose. Raises `Retriable` if nothing
+        was written.
         """
         check_not_forked(self._pid, f"the connection to Kafka at {self.address}")
         if self._held is None:
-            return self._write(api_key, version, decode, values)
+            return self._write(api_key, version, decode, values, patience=patience)
         waiting: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def write() -> None:
             if waiting.done():
                 return  # Whoever sent it gave up.
             try:
-                self._write(api_key, version, decode, values, waiting)
+                self._write(api_key, version, decode, values, waiting, patience)
             except SemelError as error:
                 waiting.set_exception(error)
                 waiting.exception()  # Marked as seen, as in `_lose`.
@@ -230,6 +239,7 @@ class Connection(asyncio.Protocol):
         decode: Callable[[bytes], Any] | None,
         values: Mapping[str, Any],
         waiting: asyncio.Future[Any] | None = None,
+        patience: float | None = None,
     ) -> asyncio.Future[Any]:
         transport = self._transport
         if self._lost is not None or transport is None:
@@ -238,10 +248,14 @@ class Connection(asyncio.Protocol):
         frame = encode_request(api_key, version, self._correlation_id, self._client_id, **values)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future() if waiting is None else waiting
-        deadline = self._env.monotonic() + self._timeout
-        self._pending.append(_Pending(self._correlation_id, api_key, version, deadline, future, decode))
+        seconds = self._timeout if patience is None else patience
+        deadline = self._env.monotonic() + seconds
+        self._pending.append(_Pending(self._correlation_id, api_key, version, seconds, deadline, future, decode))
+        if self._timer is not None and loop.time() + seconds < self._timer.when():
+            self._timer.cancel()  # It was set for a request that may take longer.
+            self._timer = None
         if self._timer is None:
-            self._timer = loop.call_later(self._timeout, self._check_deadline)
+            self._timer = loop.call_later(seconds, self._check_deadline)
         transport.write(frame)
         return future
 
@@ -254,7 +268,7 @@ class Connection(asyncio.Protocol):
         if left > 0:
             self._timer = asyncio.get_running_loop().call_later(left + 0.001, self._check_deadline)
             return
-        self._lose(f"{api_name(head.api_key)} was not answered within {self._timeout:g} s")
+        self._lose(f"{api_name(head.api_key)} was not answered within {head.seconds:g} s")
 
     # --- asyncio.Protocol ---
 
