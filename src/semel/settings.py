@@ -48,6 +48,8 @@ class Settings:
     commit_interval_ms: int = 100
     session_timeout_ms: int = 6_000
     drain_seconds: float = 25.0
+    consumer: str = "librdkafka"
+    """Who consumes for processors and sinks: `semel` or `librdkafka`."""
     partitions: int = 4
     """Partitions of topics that the app creates without saying how many."""
     build: str = ""
@@ -89,6 +91,8 @@ class Settings:
         """Raise `ConfigurationError` for values that cannot work."""
         if self.profile not in ("dev", "production"):
             raise ConfigurationError(f"SEMEL_PROFILE={self.profile!r} is neither dev nor production.")
+        if self.consumer not in ("semel", "librdkafka"):
+            raise ConfigurationError(f"SEMEL_CONSUMER={self.consumer!r} is neither semel nor librdkafka.")
         if self.history and self.profile == "production" and self.history_in_production != "yes":
             raise ConfigurationError(
                 "SEMEL_HISTORY is set but SEMEL_PROFILE is production: a history makes everything slower and adds a "

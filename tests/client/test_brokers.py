@@ -295,7 +295,9 @@ def test_positions_and_transactions_are_told(any_broker: Any) -> None:
 class Member:
     """A group member that notes what the group does to it; it begins at the committed offsets."""
 
-    def __init__(self, cluster: Cluster, group: str, instance: str, delay: float = 0.0) -> None:
+    def __init__(
+        self, cluster: Cluster, group: str, instance: str, delay: float = 0.0, kind: Any = Consumer, **more: Any
+    ) -> None:
         self.cluster = cluster
         self.group = group
         self.delay = delay
@@ -303,13 +305,9 @@ class Member:
         self.told: list[str] = []
         self.records: list[Record] = []
         self.ends: dict[TopicPartition, int] = {}
-        self.consumer = Consumer(
-            cluster.bootstrap,
-            group=group,
-            topics=[cluster.topic],
-            instance_id=instance,
-            events=self,
-            session_timeout_ms=6_000,
+        options = {"session_timeout_ms": 6_000} | more
+        self.consumer: Consumer = kind(
+            cluster.bootstrap, group=group, topics=[cluster.topic], instance_id=instance, events=self, **options
         )
 
     async def on_assigned(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
@@ -373,6 +371,70 @@ def test_a_group_starts_where_it_is_told_and_passes_trailing_markers(any_broker:
         await producer.abort()
         assert await cluster.admin.committed_offsets(group, [first]) == {first: 6}
         await member.consumer.close()
+        await producer.close()
+
+    run(any_broker, test)
+
+
+def test_a_handler_that_holds_the_event_loop_for_longer_than_a_session_keeps_its_partitions(embedded: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        member = Member(cluster, f"{cluster.topic}.group", "one", session_timeout_ms=1_500)
+        await member.consumer.start()
+        await member.until(lambda: len(member.owned) == 2)
+        before = member.consumer.group_metadata()
+        time.sleep(4.0)  # What a synchronous handler does: nothing else runs in this loop.
+        assert member.consumer.group_metadata() == before
+        producer = await cluster.producer()
+        producer.begin()
+        await producer.send_offsets({cluster.partitions[0]: 0}, before)
+        await producer.end_transaction(True)
+        await member.poll()
+        assert member.told == ["assigned"]
+        await member.consumer.close()
+        await producer.close()
+
+    run(embedded, test)
+
+
+def test_in_a_group_of_the_new_protocol_nobody_stops_who_has_nothing_to_give_back(any_broker: Any) -> None:
+    """KIP-848: who joins takes one partition over; the other one stays with whom it was, epoch after epoch."""
+
+    async def test(cluster: Cluster) -> None:
+        group = f"{cluster.topic}.group"
+        producer = await cluster.producer()
+        producer.begin()
+        for number in range(2):
+            await producer.produce(cluster.topic, number, records(f"{number}"))
+        await producer.end_transaction(True)
+        settings = {"group.protocol": "consumer"}
+        one, two = (Member(cluster, group, name, settings=settings) for name in ("one", "two"))
+        await one.consumer.start()
+        await one.until(lambda: len(one.records) == 2)
+        epoch = one.consumer.group_metadata().generation_id
+        await two.consumer.start()
+        await one.until(lambda: len(one.owned) == len(two.owned) == 1 and len(two.records) == 1, two)
+        assert one.owned | two.owned == set(cluster.partitions)
+        assert one.told == ["assigned", "revoked"]
+        (mine,) = one.owned
+        producer.begin()
+        metadata = one.consumer.group_metadata()
+        assert metadata.generation_id > epoch
+        await producer.produce(mine.topic, mine.partition, records("more"))
+        await producer.send_offsets({mine: 2}, metadata)
+        await producer.end_transaction(True)
+        await one.until(lambda: values(one.records) == ["0", "1", "more"], two)
+        producer.begin()
+        await producer.send_offsets({mine: 0}, metadata._replace(generation_id=epoch))
+        with pytest.raises(AbortTransaction):
+            await producer.end_transaction(True)
+        await producer.abort()
+        await two.consumer.close()
+        await one.consumer.close()
+        back = Member(cluster, group, "one", settings=settings)
+        await back.consumer.start()
+        await back.until(lambda: mine in back.owned)
+        assert back.consumer.positions[mine] == 2, "a static member has its place again at once"
+        await back.consumer.close()
         await producer.close()
 
     run(any_broker, test)

@@ -122,6 +122,19 @@ def test_a_session_without_an_answer_is_over() -> None:
     assert group.member.view.life == 1
 
 
+@pytest.mark.parametrize("code", [ErrorCode.NONE, ErrorCode.REBALANCE_IN_PROGRESS])
+def test_an_answer_that_waited_for_longer_than_a_session_does_not_prolong_it(code: ErrorCode) -> None:
+    """A process that was stopped finds it in its socket; the group has long given its partitions away."""
+    group = Classic()
+    group.join(P0)
+    group.settle()
+    group.now += 2
+    request = group.asked(HEARTBEAT)
+    group.now += TIMES.session + 1
+    group.member.answered(request, SimpleNamespace(error_code=code), group.now)
+    assert group.member.view.life == 1
+
+
 def test_who_does_not_poll_gives_its_work_to_others_until_it_polls_again() -> None:
     group = Classic()
     group.join(P0)

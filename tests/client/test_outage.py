@@ -7,9 +7,11 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from semel.client import consumer, librdkafka
 from semel.client.consumer import Consumer, Reader
 from semel.client.outage import Outage
 from semel.types import TopicPartition
@@ -93,8 +95,9 @@ class Member:
         self.told.append(f"lost {len(partitions)}")
 
 
+@pytest.mark.parametrize("module", [consumer, librdkafka])
 def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """librdkafka issue 3437: it would end the worker, and twice within a minute the supervisor leaves it alone."""
     caplog.set_level(logging.INFO)
@@ -104,7 +107,7 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
     member = Member()
 
     async def test() -> None:
-        consumer = Consumer(
+        member_of_it = module.Consumer(
             broker.bootstrap,
             group="g",
             topics=["t"],
@@ -112,11 +115,11 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
             events=member,
             session_timeout_ms=int(SESSION_SECONDS * 1000),
         )
-        reader = Reader(broker.bootstrap)
-        await consumer.start()
+        reader = module.Reader(broker.bootstrap)
+        await member_of_it.start()
         await reader.start({TopicPartition("t", 0): 0})
         try:
-            await until(consumer, lambda: member.told == ["assigned 2"])
+            await until(member_of_it, lambda: member.told == ["assigned 2"])
             await reader.poll(1, 0.1)
             broker.kill()
             idle = asyncio.create_task(asyncio.sleep(SESSION_SECONDS + 1))
@@ -124,10 +127,10 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
                 await reader.poll(1, 0.1)
             broker.start()
             await asyncio.sleep(1.0)  # It heartbeats in its own thread now, before anybody polls.
-            await until(consumer, lambda: member.told == ["assigned 2", "lost 2", "assigned 2"])
+            await until(member_of_it, lambda: member.told == ["assigned 2", "lost 2", "assigned 2"])
             await until(reader, lambda: any("again, after" in line for line in lines(caplog, logging.INFO)))
         finally:
-            await consumer.close()
+            await member_of_it.close()
             await reader.close()
 
     try:

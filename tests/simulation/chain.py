@@ -12,7 +12,7 @@ from unittest import mock
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Consumer, ConsumerEvents, Reader
+from semel.client.consumer import Batch, Consumer, ConsumerEvents, Reader
 from semel.env import Env
 from semel.errors import OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
@@ -56,6 +56,7 @@ __all__ = ["ChainWorld"]
 _LATER = (Retriable, OutcomeUnknown)
 _SESSION = {"idle_in_transaction_session_timeout": "2s", "statement_timeout": "4s"}
 """The database lets go of who stands still about as soon as the group does."""
+_POLL_TAKES_SECONDS = 0.0002
 POINTS = 12
 """A fault strikes at one of the next so many steps."""
 COUNT_GROUP = f"{APP}.count"
@@ -368,6 +369,14 @@ def _by_key(values: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
+class _Consumer(Consumer):
+    """A poll takes some time, so that time passes for whoever polls without waiting, too."""
+
+    async def poll(self, max_records: int, timeout: float) -> Batch:
+        await asyncio.sleep(_POLL_TAKES_SECONDS)
+        return await super().poll(max_records, timeout)
+
+
 class _Seen:
     """Events on their way to the owner, as the world sees them."""
 
@@ -389,22 +398,25 @@ class _Seen:
 def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Iterator[None]:
     """Consumers with the world's time and without threads, and what else stands in the place of the real thing."""
 
-    def consumer(bootstrap: str, *, group: str, events: ConsumerEvents, **options: Any) -> Consumer:
+    def consumer(_: str, bootstrap: str, *, group: str, events: ConsumerEvents, **options: Any) -> _Consumer:
         process = PROCESS.get()
         assert process is not None
         seen = _Seen(world, group, events)
-        return Consumer(bootstrap, group=group, events=seen, env=world.env(process), in_thread=False, **options)
+        return _Consumer(bootstrap, group=group, events=seen, env=world.env(process), in_thread=False, **options)
 
     def reader(bootstrap: str, **options: Any) -> Reader:
         process = PROCESS.get()
         assert process is not None
         return Reader(bootstrap, env=world.env(process), **options)
 
+    def engine_reader(_: str, bootstrap: str, **options: Any) -> Reader:
+        return reader(bootstrap, **options)
+
     with settings, ExitStack() as stack:
-        stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))
-        stack.enter_context(mock.patch("semel.processing.seams.Reader", reader))
+        stack.enter_context(mock.patch("semel.processing.seams.make_consumer", consumer))
+        stack.enter_context(mock.patch("semel.processing.seams.make_reader", engine_reader))
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
-        stack.enter_context(mock.patch("semel.sinks.source.Consumer", consumer))
+        stack.enter_context(mock.patch("semel.sinks.source.make_consumer", consumer))
         stack.enter_context(mock.patch("semel.sinks.sql.postgres.psycopg.connect", world.database.connect))
         stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))
         stack.enter_context(mock.patch.dict("semel.sinks.sql.postgres._SESSION", _SESSION))

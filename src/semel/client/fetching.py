@@ -39,6 +39,7 @@ class FetchLoop:
         self._stirred = asyncio.Event()
         self._in_flight: dict[int, asyncio.Future[Any]] = {}
         self._connecting: dict[int, asyncio.Task[None]] = {}
+        self._is_over = False
 
     def __repr__(self) -> str:
         return f"<FetchLoop {len(self._in_flight)} in flight, {self._fetcher!r}>"
@@ -71,6 +72,7 @@ class FetchLoop:
         except Fatal as error:
             self._fetcher.failure = self._fetcher.failure or error
         finally:
+            self._is_over = True
             for task in self._connecting.values():
                 task.cancel()
         self._on_news()
@@ -150,7 +152,7 @@ class FetchLoop:
 
     def _send(self, node_id: int) -> None:
         """Ask this broker for what is wanted of it, unless it is being asked."""
-        if node_id in self._in_flight or node_id in self._connecting:
+        if self._is_over or node_id in self._in_flight or node_id in self._connecting:
             return
         connection = self._client.open_connection(node_id)
         if connection is None:
@@ -184,7 +186,7 @@ class FetchLoop:
 
     def _answered(self, request: FetchRequest, future: asyncio.Future[Any]) -> None:
         self._in_flight.pop(request.node_id, None)
-        if future.cancelled():
+        if future.cancelled() or self._is_over:
             return
         error = future.exception()
         if error is not None:

@@ -185,7 +185,7 @@ class Membership(Member):
         self.state = State.UNJOINED
         self.member_id = ""
         self.generation = -1
-        self._heard_at = 0.0
+        self._heard_at = self._asked_at = 0.0
         self._beat_at = 0.0
         self._leads: list[_Other] | None = None
         """The members, where we are to share the partitions out."""
@@ -212,6 +212,7 @@ class Membership(Member):
             return self._sync() if self._leads is None or self._counts is not None else None
         if self.state is State.FENCED or now < self._beat_at:
             return None
+        self._asked_at = now
         return GroupRequest(HEARTBEAT, self._who(), max(1.0, self.times.session / 2))
 
     def wake_at(self) -> float | None:
@@ -337,12 +338,13 @@ class Membership(Member):
             self._show(_partitions(answer.assignment), self._metadata)
 
     def _beaten(self, code: int, now: float) -> None:
-        if code in _FORGOTTEN:
+        # Who was stopped finds an answer of long ago, when the group still knew him: it counts from its question on.
+        if code in _FORGOTTEN or now - self._asked_at >= self.times.session:
             self._over()
             return
         if code not in (ErrorCode.NONE, ErrorCode.REBALANCE_IN_PROGRESS):
             raise refusal(code, "Heartbeat", self.group, self.instance_id)
-        self._heard_at, self._beat_at = now, now + self.times.heartbeat
+        self._heard_at, self._beat_at = self._asked_at, now + self.times.heartbeat
         if code == ErrorCode.REBALANCE_IN_PROGRESS and self.state is State.STABLE:
             self._give_back()
 

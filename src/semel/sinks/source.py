@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Consumer, ConsumerEvents
+from semel.client.consumer import ConsumerEvents
+from semel.client.reading import make_consumer
 from semel.env import Env
 from semel.settings import Settings
 from semel.sinks.contract import Claim
@@ -97,7 +98,8 @@ class RealSource:
 
     def consumer(self, events: ConsumerEvents) -> SourceConsumer:
         """A member of the group; it joins when it is started."""
-        return Consumer(
+        return make_consumer(
+            self._settings.consumer,
             self._bootstrap,
             group=self._group,
             topics=[self._topic],
