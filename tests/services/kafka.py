@@ -187,7 +187,7 @@ class KafkaNode:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180  # On a machine that does much else it takes a minute.
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 break
