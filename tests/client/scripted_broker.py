@@ -48,6 +48,8 @@ class ScriptedBroker:
         self.nodes[node_id] = self
         self.topics: dict[str, int] = cluster.topics if cluster else {"t": 2}
         self.leaders: dict[TopicPartition, int] = cluster.leaders if cluster else {}
+        self.epochs: dict[TopicPartition, int] = cluster.epochs if cluster else {}
+        """Leader epochs, 0 where there is none."""
         self.script: dict[int, deque[Action]] = defaultdict(deque)
         self.requests: list[tuple[int, Any]] = []
         """(api key, decoded request), in the order of their arrival at this node."""
@@ -194,7 +196,7 @@ class ScriptedBroker:
                     "error_code": 0,
                     "partition_index": number,
                     "leader_id": self.leaders.get(TopicPartition(name, number), 1),
-                    "leader_epoch": 0,
+                    "leader_epoch": self.epochs.get(TopicPartition(name, number), 0),
                     "replica_nodes": (1,),
                     "isr_nodes": (1,),
                     "offline_replicas": (),
