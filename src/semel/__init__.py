@@ -1,22 +1,42 @@
 """Semel: every effect of a request happens exactly once, from HTTP through Kafka to the database."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semel.app import App
     from semel.processing.answers import Accepted, Created, Ok, Problem, Response
+    from semel.processing.serdes.avro import Avro
+    from semel.processing.serdes.cloudevents import CloudEvent, Event
+    from semel.processing.serdes.jsonschema import JsonSchema
+    from semel.processing.serdes.protobuf import Protobuf
 
-__all__ = ["Accepted", "App", "Created", "Ok", "Problem", "Response"]
+__all__ = [
+    "Accepted",
+    "App",
+    "Avro",
+    "CloudEvent",
+    "Created",
+    "Event",
+    "JsonSchema",
+    "Ok",
+    "Problem",
+    "Protobuf",
+    "Response",
+]
+
+_HOME = {
+    "App": "semel.app",
+    "Avro": "semel.processing.serdes.avro",
+    "CloudEvent": "semel.processing.serdes.cloudevents",
+    "Event": "semel.processing.serdes.cloudevents",
+    "JsonSchema": "semel.processing.serdes.jsonschema",
+    "Protobuf": "semel.processing.serdes.protobuf",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is asked for: a broker or a tool needs none of the app's rooms."""
-    if name == "App":
-        from semel.app import App
-
-        return App
     if name in __all__:
-        from semel.processing import answers
-
-        return getattr(answers, name)
+        return getattr(import_module(_HOME.get(name, "semel.processing.answers")), name)
     raise AttributeError(f"module 'semel' has no attribute {name!r}")

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
-from semel.processing.topics import State, Topic, check_name, serde
+from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
 from semel.sinks.spec import DatabaseSpec, SinkSpec
 
@@ -65,8 +65,17 @@ class App:
 
     # --- What there is ---
 
-    def topic(self, name: str, *, key: type[K] = str, value: type[V], partitions: int | None = None) -> Topic[K, V]:  # type: ignore[assignment]
-        """Declare a topic. Its key is str, bytes or int; its value any type that msgspec reads from JSON."""
+    def topic(
+        self,
+        name: str,
+        *,
+        key: type[K] = str,  # type: ignore[assignment]
+        value: type[V] | Format[V],
+        partitions: int | None = None,
+    ) -> Topic[K, V]:
+        """Declare a topic. Its key is str, bytes or int; its value any type that msgspec reads from JSON, or a format
+        of such a type: `Avro(Order)`, `Protobuf(OrderPb)`, `JsonSchema(Order)`, `CloudEvent(Order, ...)`.
+        """
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice in app {self.name}: keep one and share it.")
         if isinstance(name, str) and ".semel." in name:

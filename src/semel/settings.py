@@ -58,6 +58,14 @@ class Settings:
     """`asked`: parked keys are tried again when an operator says so. `build`: also once by each new build."""
     park_edit: str = "no"
     """`yes` lets operators change the value of a parked record."""
+    schema_registry: str = field(default="", repr=False)
+    """`http(s)://host[:port][/path][,...]` of the schema registry, for topics in Avro, Protobuf or JSON Schema."""
+    schema_registry_auth: str = field(default="", repr=False)
+    """`user:password`, or `Bearer TOKEN`."""
+    schema_registry_ca: str = ""
+    """A PEM file of the authorities that the registry's certificate may come from; empty: the system's."""
+    schema_registry_register: str = "yes"
+    """`no`: schemas have to be in the registry before the app starts; it only looks whether they are."""
     kafka_client: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Settings of every Kafka client of the app, under librdkafka's names."""
 
@@ -99,7 +107,12 @@ class Settings:
                 "header to records and a table to databases. Unset one of the two, or set "
                 "SEMEL_HISTORY_IN_PRODUCTION=yes."
             )
-        for name, known in (("park_retry", ("asked", "build")), ("park_edit", ("no", "yes"))):
+        words = {
+            "park_retry": ("asked", "build"),
+            "park_edit": ("no", "yes"),
+            "schema_registry_register": ("yes", "no"),
+        }
+        for name, known in words.items():
             if getattr(self, name) not in known:
                 raise ConfigurationError(
                     f"SEMEL_{name.upper()}={getattr(self, name)!r} is neither {' nor '.join(known)}."

@@ -25,6 +25,7 @@ from semel.processing.component import Component
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
+from semel.processing.serdes.prepare import prepare_schemas
 from semel.processing.topology import prepare_topics
 from semel.processing.watermarks import Watermarks
 from semel.processing.worker import Runnable, Worker
@@ -94,7 +95,10 @@ def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Comp
 
 
 async def _prepare(app: App, settings: Settings, env: Env) -> None:
-    """Make the app's topics and check what it requires of the cluster; repeated until Kafka answers."""
+    """Make the app's topics, register its schemas, and check what it requires of the cluster.
+
+    Repeated until Kafka and the schema registry answer.
+    """
     told_at = -_REPEAT_SECONDS
     while True:
         try:
@@ -108,11 +112,12 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
                     await ensure_topics(admin, app.name, partitions)
                 own = topic_specs(app.name, partitions) if app.endpoints else {}
                 await prepare_topics(admin, app.topics.values(), _components(app, env), settings.partitions, more=own)
+                await prepare_schemas(app.topics.values(), settings)
                 return
         except (Retriable, OutcomeUnknown, OSError) as error:
             if env.monotonic() - told_at >= _REPEAT_SECONDS:
                 told_at = env.monotonic()
-                log.warning("nothing can be done before Kafka answers; trying on: %s", error)
+                log.warning("nothing can be done yet; trying on: %s", error)
             await asyncio.sleep(_CONNECT_PAUSE_SECONDS)
 
 

@@ -73,7 +73,10 @@ def lower(effect: Effect) -> Write | Change:
     """The effect in bytes. Raises `DataError` when a key or value is not of its declared type."""
     if isinstance(effect, Produce):
         topic = effect.topic
-        return Write(topic.name, topic.encode_key(effect.key), topic.encode_value(effect.value), effect.headers)
+        if topic.bound is None:
+            return Write(topic.name, topic.encode_key(effect.key), topic.encode_value(effect.value), effect.headers)
+        value, headers = topic.write(effect.value, effect.headers)
+        return Write(topic.name, topic.encode_key(effect.key), value, tuple(headers))
     if isinstance(effect, Put):
         state = effect.state
         return Change(state.name, state.key_serde.encode(effect.key), state.value_serde.encode(effect.value))

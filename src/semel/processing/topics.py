@@ -15,7 +15,19 @@ from semel.errors import ConfigurationError, SemelError
 from semel.processing.effects import Delete, Produce, Put
 from semel.types import Header, Record
 
-__all__ = ["DataError", "InputRecord", "Serde", "State", "StateView", "Topic", "UndecodableKey", "check_name", "serde"]
+__all__ = [
+    "Bound",
+    "DataError",
+    "Format",
+    "InputRecord",
+    "Serde",
+    "State",
+    "StateView",
+    "Topic",
+    "UndecodableKey",
+    "check_name",
+    "serde",
+]
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -40,6 +52,31 @@ class Serde(NamedTuple):
 
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
+
+
+class Bound:
+    """A format that belongs to one topic now. It may put a part of the value into the record's headers."""
+
+    def write(self, value: Any, headers: Sequence[Header]) -> tuple[bytes, Sequence[Header]]:
+        """The value as bytes, and the record's headers with what it adds. Raises `DataError` and `Retriable`."""
+        raise NotImplementedError
+
+    def read(self, data: bytes, headers: Sequence[Header]) -> Any:
+        """The value of bytes and headers. Raises `DataError` and `Retriable`."""
+        raise NotImplementedError
+
+
+class Format(Generic[V]):
+    """How a topic's values travel, where that is more than a type says: `Avro(Order)` in the place of `Order`."""
+
+    kind: Any
+    """What a handler gets and gives."""
+    content_type: str
+    """The data's media type."""
+
+    def bind(self, topic: str) -> Bound:
+        """The format for this topic. Raises `ConfigurationError` for what cannot work."""
+        raise NotImplementedError
 
 
 class InputRecord(NamedTuple, Generic[K, V]):
@@ -147,6 +184,8 @@ def serde(kind: Any, what: str, *, key: bool = False) -> Serde:
             f"{what}: a key is str, bytes or int, not {_type_name(kind)}. "
             "Equal keys must be equal bytes, or their order is lost."
         )
+    if isinstance(kind, Format):
+        raise ConfigurationError(f"{what}: {kind!r} is a form of a topic's values only.")
     if kind is bytes:
         return _raw(what)
     if kind is str:
@@ -169,7 +208,7 @@ class Topic(Generic[K, V]):
     `partitions` None leaves the count to the settings. `record` makes an effect for a handler to yield.
     """
 
-    def __init__(self, name: str, key: type[K], value: type[V], partitions: int | None = None) -> None:
+    def __init__(self, name: str, key: type[K], value: type[V] | Format[V], partitions: int | None = None) -> None:
         self.name = check_name(name, "a topic")
         if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
             raise ConfigurationError(
@@ -179,7 +218,9 @@ class Topic(Generic[K, V]):
         self.key_type = key
         self.value_type = value
         self._key = serde(key, f"the key of topic {name}", key=True)
-        self._value = serde(value, f"the value of topic {name}")
+        self.bound = value.bind(name) if isinstance(value, Format) else None
+        """The values' format, where they have one beyond their type."""
+        self._value = serde(value, f"the value of topic {name}") if self.bound is None else None
 
     def __repr__(self) -> str:
         return f"<Topic {self.name} key={_type_name(self.key_type)} value={_type_name(self.value_type)}>"
@@ -193,11 +234,21 @@ class Topic(Generic[K, V]):
         return None if key is None else self._key.encode(key)
 
     def encode_value(self, value: V | None) -> bytes | None:
-        """Bytes of a value; None, a tombstone, stays None. Raises `DataError`."""
+        """Bytes of a value whose form is its type alone; None, a tombstone, stays None. Raises `DataError`."""
+        assert self._value is not None, "a format may add headers: use `write`"
         return None if value is None else self._value.encode(value)
 
+    def write(self, value: V | None, headers: Sequence[Header]) -> tuple[bytes | None, Sequence[Header]]:
+        """Bytes of a value of any form, and the record's headers, to which its form may add.
+
+        Raises `DataError`, and `Retriable` while its format cannot work.
+        """
+        if value is None or self.bound is None:
+            return self.encode_value(value) if value is not None else None, headers
+        return self.bound.write(value, headers)
+
     def decode(self, record: Record) -> InputRecord[K, V]:
-        """The record as a handler sees it. Raises `UndecodableKey`, or `DataError` for the value."""
+        """The record as a handler sees it. Raises `UndecodableKey`, `DataError` for the value, and `Retriable`."""
         key: Any = record.key
         if key is not None:
             try:
@@ -206,7 +257,10 @@ class Topic(Generic[K, V]):
                 raise UndecodableKey(str(error)) from error
         value: Any = record.value
         if value is not None:
-            value = self._value.decode(value)
+            if self._value is not None:
+                value = self._value.decode(value)
+            elif self.bound is not None:
+                value = self.bound.read(value, record.headers)
         return InputRecord(
             key, value, record.headers, record.topic, record.partition, record.offset, record.timestamp_ms
         )

@@ -96,6 +96,8 @@ class InputSource:
         topic = self._app.topics.get(item.topic)
         if topic is None:
             raise ValueError(f"the app has no topic {item.topic!r}")
+        if topic.bound is not None:
+            raise ValueError(f"values of topic {topic.name} go by {topic.value_type!r}: send inputs to an endpoint")
         value = topic.encode_value(item.value) or b""
         return Job(number, "", name, value, value, checksum(item), topic.name, topic.encode_key(item.key))
 

@@ -25,11 +25,13 @@ from semel.processing import parking
 from semel.processing.component import park_topic, state_topic
 from semel.processing.faults import Fault
 from semel.processing.parklog import ParkLog, Waiting
+from semel.processing.serdes.prepare import attach_all
 from semel.processing.topics import InputRecord, State, Topic
 from semel.sinks.sql.database import connect
 from semel.sinks.sql.parking import ParkedRow, list_parked
 from semel.testing.loop import VirtualLoop
 from semel.testing.reading import read_topic, topic_names
+from semel.testing.registry import MemoryRegistry
 from semel.testing.rig import Rig, prepared
 from semel.testing.values import ANY, Answer, Parked, show_records
 from semel.types import Header, Record
@@ -160,6 +162,7 @@ class TestApp(_Looks):
         folder = Path(self._folder.name)
         self._urls = {name: self._given.get(name, f"sqlite:///{folder}/{name}.db") for name in self._app.databases}
         self._loop = VirtualLoop()
+        attach_all(self._app.topics.values(), MemoryRegistry())
         shadow = prepared(self._app, self._urls, self._errors.append, replay=self._replay)
         self._rig = Rig(shadow, folder, self._loop, self._now_ms)
         try:
@@ -246,21 +249,18 @@ class TestApp(_Looks):
         self, topic: Topic[K, V], records: Iterable[tuple[K | None, V | None]], *, headers: Sequence[Header] = ()
     ) -> None:
         """Write records in this order; all are there before the app works on the first of them comes to rest."""
-        data = [(topic.encode_key(key), topic.encode_value(value)) for key, value in records]
-        self._append(topic.name, data, headers)
+        self._append(topic.name, [(topic.encode_key(key), *topic.write(value, headers)) for key, value in records])
 
     def send_bytes(
         self, topic: Topic[Any, Any], key: bytes | None, value: bytes | None, *, headers: Sequence[Header] = ()
     ) -> None:
         """Write what may not be of the topic's types."""
-        self._append(topic.name, [(key, value)], headers)
+        self._append(topic.name, [(key, value, headers)])
 
-    def _append(
-        self, topic: str, records: Sequence[tuple[bytes | None, bytes | None]], headers: Sequence[Header]
-    ) -> None:
+    def _append(self, topic: str, records: Sequence[tuple[bytes | None, bytes | None, Sequence[Header]]]) -> None:
         async def append(rig: Rig) -> None:
             count = rig.partitions(topic)
-            for key, value in records:
+            for key, value, headers in records:
                 partition = 0 if key is None else partition_for(key, count)
                 await rig.append(topic, partition, key, value, headers)
 

@@ -8,7 +8,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from semel.processing.serdes.prepare import registered
 from semel.processing.topics import InputRecord, Topic
+from semel.testing.registry import MemoryRegistry
 from semel.types import Header, Record
 
 __all__ = ["Answer", "Parked", "record"]
@@ -31,10 +33,11 @@ def record(
 
     Raises `DataError` when key or value are not of the topic's types.
     """
-    data = Record(
-        topic.name, partition, offset, timestamp_ms, topic.encode_key(key), topic.encode_value(value), tuple(headers)
-    )
-    return topic.decode(data)
+    for bound in registered([topic]):
+        if not bound.is_attached:
+            bound.attach(MemoryRegistry())
+    data, added = topic.write(value, headers)
+    return topic.decode(Record(topic.name, partition, offset, timestamp_ms, topic.encode_key(key), data, tuple(added)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from semel import history
 from semel.env import Env
-from semel.errors import ConfigurationError, OutcomeUnknown, SemelError
+from semel.errors import ConfigurationError, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
 from semel.history import BatchPart
 from semel.processing.parklog import ParkPolicy
@@ -283,7 +283,9 @@ class SqlSink:
     def _decode(self, record: Record) -> _Item:
         try:
             return _Item(record, self._spec.topic.decode(record), None)
-        except Exception as error:  # Whatever the decoder raises is this record's fault.
+        except Retriable as error:  # A schema registry that is away.
+            raise Unavailable(str(error)) from error
+        except Exception as error:  # Whatever else the decoder raises is this record's fault.
             return _Item(record, None, error)
 
     def _apply(self, moves: Sequence[_Move]) -> Applied:
