@@ -297,7 +297,7 @@ def test_a_sink_that_fails() -> None:
         t.send(orders, "a", Order(1, 1))
         with pytest.raises(Exception, match="UNIQUE constraint failed"):
             t.send(orders, "b", Order(1, 1))
-        assert [(item.component, item.error) for item in t.parked()] == [("shop.keep", "IntegrityError")]
+        assert [(item.component, item.error) for item in t.parked()] == [("shop.keep", "sqlite3.IntegrityError")]
         assert t.query("SELECT id FROM cds") == [(1,)]
 
 
