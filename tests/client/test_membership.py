@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from datetime import timedelta
 from math import inf
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from uuid import UUID
 import pytest
 
 from semel.client.heartbeating import CONSUMER_GROUP_HEARTBEAT, HeartbeatMember
+from semel.client.member import GroupMember, MemberThread
 from semel.client.membership import (
     HEARTBEAT,
     JOIN_GROUP,
@@ -348,3 +351,22 @@ def test_goodbye_keeps_the_place_of_a_static_member_only(instance_id: str | None
     request = group.member.leave()
     assert request is not None
     assert request.fields["member_epoch"] == epoch
+
+
+def test_a_member_that_could_not_be_made_is_told_to_who_polls() -> None:
+    """It would be made in its own thread, where nobody sees what goes wrong."""
+
+    def make(_: Callable[[], None]) -> GroupMember:
+        raise OSError("no descriptor left")
+
+    async def main() -> None:
+        told = asyncio.Event()
+        thread = MemberThread(make, told.set)
+        thread.start()
+        async with asyncio.timeout(30):
+            await told.wait()
+        assert isinstance(thread.failure, Fatal)
+        assert "no descriptor left" in str(thread.failure)
+        await thread.close()
+
+    asyncio.run(main())

@@ -66,7 +66,7 @@ class _Source:
         self._settings = dict(settings or {})
         self._env = env or Env()
         self._own = ConsumerSettings.read(self._settings)
-        self._client = self._new_client(name)
+        self._client = self._new_client()
         self._fetcher = Fetcher(self._own.limits)
         self._name = name
         self._outage = Outage(name, self._env.monotonic)
@@ -82,8 +82,8 @@ class _Source:
         state = "closed" if self._closed else f"{len(self._fetcher.positions)} partitions"
         return f"<{type(self).__name__} {self._name} [{state}]>"
 
-    def _new_client(self, name: str) -> KafkaClient:
-        return KafkaClient(self._bootstrap, client_id=f"semel {name}", env=self._env, settings=self._settings)
+    def _new_client(self) -> KafkaClient:
+        return KafkaClient(self._bootstrap, client_id="semel-consumer", env=self._env, settings=self._settings)
 
     @property
     def positions(self) -> dict[TopicPartition, int]:
@@ -115,7 +115,7 @@ class _Source:
             self._check()
             records, ends = self._fetcher.take(max_records)
             if records or ends or self._closed:
-                self._loop.stir()  # There is room again.
+                self._loop.refill()
                 return Batch(records, ends)
             left = deadline - self._env.monotonic()
             if left > 0:
@@ -263,7 +263,7 @@ class Consumer(_Source):
         """Join the group. The first partitions come during `poll`."""
 
         def make(on_change: Callable[[], None]) -> GroupMember:
-            return GroupMember(self._new_client(self._name), self._protocol, self._env, on_change)
+            return GroupMember(self._new_client(), self._protocol, self._env, on_change)
 
         self._member = MemberThread(make, self._news.set) if self._in_thread else make(self._news.set)
         self._member.start()

@@ -50,10 +50,14 @@ class FetchLoop:
         return bool(self._in_flight)
 
     def stir(self) -> None:
-        """Something changed: partitions, positions, or room in the buffer."""
+        """Partitions or positions changed."""
+        self.refill()
+        self._stirred.set()
+
+    def refill(self) -> None:
+        """There is room in the buffer: ask whoever is not being asked."""
         for node_id in self._fetcher.nodes():
             self._send(node_id)
-        self._stirred.set()
 
     async def run(self) -> None:
         """Go on until cancelled, or until nothing can be read any more (`Fetcher.failure`)."""

@@ -17,7 +17,7 @@ from math import inf
 from semel.client.cluster import GROUP, Backoff, KafkaClient
 from semel.client.membership import GroupRequest, Member, TopicFacts, View
 from semel.env import Env
-from semel.errors import Fatal, OutcomeUnknown, Retriable, SemelError
+from semel.errors import AbortTransaction, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 
 __all__ = ["GroupMember", "MemberThread"]
 
@@ -96,7 +96,7 @@ class GroupMember:
                 busy, wait = False, backoff.next()
                 self._client.invalidate(group=self._member.group)
                 self._say(str(error))
-            except SemelError as error:
+            except (Fenced, Fatal) as error:
                 self.failure = error
             except Exception as error:
                 log.exception("the member of group %s cannot go on", self._member.group)
@@ -143,7 +143,10 @@ class GroupMember:
     async def _look_up(self, topics: list[str]) -> None:
         for topic in topics:
             self._client.invalidate(topic=topic)
-        await self._client.refresh_metadata(*topics)
+        try:
+            await self._client.refresh_metadata(*topics)
+        except AbortTransaction as error:  # To a producer its class says what to do; here it is the end.
+            raise Fatal(f"group {self._member.group!r} cannot be joined: {error}") from error
         found = {}
         for topic in topics:
             info = self._client.known_topic(topic)
@@ -164,7 +167,7 @@ class MemberThread:
         self._loop = asyncio.new_event_loop()
         self._owner: asyncio.AbstractEventLoop | None = None
         self._member: GroupMember | None = None
-        self._started = threading.Event()
+        self._stillborn: SemelError | None = None
         self._thread = threading.Thread(target=self._run, name="semel member", daemon=True)
 
     def __repr__(self) -> str:
@@ -178,7 +181,7 @@ class MemberThread:
     @property
     def failure(self) -> SemelError | None:
         """Why there is no member any more."""
-        return None if self._member is None else self._member.failure
+        return self._stillborn if self._member is None else self._member.failure
 
     def start(self) -> None:
         """Begin, from the loop that is to be told of changes."""
@@ -229,7 +232,13 @@ class MemberThread:
             self._loop.close()
 
     def _begin(self) -> None:
-        self._member = self._make(self._changed)
+        try:
+            self._member = self._make(self._changed)
+        except Exception as error:
+            self._stillborn = Fatal(f"no member of the group could be made: {error!r}")
+            self._stillborn.__cause__ = error
+            self._changed()
+            return
         self._member.start()
 
     def _changed(self) -> None:
