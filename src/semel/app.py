@@ -84,15 +84,29 @@ class App:
         self.topics[name] = topic
         return topic
 
-    def state(self, name: str, *, key: type[K], value: type[V]) -> State[K, V]:
-        """Declare a store for one processor: kept by partition, changed in the processor's Kafka transaction."""
+    def state(
+        self,
+        name: str,
+        *,
+        key: type[K],
+        value: type[V],
+        ttl_seconds: float | None = None,
+        value_bytes_max: int | None = None,
+        bytes_max: int | None = None,
+    ) -> State[K, V]:
+        """Declare a store for one processor: kept by partition, changed in the processor's Kafka transaction.
+
+        A value is gone `ttl_seconds` after the time of the record that wrote it, by the time of the record that reads
+        it. A key with its value has at most `value_bytes_max` bytes, one partition of the store `bytes_max`; a record
+        that would make more is parked.
+        """
         if name in self.states:
             raise ConfigurationError(f"state {name} is declared twice in app {self.name}: give one another name.")
         if name == "idempotency":
             raise ConfigurationError(
                 "state 'idempotency' is where the endpoints keep their answers: take another name."
             )
-        state = State(name, key, value)
+        state = State(name, key, value, ttl_seconds=ttl_seconds, value_bytes_max=value_bytes_max, bytes_max=bytes_max)
         self.states[name] = state
         return state
 

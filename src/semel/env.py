@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from semel.errors import ConfigurationError
 
-__all__ = ["Env", "clock_off_ms", "listen", "wall_ms"]
+__all__ = ["Env", "boot_seconds", "clock_off_ms", "listen", "wall_ms"]
 
 
 _BACKLOG = 1024
@@ -54,6 +54,14 @@ def wall_ms() -> int:
     return now if clock_off_ms is None else now + clock_off_ms()
 
 
+_BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine's start, sleep included: nobody can set this clock, and all processes have the same."""
+    return time.clock_gettime(_BOOT_CLOCK)
+
+
 @dataclass(frozen=True, slots=True)
 class Env:
     """The outside world. `monotonic` is seconds, `wall_ms` milliseconds since 1970 in UTC."""
@@ -62,5 +70,6 @@ class Env:
     wall_ms: Callable[[], int] = wall_ms
     rng: random.Random = field(default_factory=random.Random)
     new_id: Callable[[], uuid.UUID] = uuid.uuid4
+    boot_seconds: Callable[[], float] = boot_seconds
     listen: Callable[[str, int], socket.socket] = listen
     """Where connections come in; connecting is the event loop's `create_connection`, files are `semel.disk`'s."""

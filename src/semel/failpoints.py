@@ -103,6 +103,17 @@ FAILPOINTS: dict[str, Point] = {
     ),
     "restore.between_polls": Point("a part of the state is read", _WORKER, in_task=True),
     "restore.after_state": Point("the state is read, and not in its place", _WORKER, in_task=True),
+    "state.before_clear": Point("a table of state is of no use, its rows are still there", _WORKER, in_task=True),
+    "state.before_delete": Point("a file of state is of no use, and still there", _WORKER, in_task=True),
+    "state.before_write": Point(
+        "committed changes of state are in memory, their table is as it was", _WORKER, in_task=True
+    ),
+    "state.before_commit": Point(
+        "changes and the new mark of a table of state are written, and do not count", _WORKER, in_task=True
+    ),
+    "state.after_write": Point(
+        "a table of state has the changes and its mark, the memory has them too", _WORKER, in_task=True
+    ),
     # A processor's unit of work.
     "handler.before": Point("a record is about to be handled, earlier ones of the unit were", _WORKER, in_task=True),
     "handler.between_effects": Point("the handler of a record gave some of its effects", _WORKER, in_task=True),

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -543,6 +543,15 @@ class Chain:
                 path.unlink()
         if scene.forgotten:
             shutil.rmtree(self._log_of("__transaction_state"))
+        if scene.old_state or scene.bad_state:
+            await self.end("worker", kill=True)
+        for path in self.folder.glob("data/state/*/*/*/*.db"):
+            if scene.bad_state:
+                path.write_bytes(b"not a database " + path.read_bytes()[15:])
+            elif scene.old_state:
+                with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path)) as db:  # One may be a zombie's.
+                    db.execute("UPDATE mark SET boot = 'before'")
+                    db.commit()
 
     def _log_of(self, topic: str) -> Path:
         """The folder of an internal topic's only partition."""

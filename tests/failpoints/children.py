@@ -25,6 +25,7 @@ import semel.broker.internal
 import semel.ingress.purge
 import semel.log.log
 import semel.processing.engine
+import semel.processing.stores
 import semel.processing.watermarks
 import semel.sinks.engine
 import semel.sinks.sql.sqlite
@@ -151,6 +152,7 @@ def _shorten_times() -> None:
     semel.processing.engine.PARK_LOOK_SECONDS = 0.1
     semel.sinks.engine.PARK_LOOK_SECONDS = 0.1
     semel.processing.watermarks.WRITE_SECONDS = 0.3
+    vars(semel.processing.stores)["STATE_FRESH_SECONDS"] = 0.05
     vars(semel.sinks.sql.sqlite)["LOCK_WAIT_SECONDS"] = 0.5
 
 

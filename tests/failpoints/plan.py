@@ -32,6 +32,10 @@ class Scene:
     """The index files of closed segments are gone when the broker starts."""
     forgotten: bool = False
     """The broker has lost its log of transactions when it starts, as with the power."""
+    old_state: bool = False
+    """What the worker's tables of state hold is of another start of the machine when it starts."""
+    bad_state: bool = False
+    """The files of the worker's tables of state are damaged when it starts."""
     dual: bool = False
     """Nothing but the dual write of KIP-939 goes on: it comes by all that a broker does for a transaction."""
     joins: bool = False
@@ -62,6 +66,8 @@ SCENES: dict[str, Scene] = {
     "restore.after_ends": Scene(joins=True, short=True),
     "restore.between_polls": Scene(joins=True, short=True),
     "restore.after_state": Scene(joins=True, short=True),
+    "state.before_clear": Scene(old_state=True),
+    "state.before_delete": Scene(bad_state=True),
     "sink.before_take_over": Scene(joins=True, short=True),
     "sink.before_fence_commit": Scene(joins=True, short=True),
     "sink.after_fence": Scene(joins=True, short=True),

@@ -25,6 +25,9 @@ class MemoryStores:
     def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
         yield from list(self.tables.get(store, {}).items())
 
+    def prefixed(self, store: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        yield from sorted(item for item in self.items(store) if item[0].startswith(prefix))
+
     def apply(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Change):

@@ -36,6 +36,8 @@ class FakeKafka:
         self.consumer_made: FakeConsumer | None = None
         self.refuse_bytes_max = 1 << 40
         self.admin = self
+        self.identities: dict[str, str] = {}
+        self.tombstones_ms = "86400000"
         for name, count in topics.items():
             self.create(name.replace("__", "."), count)
 
@@ -92,7 +94,10 @@ class FakeKafka:
         return self.counts[topic]
 
     async def topic_identity(self, topic: str) -> str:
-        return f"fake/{topic}"
+        return self.identities.get(topic, f"fake/{topic}")
+
+    async def topic_config(self, topic: str, name: str) -> str:
+        return {"delete.retention.ms": self.tombstones_ms}[name]
 
     def producer(self, transactional_id: str) -> FakeProducer:
         return FakeProducer(self)
@@ -130,6 +135,7 @@ class FakeProducer:
         self.is_open = False
         self.batches: list[tuple[TopicPartition, BatchBuilder]] = []
         self.offsets: dict[TopicPartition, int] = {}
+        self.written: dict[TopicPartition, int] = {}
 
     async def init_transactions(self) -> None:
         self.kafka.hit("init")
@@ -140,7 +146,7 @@ class FakeProducer:
     def begin(self) -> None:
         assert not self.is_open, "a transaction is open already"
         self.is_open = True
-        self.batches, self.offsets = [], {}
+        self.batches, self.offsets, self.written = [], {}, {}
         self.kafka.hit("begin")
 
     async def produce(self, topic: str, partition: int, batches: BatchBuilder) -> None:
@@ -163,6 +169,7 @@ class FakeProducer:
             for record in decode_records(data, 0, read_header(data), at.topic, at.partition):
                 log = self.kafka.logs[at]
                 log.append(record._replace(offset=len(log)))
+                self.written[at] = len(log)
             touched.add(at)
         for at in touched:
             self.kafka.logs[at].append(None)

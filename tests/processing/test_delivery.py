@@ -76,8 +76,10 @@ def test_at_least_once_state_holds_what_its_changelog_holds() -> None:
     for key in range(5):
         kafka.append("in", b"k%d" % key, b"0", partition=key % 2)
     process(kafka, app_with(counted, state=True, delivery="at-least-once"))
-    last = {record.key: int(record.value or b"") for record in kafka.records("out")}
-    assert set(last.values()) == {21}, "ten, ten again, and one"
+    outputs = kafka.records("out")
+    assert len(outputs) > 55, "what one unit held was counted again; how much that is depends on the machine"
+    last = {record.key: int(record.value or b"") for record in outputs}
+    assert last == Counter(record.key for record in outputs), "no count was lost or made twice"
 
 
 def test_at_least_once_parks_what_the_broker_refuses() -> None:

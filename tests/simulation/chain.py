@@ -44,6 +44,7 @@ from tests.simulation.workers import (
     PARTITIONS,
     Counting,
     Feeder,
+    HostTable,
     Poison,
     WorkerActor,
     is_poison,
@@ -73,6 +74,8 @@ class ChainWorld(World):
         self.history.expected = (Poison, Trouble)
         self._runs = 0
         self.database = DatabaseHost(self)
+        self.files: dict[tuple[str, int], list[HostTable]] = {}
+        """The workers' state on their host's disk, by store and partition."""
         self._fibers: list[Fiber] = []
         self.is_draining = False
         self._armed: list[tuple[int, Fault]] = []
@@ -416,6 +419,7 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         stack.enter_context(mock.patch("semel.processing.seams.make_consumer", consumer))
         stack.enter_context(mock.patch("semel.processing.seams.make_reader", engine_reader))
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
+        stack.enter_context(mock.patch("semel.processing.stores.STATE_FRESH_SECONDS", 0.05))
         stack.enter_context(mock.patch("semel.sinks.source.make_consumer", consumer))
         stack.enter_context(mock.patch("semel.sinks.sql.postgres.psycopg.connect", world.database.connect))
         stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))

@@ -8,8 +8,8 @@ from semel.client.admin import Admin
 from semel.client.producer import TransactionalProducer
 from semel.ingress import rules
 from semel.ingress.rules import Verdict
-from semel.processing import engine as engine_module
 from semel.processing.engine import Engine
+from semel.processing.stores import Store, Stores
 from semel.sinks.engine import SinkEngine
 from semel.sinks.sql.sink import SqlSink
 from semel.types import GroupMetadata
@@ -25,14 +25,27 @@ def _(real: Any, self: Any, offsets: Any, group: GroupMetadata) -> Any:
     return real(self, offsets, GroupMetadata(group.group_id))
 
 
-@instead(CHAIN_MUTANTS, "state is not restored", engine_module, "take_over")
-async def _(real: Any, *args: Any, restore: bool) -> Any:
-    return await real(*args, restore=False)
+@instead(CHAIN_MUTANTS, "state is not restored", Store, "begin")
+def _(real: Any, self: Any, changelog: Any, *args: Any) -> int:
+    real(self, changelog, *args)
+    end: int = changelog.end
+    return end
+
+
+@instead(CHAIN_MUTANTS, "state on disk counts as complete up to the changelog's end", Store, "begin")
+def _(real: Any, self: Any, changelog: Any, *args: Any) -> int:
+    start: int = real(self, changelog, *args)
+    return changelog.end if start > changelog.start else start  # type: ignore[no-any-return]
+
+
+@instead(CHAIN_MUTANTS, "state on disk claims more of the changelog than it has", Stores, "apply")
+def _(real: Any, self: Any, changes: Any, written: Any, began: float) -> None:
+    real(self, changes, {at: end + 3 for at, end in written.items()}, began)
 
 
 @instead(CHAIN_MUTANTS, "state changes before the transaction is committed", Engine, "_transact")
 async def _(real: Any, self: Any, unit: Any, *args: Any) -> None:
-    self._stores.apply(unit.changes)
+    self._stores.apply(unit.changes, {}, 0.0)
     await real(self, unit, *args)
 
 

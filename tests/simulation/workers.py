@@ -22,6 +22,7 @@ from semel.processing.effects import Change, Write
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
+from semel.processing.tables import MemoryTable
 from semel.processing.worker import Runnable, Worker
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
@@ -91,6 +92,31 @@ class Counting:
         return [*written, Change(STORE, record.key, f"{key}={after}".encode())]
 
 
+class HostTable(MemoryTable):
+    """A file of state: its process has it alone until it closes it or ends."""
+
+    holder: Process | None = None
+
+    def close(self) -> None:
+        self.holder = None
+
+
+class HostTables:
+    """The state on a host's disk, as one of its processes opens it."""
+
+    def __init__(self, files: dict[tuple[str, int], list[HostTable]], process: Process) -> None:
+        self._files = files
+        self._process = process
+
+    def open(self, store: str, partition: int) -> HostTable:
+        files = self._files.setdefault((store, partition), [])
+        free = [item for item in files if item.holder is None or not item.holder.alive]
+        chosen = max(free, key=lambda item: -1 if item.mark is None else item.mark.position, default=HostTable())
+        self._files[store, partition] = [item for item in files if item not in free] + [chosen]
+        chosen.holder = self._process
+        return chosen
+
+
 class WorkerActor(Actor):
     """One slot of the host. Its processes have the same identity, so a new one fences the one before."""
 
@@ -137,7 +163,15 @@ class WorkerActor(Actor):
     def _runnables(self, process: Process, env: Env) -> dict[str, Runnable]:
         settings = self._settings()
         found: dict[str, Runnable] = {
-            component.name: Engine(component, settings.kafka, settings, env, Metrics(), slot=self.slot)
+            component.name: Engine(
+                component,
+                settings.kafka,
+                settings,
+                env,
+                Metrics(),
+                slot=self.slot,
+                tables=HostTables(self.world.files, process),
+            )
             for component in self.world.components(process)
         }
         return found | self.world.sinks(settings, env, self.slot)

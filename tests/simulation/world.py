@@ -131,6 +131,7 @@ class World:
         rng = self.stream(f"env of {name}")
         return Env(
             monotonic=self.loop.time,
+            boot_seconds=self.loop.time,
             wall_ms=wall_ms,
             rng=rng,
             new_id=lambda: uuid.UUID(int=rng.getrandbits(128), version=4),

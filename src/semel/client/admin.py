@@ -18,7 +18,8 @@ __all__ = ["Admin", "DescribedTransaction", "GroupListing", "TopicSpec", "Transa
 
 LIST_OFFSETS, METADATA, OFFSET_COMMIT, OFFSET_FETCH, LIST_GROUPS = 2, 3, 8, 9, 16
 CREATE_TOPICS, DELETE_TOPICS, DELETE_RECORDS, DESCRIBE_TRANSACTIONS, LIST_TRANSACTIONS = 19, 20, 21, 65, 66
-INIT_PRODUCER_ID, TWO_PHASE_VERSION = 22, 6
+INIT_PRODUCER_ID, TWO_PHASE_VERSION, DESCRIBE_CONFIGS = 22, 6, 32
+_TOPIC_RESOURCE = 2
 TWO_PHASE_PROBE_ID = "semel.two-phase-probe"
 """The transactional id under which an operator asks; nothing is ever written under it."""
 _OFFSET_FETCH_STABLE = 7
@@ -288,6 +289,22 @@ class Admin:
                     raise kafka_error(item.error_code, f"the {at} offset of {topic.name}-{item.partition_index}")
                 found[TopicPartition(topic.name, item.partition_index)] = item.offset
         return found
+
+    async def topic_config(self, topic: str, name: str) -> str | None:
+        """One setting of a topic as it holds now; None when the topic is unknown or we may not see its settings."""
+
+        async def once() -> str | None:
+            wanted = [{"resource_type": _TOPIC_RESOURCE, "resource_name": topic, "configuration_keys": (name,)}]
+            answer = await self._client.call(
+                DESCRIBE_CONFIGS,
+                None,
+                resources=wanted,
+                include_synonyms=False,
+                include_documentation=False,
+            )
+            return next((item.value for result in answer.results for item in result.configs if item.name == name), None)
+
+        return await self._client.retry(once, f"asking for {name} of topic {topic!r}")
 
     async def delete_records(self, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Delete the records below these offsets; where each partition's log begins now.

@@ -81,6 +81,7 @@ class TransactionalProducer:
         """What the broker offers of two-phase commit; known after `init_transactions`, None without it."""
         self._sender = Sender(client, self._round, lambda _, error: self._protocol.refused(error))
         self._describe_tries = 0
+        self._written: dict[TopicPartition, int] = {}
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -96,6 +97,11 @@ class TransactionalProducer:
     def identity(self) -> Identity:
         """The producer id and epoch in use."""
         return self._protocol.identity
+
+    @property
+    def written(self) -> dict[TopicPartition, int]:
+        """Where the records of this transaction end, as far as the broker said: the offset behind the last one."""
+        return self._written
 
     @property
     def transaction_version(self) -> int:
@@ -161,6 +167,7 @@ class TransactionalProducer:
         """Open a transaction; nothing is sent before there is something to write."""
         self._check()
         self._protocol.begin(self._client.transaction_version)
+        self._written = {}
 
     async def produce(self, topic: str, partition: int, batches: Payload) -> None:
         """Hand over the records of one partition (a `BatchBuilder`); they are sent pipelined.
@@ -345,6 +352,9 @@ class TransactionalProducer:
 
     def _batch_answered(self, batch: Batch, answer: Answer) -> None:
         reaction = self._protocol.batch_answered(batch, answer.code, answer.message)
+        if reaction is Reaction.DONE and answer.base_offset >= 0:  # A copy of one that is long done has no offset.
+            end = answer.base_offset + batch.payload.count
+            self._written[batch.partition] = max(end, self._written.get(batch.partition, 0))
         self._react(reaction, f"Produce to {batch.partition}: error {answer.code}", topic=batch.partition.topic)
 
     def _batch_lost(self, batch: Batch, reason: str, unanswered: bool) -> None:

@@ -22,6 +22,7 @@ from semel.ops.exposition import join, publishing, read_others
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
 from semel.processing.component import Component
+from semel.processing.disktables import DiskTables
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
@@ -79,7 +80,16 @@ def _runnables(
     app: App, settings: Settings, env: Env, metrics: Metrics, watermarks: Watermarks, slot: int
 ) -> Mapping[str, Runnable]:
     runnables: dict[str, Runnable] = {
-        component.name: Engine(component, settings.kafka, settings, env, metrics, slot=slot, watermarks=watermarks)
+        component.name: Engine(
+            component,
+            settings.kafka,
+            settings,
+            env,
+            metrics,
+            slot=slot,
+            watermarks=watermarks,
+            tables=DiskTables(settings.data, app.name, env.new_id),
+        )
         for component in _components(app, env, metrics)
     }
     for sink in app.sinks.values():

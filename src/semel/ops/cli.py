@@ -433,6 +433,33 @@ def txn_prepared(kafka: str | None, output: str) -> None:
 
 
 @main.group()
+def state() -> None:
+    """Keyed state of processors."""
+
+
+@state.command("get")
+@click.argument("app")
+@click.argument("store")
+@click.argument("key")
+@_KAFKA
+@_FORMAT
+def state_get(app: str, store: str, key: str, kafka: str | None, output: str) -> None:
+    """Show what is committed of KEY in the state STORE of APP (module:attribute), read from the state's changelog.
+
+    Each partition keeps its own state: a row for each that has the key. A value whose time to live is over is shown
+    until it is taken out. Exits 1 when nothing is there.
+    """
+    from semel.ops.loading import load_app
+    from semel.ops.states import read_state
+    from semel.ops.tables import render
+
+    rows = _run(read_state(load_app(app), _need_kafka(kafka), store, key))
+    click.echo(render(rows, ["partition", "offset", "written", "value"], output))
+    if not rows:
+        raise click.exceptions.Exit(EXIT_FAILURE)
+
+
+@main.group()
 def park() -> None:
     """Keys that are set aside because one of their records cannot be processed.
 

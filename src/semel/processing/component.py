@@ -7,13 +7,13 @@ decoded values; the ingress' owner is one that works on bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from semel.errors import ConfigurationError
 from semel.processing.limits import CONCURRENCY_MAX
-from semel.processing.topics import State, StateView, Topic, check_name
+from semel.processing.topics import State, StateOptions, StateReader, StateView, Topic, check_name
 
 __all__ = [
     "DELIVERIES",
@@ -35,16 +35,8 @@ Delivery = Literal["exactly-once", "at-least-once", "at-most-once"]
 
 DELIVERIES: tuple[Delivery, ...] = ("exactly-once", "at-least-once", "at-most-once")
 
-
-class StoreReader(Protocol):
-    """Reads the stores of the partition that the record at hand is in, as bytes."""
-
-    def get(self, store: str, key: bytes) -> bytes | None:
-        """The value of a key: what this record changed, else what this unit of work changed, else what is committed."""
-
-    def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value, those that were written longest ago first. Do not yield effects while iterating."""
-
+StoreReader = StateReader
+"""How a component without types reads its stores."""
 
 Handle = Callable[[Any, StoreReader], Any]
 """Takes an undecoded record, or a list of them where the component takes batches; what it gives back goes through
@@ -78,6 +70,8 @@ class Component:
     inputs: tuple[str, ...]
     handle: Handle
     stores: tuple[str, ...] = ()
+    options: Mapping[str, StateOptions] = field(default_factory=dict)
+    """Limits of stores, where they are not the usual ones."""
     ordering: Ordering = "key"
     batch: bool = False
     concurrency: int = 1
@@ -120,6 +114,11 @@ class Component:
         return {store: state_topic(self.app, store) for store in self.stores}
 
     @property
+    def state_options(self) -> dict[str, StateOptions]:
+        """Limits of every store."""
+        return {store: self.options.get(store, StateOptions()) for store in self.stores}
+
+    @property
     def parks(self) -> dict[str, str]:
         """Park topic by input; empty where a poison record stops its partition."""
         return {topic: park_topic(self.app, topic) for topic in self.inputs} if self.ordering == "key" else {}
@@ -149,6 +148,7 @@ class ProcessorSpec:
             inputs=(self.topic.name,),
             handle=self._handle(),
             stores=tuple(state.name for state in self.states),
+            options={state.name: state.options for state in self.states},
             ordering=self.ordering,
             batch=self.batch,
             concurrency=self.concurrency,
@@ -162,7 +162,7 @@ class ProcessorSpec:
             decode = _each(decode)
 
         def handle(item: Any, stores: StoreReader) -> Any:
-            return handler(decode(item), *(_view(state, stores) for state in states))
+            return handler(decode(item), *(StateView(state, stores) for state in states))
 
         def handle_stateless(item: Any, _: StoreReader) -> Any:
             return handler(decode(item))
@@ -172,7 +172,3 @@ class ProcessorSpec:
 
 def _each(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda records: [decode(record) for record in records]
-
-
-def _view(state: State[Any, Any], stores: StoreReader) -> StateView[Any, Any]:
-    return StateView(state, lambda key: stores.get(state.name, key))

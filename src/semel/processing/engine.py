@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from semel.client.cluster import Backoff
+from semel.disk import disk
 from semel.env import Env
 from semel.errors import (
     AbortTransaction,
@@ -48,9 +49,10 @@ from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
 from semel.processing.parking import ParkedKeys
 from semel.processing.release import Releases
-from semel.processing.restore import take_over
+from semel.processing.restore import Taken, take_over
 from semel.processing.seams import BatchSeam, Kafka, RealKafka
 from semel.processing.stores import Stores
+from semel.processing.tables import Tables
 from semel.processing.unit import UnitOfWork
 from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
@@ -106,6 +108,7 @@ class Engine:
         slot: int = 0,
         kafka: Kafka | None = None,
         watermarks: Watermarks | None = None,
+        tables: Tables | None = None,
     ) -> None:
         self.component = component
         self.identity = transactional_id(component.app, component.name, instance_id(settings, env), slot)
@@ -123,7 +126,7 @@ class Engine:
         self._draining = asyncio.Event()
         self._closed = False
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
-        self._stores = Stores()
+        self._stores = Stores(lambda: (disk.boot_id(), env.boot_seconds()), tables, component.state_options)
         self._inputs = Inputs(component.name, self._measures)
         self._handling = Handling(
             component,
@@ -198,6 +201,7 @@ class Engine:
         with suppress(*WAIT, SemelError):
             await self._consumer.close()
         self._closed = True
+        self._stores.close()
         if self._recovery is not None and self._recovery.abort:
             with suppress(*WAIT, SemelError):
                 await self._producer.abort()
@@ -281,6 +285,7 @@ class Engine:
             if not self._handling.pending and self._recovery is None:
                 self._inputs.pass_ends()
             self._launch()
+            self._stores.write_due()
 
     async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
@@ -466,6 +471,8 @@ class Engine:
     async def _transact(self, unit: UnitOfWork, offsets: dict[TopicPartition, int], group: GroupMetadata) -> None:
         with unit.told(self.component.name, self.identity, is_atomic=self.component.delivery == "exactly-once"):
             failpoint("unit.before_produce")
+            if self.component.delivery == "exactly-once":  # Only then its commit proves that nobody else has written.
+                unit.began = self._env.boot_seconds()
             self._producer.begin()
             self._measures.transaction_began(self._env.monotonic)
             try:
@@ -477,13 +484,16 @@ class Engine:
                 failpoint("unit.before_end_transaction")
                 unit.is_ending = True
                 await self._producer.end_transaction(True)
+                unit.ends = self._producer.written
                 failpoint("unit.after_end_transaction")
             finally:
                 self._measures.transaction_ended()
 
     def _committed(self, unit: UnitOfWork, offsets: dict[TopicPartition, int]) -> None:
-        self._stores.apply(unit.changes)
+        self._stores.apply(unit.changes, unit.written(self.component.changelogs), unit.began)
         failpoint("unit.after_state")
+        if self._stores.trouble:
+            self._need(self._stores.trouble)
         for at, parked in unit.parked.items():
             self._inputs[at].parked.add(parked)
         for at, offset in offsets.items():
@@ -513,7 +523,8 @@ class Engine:
             recovery = self._recovery = _Recovery(False, recovery.rebuild)
             before = dict(self._inputs)
             partitions = self._inputs.partitions()
-            taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=recovery.rebuild)
+            restore = recovery.rebuild or bool(self._stores.trouble)
+            taken = await self._take_over(partitions, restore=restore)
             # The group may have moved partitions meanwhile: those were set right when they were assigned.
             offsets = {at: offset for at, offset in taken.starts.items() if self._inputs.get(at) is before[at]}
             if offsets and not await self._steer(self._consumer.seek(offsets)):
@@ -536,12 +547,14 @@ class Engine:
                 if at in taken.parked:
                     held.park_log, held.parked = taken.parked[at], ParkedKeys(*taken.parked[at].counts())
                     held.is_asked = self._releases.may_be_asked(held.park_log)
-            for (store, partition), table in taken.tables.items():
-                if (self.component.inputs[0], partition) in mine:
-                    self._stores.replace(store, partition, table)
             if self._recovery is recovery:
                 self._recovery = None
         failpoint("unit.after_recovery")
+
+    async def _take_over(self, partitions: Sequence[TopicPartition], *, restore: bool) -> Taken:
+        return await take_over(
+            self._kafka, self.component, partitions, self._watermarks, self._stores, self._measures, restore=restore
+        )
 
     # --- Partitions come and go (client.consumer.ConsumerEvents) ---
 
@@ -550,7 +563,7 @@ class Engine:
         failpoint("consume.before_assign")
         while True:
             try:
-                taken = await take_over(self._kafka, self.component, partitions, self._watermarks, restore=True)
+                taken = await self._take_over(partitions, restore=True)
                 break
             except WAIT as error:
                 if self._draining.is_set():
@@ -565,8 +578,6 @@ class Engine:
                 held.is_asked = self._releases.may_be_asked(held.park_log)
                 if at in taken.stopped:
                     self._inputs.stop(at, taken.stopped[at])
-            for (store, partition), table in taken.tables.items():
-                self._stores.replace(store, partition, table)
             self._inputs.measure()
         failpoint("consume.after_assign")
         log.info("%s took over %s", self.identity, ", ".join(f"{at}@{taken.offsets[at]}" for at in partitions))

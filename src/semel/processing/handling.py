@@ -22,11 +22,12 @@ from semel.processing.effects import perform
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX
 from semel.processing.parking import park
+from semel.processing.scope import RecordScope
 from semel.processing.seams import Kafka
 from semel.processing.shortage import Shortages
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
-from semel.processing.unit import RecordScope, UnitOfWork, check_parked
+from semel.processing.unit import UnitOfWork, check_parked
 from semel.processing.window import Window
 from semel.types import Record, TopicPartition
 
@@ -93,7 +94,7 @@ class Handling:
         return f"<Handling of {self._component.name}: {len(self.pending)} pending>"
 
     def _new_scope(self) -> RecordScope:
-        return RecordScope(self._stores, frozenset(self._component.stores))
+        return RecordScope(self._stores, self._component.state_options)
 
     @property
     def is_careful(self) -> bool:
@@ -254,9 +255,10 @@ class Handling:
         Raises `_Later` when the world is.
         """
         record = records[0]
-        scope.begin(unit, record.partition)
+        scope.begin(unit, records[-1], unit.now_ms)
         failpoint("handler.before")
         try:
+            scope.expire()
             answer = await perform(
                 self._component.handle(records if self._component.batch else record, scope), scope.emit
             )

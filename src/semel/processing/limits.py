@@ -20,6 +20,14 @@ __all__ = [
     "RELEASE_BYTES_MAX",
     "RELEASE_RECORDS_MAX",
     "SLICE_SECONDS",
+    "STATE_CACHE_BYTES_MAX",
+    "STATE_EXPIRED_PER_SWEEP",
+    "STATE_FRESH_KEYS_MAX",
+    "STATE_FRESH_SECONDS",
+    "STATE_RECENT_BYTES_MAX",
+    "STATE_RESTORE_KEYS",
+    "STATE_SEEN_SECONDS",
+    "STATE_SWEEP_PAUSE_MS",
     "UNIT_BYTES_MAX",
     "UNIT_RECORDS_MAX",
 ]
@@ -81,3 +89,27 @@ IDLE_COMMIT_SECONDS = 5.0
 
 SLICE_SECONDS = 0.02
 """How long records are handled before the event loop's other tasks, the heartbeat among them, get their turn."""
+
+STATE_FRESH_KEYS_MAX = 2_000
+"""Committed changes of one partition of a store that wait in memory for its table: writing them takes some 50 ms."""
+
+STATE_FRESH_SECONDS = 1.0
+"""How long they wait: a key that changes often is written once a second; a restart after a kill reads so much more."""
+
+STATE_RESTORE_KEYS = 20_000
+"""Changes that are written to a table at once while it is restored: there is nothing else to do meanwhile."""
+
+STATE_SEEN_SECONDS = 60.0
+"""A table without changes is marked as up to date this often: far below any delete.retention.ms."""
+
+STATE_RECENT_BYTES_MAX = 16 * 1_048_576
+"""Entries that an engine remembers beside its tables, of all partitions together."""
+
+STATE_CACHE_BYTES_MAX = 16 * 1_048_576
+"""Pages that the tables of an engine keep in memory, together; the system keeps more of them in its own."""
+
+STATE_EXPIRED_PER_SWEEP = 1_000
+"""Entries whose time is over that one record takes out: each is a tombstone in its transaction."""
+
+STATE_SWEEP_PAUSE_MS = 1_000
+"""Between two looks for such entries, by the time of records, unless there were more of them than one takes."""

@@ -35,6 +35,16 @@ class Measures:
             "semel_parked_keys", "Keys whose records wait in a park topic.", ("component", "partition")
         )
         self._stopped = metrics.gauge("semel_stopped_partitions", "Partitions that wait for a person.", ("component",))
+        self._restored = metrics.counter(
+            "semel_restored_records_total", "Records read to restore state and parked keys.", ("component",)
+        )
+        self._restoring = metrics.gauge(
+            "semel_restore_remaining_offsets",
+            "Offsets that a restore has yet to read; 0: none is on.",
+            ("component",),
+        )
+        self._restored.add(0, component=component)
+        self._restoring.set(0, component=component)
         for outcome in OUTCOMES:
             self._transactions.add(0, component=component, outcome=outcome)
         self._records.add(0, component=component)
@@ -71,6 +81,14 @@ class Measures:
     def stopped(self, count: int) -> None:
         """How many partitions stopped."""
         self._stopped.set(count, component=self._component)
+
+    def restored(self, records: int) -> None:
+        """So many records were read to restore state."""
+        self._restored.add(records, component=self._component)
+
+    def restoring(self, remaining: int) -> None:
+        """A restore has so many offsets to read yet."""
+        self._restoring.set(remaining, component=self._component)
 
     def lag(self, partition: TopicPartition, records: int) -> None:
         """The lag of one partition of ours."""

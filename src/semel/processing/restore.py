@@ -4,18 +4,23 @@ The order matters (design, section 4). First our own stable committed offset: it
 transaction is decided. Only then the changelog's high watermark: everything that went with that offset lies below it.
 Then the changelog up to there, committed records only, waiting for open transactions of others in between. Restoring
 first would lose what a zombie's accepted transaction commits in between.
+
+Of the changelog only what lies above a store's own mark is read, where its table is still good (`tables.behind`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from semel.failpoints import failpoint
 from semel.processing.component import Component
+from semel.processing.measures import Measures
 from semel.processing.parklog import ParkLog
-from semel.processing.seams import Kafka
+from semel.processing.progress import Progress
+from semel.processing.seams import BatchSeam, Kafka
+from semel.processing.stores import Store, Stores
+from semel.processing.tables import Changelog, Entry
 from semel.processing.watermarks import Watermarks
 from semel.types import Record, TopicPartition
 
@@ -36,8 +41,6 @@ class Taken:
     is put nowhere fails as a whole, and with it the partitions that could go on."""
     stopped: dict[TopicPartition, str] = field(default_factory=dict)
     """Partitions that cannot go on, and why."""
-    tables: dict[tuple[str, int], dict[bytes, bytes]] = field(default_factory=dict)
-    """Values by key, by store and partition."""
     parked: dict[TopicPartition, ParkLog] = field(default_factory=dict)
     topics: dict[str, str] = field(default_factory=dict)
     """The identity of each topic: another one of the same name has another."""
@@ -48,10 +51,12 @@ async def take_over(
     component: Component,
     partitions: Sequence[TopicPartition],
     watermarks: Watermarks,
+    stores: Stores,
+    measures: Measures,
     *,
     restore: bool,
 ) -> Taken:
-    """Find out where to go on in `partitions`, and with `restore` also read their state and parked keys.
+    """Find out where to go on in `partitions`; with `restore` also bring `stores` up to date and read parked keys.
 
     Raises `Retriable` or `OutcomeUnknown` when Kafka does not answer, or answers an offset below one that is known to
     be committed: nothing was done, call again.
@@ -83,48 +88,97 @@ async def take_over(
             )
         taken.starts[partition] = ends[partition] if partition in taken.stopped else taken.offsets[partition]
     if restore:
-        await _restore(kafka, component, partitions, taken)
+        await _restore(kafka, component, partitions, taken, stores, measures)
     return taken
 
 
-async def _restore(kafka: Kafka, component: Component, partitions: Sequence[TopicPartition], taken: Taken) -> None:
-    sources: dict[TopicPartition, Any] = {}
-    for store, topic in component.changelogs.items():
+async def _restore(
+    kafka: Kafka,
+    component: Component,
+    partitions: Sequence[TopicPartition],
+    taken: Taken,
+    stores: Stores,
+    measures: Measures,
+) -> None:
+    """Bring the partitions' stores up to date from their changelogs, and read their park topics."""
+    kept: dict[TopicPartition, Store] = {}
+    for name, topic in component.changelogs.items():
         for partition in partitions:
-            table: dict[bytes, bytes] = {}
-            taken.tables[store, partition.partition] = table
-            sources[TopicPartition(topic, partition.partition)] = table
+            kept[TopicPartition(topic, partition.partition)] = stores.open(name, partition.partition)
+    parked: dict[TopicPartition, ParkLog] = {}
     for partition in partitions:
-        parked = ParkLog(component.name)
-        taken.parked[partition] = parked
+        taken.parked[partition] = ParkLog(component.name)
         if partition.topic in component.parks:
-            sources[TopicPartition(component.parks[partition.topic], partition.partition)] = parked
-
-    def take(record: Record) -> None:
-        target = sources[TopicPartition(record.topic, record.partition)]
-        if isinstance(target, ParkLog):
-            target.take(record)
-        elif record.key is not None:
-            target.pop(record.key, None)
-            if record.value is not None:
-                target[record.key] = record.value
-
+            parked[TopicPartition(component.parks[partition.topic], partition.partition)] = taken.parked[partition]
+    sources = [*kept, *parked]
     if not sources:
         return
-    ends = await kafka.admin.list_offsets(list(sources), at="high_watermark")
+    boot, now = stores.now()
+    ends = await kafka.admin.list_offsets(sources, at="high_watermark")
     failpoint("restore.after_ends")
-    starts = await kafka.admin.list_offsets(list(sources), at="earliest")
-    missing = {partition: starts[partition] for partition in sources if starts[partition] < ends[partition]}
+    starts = dict(await kafka.admin.list_offsets(sources, at="earliest"))
+    changelogs = await _changelogs(kafka, list(kept), starts, ends)
+    for at, store in kept.items():
+        starts[at] = store.begin(changelogs[at], boot, now)
+    missing = {at: starts[at] for at in sources if starts[at] < ends[at]}
     if missing:
-        await _read(kafka, missing, ends, take)
-    for partition, target in sources.items():
-        if isinstance(target, ParkLog):
-            target.next = ends[partition]
+        progress = Progress(component.name, missing, ends, measures, clock=lambda: stores.now()[1])
+        with progress:
+            await _read(kafka, missing, ends, lambda batch: _take(batch, kept, parked, ends), progress)
+    for at, store in kept.items():
+        store.reached(ends[at], now)
+    for at, park_log in parked.items():
+        park_log.next = ends[at]
     failpoint("restore.after_state")
 
 
+async def _changelogs(
+    kafka: Kafka,
+    partitions: Sequence[TopicPartition],
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+) -> dict[TopicPartition, Changelog]:
+    topics = {}
+    for topic in {at.topic for at in partitions}:
+        kept_ms = await kafka.admin.topic_config(topic, "delete.retention.ms")
+        topics[topic] = await kafka.topic_identity(topic), int(kept_ms or 0) / 1000
+    return {at: Changelog(topics[at.topic][0], starts[at], ends[at], topics[at.topic][1]) for at in partitions}
+
+
+def _take(
+    batch: BatchSeam,
+    kept: Mapping[TopicPartition, Store],
+    parked: Mapping[TopicPartition, ParkLog],
+    ends: Mapping[TopicPartition, int],
+) -> dict[TopicPartition, int]:
+    """Take in what was read, as far as it is of before the ends; returns the positions behind it."""
+    positions: dict[TopicPartition, int] = {}
+    by_partition: dict[tuple[str, int], list[Record]] = {}
+    for record in batch.records:
+        by_partition.setdefault(record[:2], []).append(record)
+    for (topic, partition), records in by_partition.items():
+        at = TopicPartition(topic, partition)
+        positions[at] = records[-1].offset + 1
+        store, end = kept.get(at), ends[at]
+        for record in records:
+            if record.offset >= end:
+                break
+            if store is None:
+                parked[at].take(record)
+            elif record.key is not None:
+                value = record.value
+                store.restored(record.key, None if value is None else Entry(value, record.timestamp_ms))
+        if store is not None:
+            store.reached(min(positions[at], end))
+    return positions
+
+
 async def _read(
-    kafka: Kafka, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int], take: Any
+    kafka: Kafka,
+    starts: Mapping[TopicPartition, int],
+    ends: Mapping[TopicPartition, int],
+    take: Callable[[BatchSeam], Mapping[TopicPartition, int]],
+    progress: Progress,
 ) -> None:
     """Read from `starts` until every partition's position has reached its end; markers at the end count."""
     open_partitions = set(starts)
@@ -134,14 +188,8 @@ async def _read(
         while open_partitions:
             batch = await reader.poll(_POLL_RECORDS, _POLL_SECONDS)
             failpoint("restore.between_polls")
-            for record in batch.records:
-                at = TopicPartition(record.topic, record.partition)
-                if record.offset < ends[at]:
-                    take(record)
-                if record.offset + 1 >= ends[at]:
-                    open_partitions.discard(at)
-            for at, position in batch.end_offsets.items():
-                if position >= ends[at]:
-                    open_partitions.discard(at)
+            positions = {**take(batch), **batch.end_offsets}
+            progress.reached(positions, len(batch.records))
+            open_partitions -= {at for at, position in positions.items() if position >= ends[at]}
     finally:
         await reader.close()

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
 from semel.errors import ConfigurationError, SemelError
 from semel.processing.effects import Delete, Produce, Put
+from semel.processing.limits import OUTPUT_BYTES_MAX
 from semel.types import Header, Record
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "InputRecord",
     "Serde",
     "State",
+    "StateOptions",
+    "StateReader",
     "StateView",
     "Topic",
     "UndecodableKey",
@@ -266,14 +269,43 @@ class Topic(Generic[K, V]):
         )
 
 
+class StateOptions(NamedTuple):
+    """Limits of a store; see `App.state`."""
+
+    ttl_ms: int | None = None
+    value_bytes_max: int = OUTPUT_BYTES_MAX
+    bytes_max: int | None = None
+
+
 class State(Generic[K, V]):
     """A store of an app: made by `app.state(...)`, kept by the partition of the records that change it.
 
     A handler gets a view of it (`get`); `put` and `delete` are effects to yield.
     """
 
-    def __init__(self, name: str, key: type[K], value: type[V]) -> None:
+    def __init__(
+        self,
+        name: str,
+        key: type[K],
+        value: type[V],
+        *,
+        ttl_seconds: float | None = None,
+        value_bytes_max: int | None = None,
+        bytes_max: int | None = None,
+    ) -> None:
         self.name = check_name(name, "a store")
+        if ttl_seconds is not None and not ttl_seconds >= 0.001:
+            raise ConfigurationError(f"state {name}: ttl_seconds={ttl_seconds!r}, but it is a time in seconds.")
+        largest = OUTPUT_BYTES_MAX if value_bytes_max is None else value_bytes_max
+        if not 1 <= largest <= OUTPUT_BYTES_MAX:
+            raise ConfigurationError(
+                f"state {name}: value_bytes_max={value_bytes_max!r}, but a key and its value have 1 to "
+                f"{OUTPUT_BYTES_MAX} bytes, which is what Kafka takes."
+            )
+        if bytes_max is not None and bytes_max < 1:
+            raise ConfigurationError(f"state {name}: bytes_max={bytes_max!r}, but it is a number of bytes, from 1.")
+        ttl_ms = None if ttl_seconds is None else int(ttl_seconds * 1000)
+        self.options = StateOptions(ttl_ms, largest, bytes_max)
         self.key_type = key
         self.value_type = value
         self.key_serde = serde(key, f"the key of state {name}", key=True)
@@ -291,22 +323,49 @@ class State(Generic[K, V]):
         return Delete(self, key)
 
 
+class StateReader(Protocol):
+    """Reads the stores of the partition that the record at hand is in, as bytes."""
+
+    def get(self, store: str, key: bytes) -> bytes | None:
+        """The value of a key: what this record changed, else what this unit of work changed, else what is committed."""
+
+    def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
+        """Every key and value, those that were written longest ago first. Do not yield effects while iterating."""
+
+    def prefixed(self, store: str, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """The keys that begin with `prefix` and their values, in the order of keys."""
+
+
 class StateView(Generic[K, V]):
     """What a handler sees of a store: the committed values, and over them what this unit of work has changed."""
 
-    __slots__ = ("_get", "_state")
+    __slots__ = ("_state", "_stores")
 
-    def __init__(self, state: State[K, V], get: Callable[[bytes], bytes | None]) -> None:
+    def __init__(self, state: State[K, V], stores: StateReader) -> None:
         self._state = state
-        self._get = get
+        self._stores = stores
 
     def get(self, key: K, default: V | None = None) -> V | None:
         """The value of `key`, or `default`. Raises `DataError` when the stored bytes are not of the declared type."""
-        data = self._get(self._state.key_serde.encode(key))
-        return default if data is None else self._state.value_serde.decode(data)
+        state = self._state
+        data = self._stores.get(state.name, state.key_serde.encode(key))
+        return default if data is None else state.value_serde.decode(data)
 
     def __contains__(self, key: K) -> bool:
-        return self._get(self._state.key_serde.encode(key)) is not None
+        return self._stores.get(self._state.name, self._state.key_serde.encode(key)) is not None
+
+    def items(self, prefix: str | bytes = b"") -> Iterator[tuple[K, V]]:
+        """Keys that begin with `prefix` and their values, in the order of the keys' bytes.
+
+        They are those of the partition of the record at hand, as they are when this begins: what the handler changes
+        meanwhile is not among them. Keys of type int are ordered as text and have no prefix.
+        """
+        state = self._state
+        if prefix and state.key_type is int:
+            raise DataError(f"state {state.name} has keys of type int, which have no prefix")
+        start = prefix.encode() if isinstance(prefix, str) else prefix
+        for key, value in self._stores.prefixed(state.name, start):
+            yield state.key_serde.decode(key), state.value_serde.decode(value)
 
     def put(self, key: K, value: V) -> Put:
         """An effect for the handler to yield: from now on `key` has this value."""

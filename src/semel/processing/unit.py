@@ -11,27 +11,22 @@ from contextlib import contextmanager
 
 from semel import history
 from semel.errors import AbortTransaction
-from semel.processing.effects import Change, Effect, Write, lower
+from semel.processing.effects import Write
 from semel.processing.limits import (
     BATCH_BYTES_MAX,
-    OUTPUT_BYTES_MAX,
     PARK_TOPIC_BYTES_MAX,
-    RECORD_EFFECTS_MAX,
     UNIT_BYTES_MAX,
     UNIT_RECORDS_MAX,
 )
 from semel.processing.parking import BY_KEY, ParkedKeys, park_key
 from semel.processing.provenance import Provenance
-from semel.processing.stores import Changes, Stores
-from semel.processing.topics import DataError
+from semel.processing.scope import RecordScope, check_write, write_size
+from semel.processing.stores import Changes
 from semel.types import Record, TopicPartition
 from semel.wire.partitioner import partition_for
 from semel.wire.records import BatchBuilder
 
-__all__ = ["RecordScope", "UnitOfWork", "check_parked"]
-
-_RECORD_OVERHEAD = 32
-"""Lengths, deltas and attributes of one record in a batch, at their largest."""
+__all__ = ["UnitOfWork", "check_parked"]
 
 
 class UnitOfWork:
@@ -43,6 +38,8 @@ class UnitOfWork:
         """Milliseconds since 1970: the timestamp of outputs."""
         self.outputs: dict[tuple[str, int], list[BatchBuilder]] = {}
         self.changes: Changes = {}
+        self.growth: dict[tuple[str, int], int] = {}
+        """Bytes by which stores grow, where there is a limit."""
         self.parked: dict[tuple[str, int], ParkedKeys] = {}
         self.beneath: UnitOfWork | None = None
         """The unit that is on its way while this one is worked on: what it changes counts here already."""
@@ -50,6 +47,10 @@ class UnitOfWork:
         self.records = 0
         self.size = 0
         """Bytes of inputs and outputs, roughly."""
+        self.began = 0.0
+        """When its transaction began, in seconds since the machine's start."""
+        self.ends: Mapping[TopicPartition, int] = {}
+        """Where its records end, as far as the broker said; known when it is committed."""
         self.is_ending = False
         """Whether its commit was asked for: before that, nothing of it can be committed."""
         self.provenance = Provenance() if history.on() else None
@@ -70,7 +71,10 @@ class UnitOfWork:
             self._append(write, partition, self.now_ms)
         for store, changed in scope.changes.items():
             self.changes.setdefault((store, partition), {}).update(changed)
-            self.size += sum(len(key) + len(value or b"") for key, value in changed.items())
+            self.size += sum(len(key) + (len(entry.value) if entry else 0) for key, entry in changed.items())
+            grown = scope.growth.get(store)
+            if grown is not None:
+                self.growth[store, partition] = self.growth.get((store, partition), 0) + grown
         for record in records:
             self._passed(record)
 
@@ -122,11 +126,18 @@ class UnitOfWork:
     def seal(self, changelogs: Mapping[str, str]) -> Iterator[tuple[TopicPartition, BatchBuilder]]:
         """Every batch of the transaction: the outputs, and the last change of each key for its changelog."""
         for (store, partition), changed in self.changes.items():
-            for key, value in changed.items():
-                self._append(Write(changelogs[store], key, value, (), partition), partition, self.now_ms)
+            topic = changelogs[store]
+            for key, entry in changed.items():
+                value, written_ms = (None, self.now_ms) if entry is None else entry
+                self._append(Write(topic, key, value, (), partition), partition, written_ms)
         for (topic, partition), builders in self.outputs.items():
             for builder in builders:
                 yield TopicPartition(topic, partition), builder
+
+    def written(self, changelogs: Mapping[str, str]) -> dict[tuple[str, int], int]:
+        """Where its changes end in the changelogs, by store and partition, as far as the broker said."""
+        ends = {at: self.ends.get(TopicPartition(changelogs[at[0]], at[1])) for at in self.changes}
+        return {at: end for at, end in ends.items() if end is not None}
 
     @contextmanager
     def told(self, component: str, transactional_id: str, *, is_atomic: bool = True) -> Iterator[None]:
@@ -162,7 +173,7 @@ class UnitOfWork:
         if builders is None:
             builders = self.outputs[topic, partition] = [BatchBuilder()]
         builder = builders[-1]
-        if builder.count and builder.size + _size(write) > BATCH_BYTES_MAX:
+        if builder.count and builder.size + write_size(write) > BATCH_BYTES_MAX:
             builder = BatchBuilder()
             builders.append(builder)
         before = builder.size
@@ -170,101 +181,6 @@ class UnitOfWork:
         self.size += builder.size - before
 
 
-class RecordScope:
-    """What one call of a handler sees of the stores, and where its effects gather until it is done."""
-
-    def __init__(self, stores: Stores, names: frozenset[str]) -> None:
-        self._stores = stores
-        self._names = names
-        self._layers: tuple[Changes, ...] = ()
-        self._partition = 0
-        self._effects = 0
-        self.writes: list[Write] = []
-        self.changes: dict[str, dict[bytes, bytes | None]] = {}
-
-    def begin(self, unit: UnitOfWork, partition: int) -> None:
-        """Start with another call: forget the effects of the one before."""
-        self._layers = (unit.changes,) if unit.beneath is None else (unit.changes, unit.beneath.changes)
-        self._partition = partition
-        self._effects = 0
-        self.writes = []
-        self.changes = {}
-
-    def get(self, store: str, key: bytes) -> bytes | None:
-        """The value of a key: what this call changed, else the units of work, else what is committed."""
-        changed = self.changes.get(store)
-        if changed is not None and key in changed:
-            return changed[key]
-        for layer in self._layers:
-            changed = layer.get((store, self._partition))
-            if changed is not None and key in changed:
-                return changed[key]
-        return self._stores.table(store, self._partition).get(key)
-
-    def items(self, store: str) -> Iterator[tuple[bytes, bytes]]:
-        """Every key and value, those that were written longest ago first."""
-        changed: dict[bytes, bytes | None] = {}
-        for layer in reversed(self._layers):
-            changed |= layer.get((store, self._partition), {})
-        changed |= self.changes.get(store, {})
-        for key, value in self._stores.table(store, self._partition).items():
-            if key not in changed:
-                yield key, value
-        for key, new in changed.items():
-            if new is not None:
-                yield key, new
-
-    def emit(self, effect: Effect) -> None:
-        """Take one effect. Raises `DataError` for one that cannot be written."""
-        self._effects += 1
-        if self._effects > RECORD_EFFECTS_MAX:
-            raise DataError(f"one call has more than {RECORD_EFFECTS_MAX} effects; split the work over records")
-        lowered = lower(effect)
-        if isinstance(lowered, Write):
-            _check(lowered, OUTPUT_BYTES_MAX)
-            self.writes.append(lowered)
-            return
-        self._change(lowered)
-
-    def _change(self, change: Change) -> None:
-        if change.store not in self._names:
-            raise DataError(f"the handler changes state {change.store}, which is not its own: declare it with state=")
-        size = len(change.key) + len(change.value or b"")
-        if size > OUTPUT_BYTES_MAX:
-            raise DataError(f"a value of state {change.store} has {size} bytes; the limit is {OUTPUT_BYTES_MAX}")
-        self.changes.setdefault(change.store, {})[change.key] = change.value
-
-    def check_partitions(self, partitions: Mapping[str, int]) -> None:
-        """Raise `DataError` for an output to a partition that its topic does not have."""
-        for write in self.writes:
-            if write.partition is not None and not 0 <= write.partition < partitions[write.topic]:
-                raise DataError(
-                    f"topic {write.topic} has {partitions[write.topic]} partitions and no number {write.partition}"
-                )
-
-
 def check_parked(write: Write) -> None:
     """Raise `DataError` for a record that the park topic would not take."""
-    _check(write, PARK_TOPIC_BYTES_MAX - 1_024)
-
-
-def _check(write: Write, limit: int) -> None:
-    for name, value in write.headers:
-        if not isinstance(name, str) or not (value is None or isinstance(value, bytes)):
-            raise DataError(f"a header of a record for topic {write.topic} is not a (str, bytes) pair: {name!r:.80}")
-        if not name.isascii():
-            try:
-                name.encode()
-            except UnicodeEncodeError as error:
-                raise DataError(f"the header name {name!r:.80} is not valid text") from error
-    size = _size(write)
-    if size > limit:
-        raise DataError(f"a record for topic {write.topic} has {size} bytes; the limit is {limit}")
-
-
-def _size(write: Write) -> int:
-    """Bytes in a batch, or a few more."""
-    size = len(write.key or b"") + len(write.value or b"") + _RECORD_OVERHEAD
-    for name, value in write.headers:
-        size += 4 * len(name) + len(value or b"") + 8
-    return size
+    check_write(write, PARK_TOPIC_BYTES_MAX - 1_024)
