@@ -117,7 +117,7 @@ SCENES |= dict.fromkeys(
 PARKING = frozenset(
     [
         *("owner.before_handler", "owner.after_handler", "owner.before_replay"),
-        *("handler.between_effects",),
+        *("handler.between_effects", "sink.between_effects"),
     ]
 )
 """Where an exception is taken for the record's fault: `raise` parks its key, visibly, and nothing of it is done."""
