@@ -47,12 +47,13 @@ async def count(folder: Path) -> dict[str, int]:
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """The last result of every case."""
+    """The result of every case: the clean one, if there is one, for what was clean is not run again."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("results-*.jsonl")):
         for line in path.read_text().splitlines():
             item = json.loads(line)
-            found[item["case"]] = item
+            if item["case"] not in found or found[item["case"]]["outcome"] != "clean":
+                found[item["case"]] = item
     return found
 
 
