@@ -121,24 +121,29 @@ def _checked_by_coordinator(program: Program, at: int, ours: Any, kafka: Any) ->
 
 def _no_producer(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     parameters = program[at][1]
+    refusals = [(code, taken) for code in (48, 49, 87, 120) for taken in (0, 32)]
     return bool(
-        _produced(program, at, ours, kafka, (87, 0), (49, 0), (48, 0), (120, 0))
+        _produced(program, at, ours, kafka, *refusals)
         and parameters["transactional"]
         and (not parameters["slot"] or parameters["variant"] == "none")
     )
 
 
-_REFUSED_BEFORE = ((0, 45), (45, 0))
+_REFUSED_BEFORE = ((0, 45), (45, 0), (48, 45))
 
 
 def _refused_before(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """A sequence is in order on one side alone, and a transactional batch may have been refused here."""
     if program[at][0] != "produce" or not (
-        (program[at][1]["acks"] == 0 and "no answer" in (ours, kafka) and CLOSED in (ours, kafka))
-        or _produced(program, at, ours, kafka, *_REFUSED_BEFORE)
+        _refused_unseen(program, at, ours, kafka) or _produced(program, at, ours, kafka, *_REFUSED_BEFORE)
     ):
         return False
     return _transactional_before(program, at)
+
+
+def _refused_unseen(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """A Produce without an answer: one side or both closed the connection, and nobody says over which partition."""
+    return bool(program[at][1]["acks"] == 0 and CLOSED in (ours, kafka) and {ours, kafka} <= {"no answer", CLOSED})
 
 
 def _and_refused_before(program: Program, at: int) -> tuple[tuple[int, int], ...]:
@@ -225,8 +230,12 @@ def _opaque(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 def _unknown_codec(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     if program[at][0] != "produce" or not any(spec["defect"] == "codec" for *_, spec in program[at][1]["parts"]):
         return False
-    codes = (0, 3, 21, 47, 48, 49, 53, 76, 87, 120)
-    return _produced(program, at, ours, kafka, *_and_refused_before(program, at), *((code, -1) for code in codes))
+    if program[at][1]["acks"] == 0:  # Apache Kafka may have refused the whole request.
+        return _refused_unseen(program, at, ours, kafka)
+    codes = (0, 2, 3, 10, 21, 32, 45, 47, 48, 49, 53, 76, 87, 120)
+    opaque = [(0, 87)] if any(spec["defect"] == "unfit-body" for *_, spec in program[at][1]["parts"]) else []
+    others = (*_and_refused_before(program, at), *opaque)
+    return _produced(program, at, ours, kafka, *others, *((code, -1) for code in codes))
 
 
 def _duplicates_time(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -390,15 +399,19 @@ def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) 
         if one != other
     }
     earlier = [step for name, step in program[:at] if name in commits and step["group"] == parameters["group"]]
-    return bool(pairs and pairs <= {(22, 25), (69, 25)} and any(step["member"][0] == "none" for step in earlier))
+    joined = any(name == "join" and step["group"] == parameters["group"] for name, step in program[:at])
+    of_nobody = any(step["member"][0] == "none" or not joined for step in earlier)
+    return bool(pairs and pairs <= {(22, 25), (69, 25)} and of_nobody)
 
 
 def _topic_named_twice(program: Program, at: int, ours: Any, kafka: Any) -> bool:
-    """OffsetCommit with two ids that no topic has; both are one id in the end."""
-    if program[at][0] != "commit" or CLOSED in (ours, kafka):
+    """OffsetCommit or Produce with two ids that no topic has; both are one id in the end."""
+    name = program[at][0]
+    if name not in ("commit", "produce") or not isinstance(ours, dict) or not isinstance(kafka, dict):
         return False
+    topics, partitions = ("topics", "partitions") if name == "commit" else ("responses", "partition_responses")
     mine, theirs = (
-        [(topic.get("topic_id"), item) for topic in answer["topics"] for item in topic["partitions"]]
+        [(topic.get("topic_id"), item) for topic in answer[topics] for item in topic[partitions]]
         for answer in (ours, kafka)
     )
     return mine == theirs
@@ -495,6 +508,7 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "Apache Kafka 4.3.1 remembers its sequence and measures the first one by it.",
         _refused_before,
         parts=True,
+        hidden=True,
     ),
     Deliberate(
         "opaque batches",
@@ -510,6 +524,7 @@ DELIBERATE: tuple[Deliberate, ...] = (
         "UNKNOWN_SERVER_ERROR.",
         _unknown_codec,
         parts=True,
+        hidden=True,
     ),
     Deliberate(
         "the time of a duplicate",
@@ -593,7 +608,8 @@ DELIBERATE: tuple[Deliberate, ...] = (
     ),
     Deliberate(
         "a topic named twice",
-        "An OffsetCommit that names a topic id twice is answered twice; Apache Kafka puts the partitions together.",
+        "An OffsetCommit or Produce that names a topic id twice is answered twice; Apache Kafka puts the partitions "
+        "together.",
         _topic_named_twice,
         parts=False,
     ),

@@ -65,13 +65,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "offsets outside the transaction",
         "processing/engine.py",
-        "                await self._producer.send_offsets(offsets, self._consumer.group_metadata())\n"
+        "                await self._producer.send_offsets(offsets, group)\n"
         '                failpoint("unit.before_end_transaction")\n'
         "                unit.is_ending = True\n"
         "                await self._producer.end_transaction(True)\n",
         "                await self._producer.end_transaction(True)\n"
         "                self._producer.begin()\n"
-        "                await self._producer.send_offsets(offsets, self._consumer.group_metadata())\n"
+        "                await self._producer.send_offsets(offsets, group)\n"
         '                failpoint("unit.before_end_transaction")\n'
         "                unit.is_ending = True\n"
         "                await self._producer.end_transaction(True)\n",
@@ -82,7 +82,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "processing/engine.py",
         "            self._measures.transaction_began(self._env.monotonic)\n            try:\n",
         "            self._measures.transaction_began(self._env.monotonic)\n            try:\n"
-        "                await self._producer.send_offsets(offsets, self._consumer.group_metadata())\n"
+        "                await self._producer.send_offsets(offsets, group)\n"
         "                await self._producer.end_transaction(True)\n"
         "                self._producer.begin()\n",
         "^unit.after_produce:kill:second",
