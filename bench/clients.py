@@ -1,14 +1,10 @@
-"""Workloads through whole clients: librdkafka (confluent-kafka), our own producer, and our engine."""
+"""Workloads through whole clients: librdkafka (confluent-kafka) and our own producer."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import subprocess
-import sys
 import time
 import uuid
-from pathlib import Path
 
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.processing.running import cluster
@@ -18,7 +14,7 @@ from semel.types import GroupMetadata
 from semel.types import TopicPartition as Partition
 from semel.wire.records import BatchBuilder
 
-__all__ = ["own_transactions", "rdkafka_consume", "rdkafka_produce", "rdkafka_transactions", "read_process_write"]
+__all__ = ["own_transactions", "rdkafka_consume", "rdkafka_produce", "rdkafka_transactions"]
 
 KEYS = 10_000
 PARTITIONS = 4
@@ -103,14 +99,18 @@ def rdkafka_transactions(
     return rate
 
 
-async def own_transactions(bootstrap: str, topic: str, seconds: float, *, offsets: bool = False) -> float:
-    """One record a transaction of our own producer, one after the other; transactions per second."""
+async def own_transactions(
+    bootstrap: str, topic: str, seconds: float, *, offsets: bool = False, turns: int = 1
+) -> float:
+    """One record a transaction, one after the other, of so many producers of ours in turn; transactions per second."""
     async with cluster(bootstrap) as (client, _):
-        producer = TransactionalProducer(client, uuid.uuid4().hex)
-        await producer.init_transactions()
+        producers = [TransactionalProducer(client, uuid.uuid4().hex) for _ in range(turns)]
+        for producer in producers:
+            await producer.init_transactions()
         group = GroupMetadata(uuid.uuid4().hex)
         count, began = 0, time.monotonic()
         while time.monotonic() - began < seconds:
+            producer = producers[count % turns]
             batch = BatchBuilder()
             batch.append(b"key", b"v" * 200, time.time_ns() // 1_000_000)
             producer.begin()
@@ -120,45 +120,3 @@ async def own_transactions(bootstrap: str, topic: str, seconds: float, *, offset
             await producer.end_transaction(True)
             count += 1
         return count / (time.monotonic() - began)
-
-
-async def read_process_write(bootstrap: str, records: int) -> float:
-    """A worker of ours in a process of its own reads `records`, writes one for each, exactly once; records per second.
-
-    From the first commit that is seen to the last, so that starting and joining do not count.
-    """
-    name = f"rpw{uuid.uuid4().hex[:8]}"
-    async with cluster(bootstrap) as (_, admin):
-        child = [sys.executable, str(Path(__file__).with_name("worker.py")), name, bootstrap]
-        subprocess.run([*child, "prepare"], check=True)
-        await asyncio.to_thread(_preload, bootstrap, f"{name}.in", records)
-        wanted = [Partition(f"{name}.in", number) for number in range(PARTITIONS)]
-        process = subprocess.Popen([*child, "run"])
-        try:
-            first: tuple[float, int] | None = None
-            while True:
-                done = sum((await admin.committed_offsets(f"{name}.copy", wanted)).values())
-                now = time.monotonic()
-                if done > 0 and first is None:
-                    first = (now, done)
-                if done >= records and first is not None:
-                    return (done - first[1]) / (now - first[0])
-                assert process.poll() is None, "the worker ended"
-                await asyncio.sleep(0.02)
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def _preload(bootstrap: str, topic: str, records: int) -> None:
-    producer = Producer({"bootstrap.servers": bootstrap, "linger.ms": 20, "queue.buffering.max.messages": 500_000})
-    pad = "x" * 150
-    for number in range(records):
-        value = b'{"id":%d,"amount":%d,"pad":"%s"}' % (number, number % 1000, pad.encode())
-        while True:
-            try:
-                producer.produce(topic, value, b"k%d" % (number % KEYS))
-                break
-            except BufferError:
-                producer.poll(0.05)
-    assert producer.flush(120) == 0

@@ -21,8 +21,9 @@ from tests.processing.running import drained, prepare, while_running
 from tests.services.broker import BrokerProcess
 from tests.sinks import ledger
 
-from bench.clients import _preload
-from bench.worker import copying_app
+from bench.copying import filled
+from bench.loops.semel_loop import copying_app
+from bench.servers import create_topic
 from semel import history
 from semel.env import Env
 from semel.processing.engine import Engine
@@ -36,14 +37,14 @@ Measured = tuple[float, float]
 def engine(bootstrap: str, folder: Path, records: int, is_on: bool) -> Measured:
     """Read, process and write `records`, exactly once, in units of 100 ms."""
     name = f"h{uuid4().hex[:8]}"
-    app = copying_app(name)
+    source = filled(bootstrap, 200, records)
+    app = copying_app(name, source.topic, create_topic(bootstrap, f"{name}.out"), source.partitions)
     asyncio.run(prepare(bootstrap, app))
-    _preload(bootstrap, f"{name}.in", records)
     history.start(folder if is_on else "", "worker", 0)
     settings = Settings(kafka=bootstrap, instance="bench")
     running = Engine(app.components()[0], bootstrap, settings, Env(), Metrics())
     began = time.monotonic(), time.process_time()
-    asyncio.run(while_running([running], lambda: drained(bootstrap, f"{name}.copy", f"{name}.in", timeout=600)))
+    asyncio.run(while_running([running], lambda: drained(bootstrap, f"{name}.copy", source.topic, timeout=600)))
     took = time.monotonic() - began[0], time.process_time() - began[1]
     history.stop()
     return took

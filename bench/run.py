@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.services.kafka import missing_tools
 
-from bench import clients, raw
+from bench import clients, copying, raw
 from bench.servers import Kafka, Semel, Server, cpu_seconds, create_topic, drop_topic, memory_mb
 
 Figures = dict[str, float]
@@ -35,6 +35,15 @@ class Options(NamedTuple):
     records: int
     seconds: float
     copied: int
+    loops: tuple[str, ...]
+
+    def half(self) -> Options:
+        """Half as much of everything."""
+        return self._replace(records=self.records // 2, seconds=self.seconds / 2, copied=self.copied // 2)
+
+
+SIZES = (200, 1000)
+"""Bytes of a record's value in a read-process-write run."""
 
 
 class Row(NamedTuple):
@@ -66,8 +75,29 @@ ROWS = {
     "rd_txn_cpu": Row("  broker CPU", "us/tx", False),
     "rd_txn_offsets": Row("  the same with offsets", "tx/s", goal=2.0),
     "rd_txn_offsets_1": Row("  the same with offsets, retry.backoff.ms 1", "tx/s", goal=2.0),
-    "engine": Row("read-process-write, our engine, 200 B", "rec/s", goal=1.0),
-    "engine_cpu": Row("  broker CPU", "us/rec", False),
+    "own_txn_offsets_turns": Row("  with offsets, two transactional ids in turn", "tx/s"),
+    **{
+        f"{loop}_{size}{suffix}": Row(f"{text} {loop}, {size} B" if text else what, unit, not suffix)
+        for size in SIZES
+        for loop in copying.LOOPS
+        for suffix, text, what, unit in (
+            ("", "read-process-write:", "", "rec/s"),
+            ("_cpu", "", "  its CPU", "us/rec"),
+            ("_mb", "", "  its memory", "MB"),
+            ("_broker", "", "  broker CPU", "us/rec"),
+        )
+    },
+    **{
+        f"growth_{partitions}_{workers}{suffix}": Row(text, unit, not suffix or suffix == "_tx")
+        for partitions in (4, 40, 400)
+        for workers in (1, 2)
+        for suffix, text, unit in (
+            ("", f"read-process-write: {partitions} partitions, {workers} of our workers", "rec/s"),
+            ("_tx", "  commits", "tx/s"),
+            ("_cpu", "  CPU of the workers", "us/rec"),
+            ("_mb", "  memory of the larger worker", "MB"),
+        )
+    },
     "wide_full": Row("fetch over 1,000 partitions, one moved: without session, p50", "ms", False),
     "wide_incremental": Row("  with a session (KIP-227), p50", "ms", False),
     "beside_0_p50": Row("small produce every 0.5 ms, alone, p50", "ms", False),
@@ -81,6 +111,38 @@ ROWS = {
     "beside_4_max": Row("  max", "ms", False),
     "beside_4_mb": Row("  rate of the others", "MB/s"),
 }
+
+
+class Ratio(NamedTuple):
+    """What must hold between two rows on one and the same broker; `over` None: the figure itself."""
+
+    what: str
+    row: str
+    over: str | None
+    goal: dict[str, float]
+    """By broker; the least that will do."""
+
+
+def _everywhere(goal: float) -> dict[str, float]:
+    return {"semel": goal, "kafka": goal}
+
+
+RATIOS = [
+    *(
+        Ratio(f"our {what} over {peer}, {size} B", f"{ours}_{size}", f"{peer}_{size}", _everywhere(goal))
+        for size in SIZES
+        for what, ours, peer, goal in (
+            ("engine", "semel", "confluent", 1.2 if size == SIZES[0] else 1.1),
+            ("engine with the codec in Python", "semel_python", "confluent", 0.6),
+            ("engine", "semel", "quixstreams", 5.0),
+            ("engine", "semel", "aiokafka", 4.0),
+            ("engine", "semel", "streams", 3.0),
+            ("exactly-once over our at-least-once:", "semel", "semel_alo", 0.97),
+        )
+    ),
+    Ratio("transactions of one record with offsets a second", "own_txn_offsets", None, {"semel": 1500}),
+    Ratio("  two transactional ids in turn", "own_txn_offsets_turns", None, {"kafka": 250}),
+]
 
 
 def _timed(server: Server, name: str, units: Callable[[float], float], work: Callable[[], float]) -> Figures:
@@ -126,8 +188,8 @@ def transactions(server: Server, options: Options) -> Figures:
     figures: Figures = {}
     at, seconds = server.bootstrap, options.seconds
 
-    def own(topic: str, offsets: bool) -> float:
-        return asyncio.run(clients.own_transactions(at, topic, seconds, offsets=offsets))
+    def own(topic: str, offsets: bool, turns: int = 1) -> float:
+        return asyncio.run(clients.own_transactions(at, topic, seconds, offsets=offsets, turns=turns))
 
     def rdkafka(topic: str, offsets: bool, backoff_ms: int | None = None) -> float:
         return clients.rdkafka_transactions(at, topic, seconds, offsets=offsets, backoff_ms=backoff_ms)
@@ -135,6 +197,7 @@ def transactions(server: Server, options: Options) -> Figures:
     for name, work in (
         ("own_txn", lambda topic: own(topic, False)),
         ("own_txn_offsets", lambda topic: own(topic, True)),
+        ("own_txn_offsets_turns", lambda topic: own(topic, True, 2)),
         ("rd_txn", lambda topic: rdkafka(topic, False)),
         ("rd_txn_offsets", lambda topic: rdkafka(topic, True)),
         ("rd_txn_offsets_1", lambda topic: rdkafka(topic, True, 1)),
@@ -145,13 +208,35 @@ def transactions(server: Server, options: Options) -> Figures:
     return figures
 
 
-def engine(server: Server, options: Options) -> Figures:
-    """Our engine reads, processes and writes, exactly once."""
-    count = options.copied
-    return _timed(
-        *(server, "engine", lambda _: count),
-        lambda: asyncio.run(clients.read_process_write(server.bootstrap, count)),
-    )
+def loops(server: Server, options: Options) -> Figures:
+    """Everybody's exactly-once loop on the same topics, at 200 B and at 1 KB."""
+    figures: Figures = {}
+    for size in SIZES:
+        source = copying.filled(server.bootstrap, size, options.copied)
+        for loop in options.loops:
+            slow = loop in ("aiokafka", "quixstreams", "streams")
+            cpu = cpu_seconds(server.pid)
+            found = copying.measure(loop, source, share=3 if slow else 1)
+            spent = cpu_seconds(server.pid) - cpu
+            name = f"{loop}_{size}"
+            figures |= {name: found.rate, f"{name}_cpu": found.cpu_us, f"{name}_mb": found.memory_mb}
+            figures[f"{name}_broker"] = spent / (options.copied // (3 if slow else 1)) * 1e6
+        drop_topic(server.bootstrap, source.topic)
+    return figures
+
+
+def growth(server: Server, options: Options) -> Figures:
+    """Our engine over more and more partitions, with one worker and with two."""
+    figures: Figures = {}
+    for partitions in (4, 40, 400):
+        source = copying.filled(server.bootstrap, SIZES[0], options.copied, partitions)
+        for workers in (1, 2):
+            found = copying.measure("semel", source, workers=workers)
+            name = f"growth_{partitions}_{workers}"
+            figures |= {name: found.rate, f"{name}_tx": found.commits}
+            figures |= {f"{name}_cpu": found.cpu_us, f"{name}_mb": found.memory_mb}
+        drop_topic(server.bootstrap, source.topic)
+    return figures
 
 
 def fairness(server: Server, options: Options) -> Figures:
@@ -179,7 +264,8 @@ PARTS: dict[str, Callable[[Server, Options], Figures]] = {
     "bulk": bulk,
     "small": small,
     "transactions": transactions,
-    "engine": engine,
+    "loops": loops,
+    "growth": growth,
     "fairness": fairness,
     "wide": wide,
 }
@@ -192,7 +278,7 @@ def side_by_side(servers: list[Server], parts: list[str], rounds: int, options: 
         for part in parts:
             for server in servers if number % 2 else servers[::-1]:
                 _tell(f"round {number} of {rounds}: {part} on {server.name}")
-                share = options if number else Options(options.records // 2, options.seconds / 2, options.copied // 2)
+                share = options if number else options.half()
                 for name, value in PARTS[part](server, share).items():
                     if number:
                         seen.setdefault(name, {}).setdefault(server.name, []).append(value)
@@ -257,11 +343,27 @@ def _print(medians: dict[str, dict[str, float]]) -> None:
         print(f"| {' | '.join(cells)} |")
 
 
+def _print_ratios(medians: dict[str, dict[str, float]]) -> None:
+    found = []
+    for ratio in RATIOS:
+        for server, goal in ratio.goal.items():
+            figure, base = (medians.get(name or "", {}).get(server) for name in (ratio.row, ratio.over))
+            if figure and (base or ratio.over is None):
+                value = figure / base if base else figure
+                found.append(f"| {ratio.what} | {server} | {_number(value)} | >= {goal:g} |")
+                if base:
+                    spent, theirs = (medians[f"{name}_cpu"][server] for name in (ratio.row, ratio.over))
+                    found.append(f"|   by CPU a record | {server} | {_number(theirs / spent)} | |")
+    if found:
+        print("\n| what | broker | found | goal |\n|---|---|---|---|", *found, sep="\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--records", type=int, default=500_000, help="1 KB records of a throughput run")
     parser.add_argument("--copied", type=int, default=150_000, help="records of a read-process-write run")
+    parser.add_argument("--loops", default=",".join(copying.LOOPS), help="whose read-process-write loops to run")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a latency or transaction run")
     parser.add_argument("--connections", type=int, default=10_000)
     parser.add_argument("--parts", default=",".join([*PARTS, "start", "idle", "fsync"]), help="which workloads to run")
@@ -274,6 +376,7 @@ def main() -> None:
     if parts:
         result["side_by_side"] = medians = _compare(options, parts, result)
         _print(medians)
+        _print_ratios(medians)
     for name, work in (
         ("start", lambda: starts(5)),
         ("idle", lambda: idle_connections(options.connections)),
@@ -296,7 +399,7 @@ def _compare(options: argparse.Namespace, parts: list[str], result: dict[str, ob
             _tell(f"Apache Kafka is not measured: {' and '.join(missing_tools())} not found")
         else:
             servers.append(Kafka())
-        amount = Options(options.records, options.seconds, options.copied)
+        amount = Options(options.records, options.seconds, options.copied, tuple(options.loops.split(",")))
         medians = side_by_side(servers, parts, options.rounds, amount)
         for server in servers:
             result[f"{server.name}_peak_mb"] = peak = memory_mb(server.pid, "VmHWM")
