@@ -20,7 +20,7 @@ from semel.types import Header
 if TYPE_CHECKING:
     from semel.processing.topics import State, Topic
 
-__all__ = ["Change", "Delete", "Effect", "Produce", "Put", "Write", "lower", "perform"]
+__all__ = ["Change", "Delete", "Effect", "Produce", "Put", "Write", "begin", "lower", "perform"]
 
 
 class Produce(msgspec.Struct, frozen=True):
@@ -108,12 +108,30 @@ async def _run_async_generator(result: AsyncIterable[Any], emit: Callable[[Effec
 
 
 def _run_generator(result: Generator[Any, None, Any], emit: Callable[[Effect], None]) -> Any:
+    step = result.__next__
     while True:
         try:
-            effect = next(result)
+            effect = step()
         except StopIteration as end:
             return end.value
         _take(effect, emit)
+
+
+def begin(result: Any, emit: Callable[[Effect], None]) -> Any:
+    """Perform what a handler's call gave back as far as that goes without waiting: most handlers to their end.
+
+    Returns None at the end, else what `perform` is to go on with. Raises what the handler raises, and `TypeError` for a
+    generator that returns something.
+    """
+    if type(result) is GeneratorType:
+        answer = _run_generator(result, emit)
+        if answer is not None:
+            raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
+        return None
+    if isinstance(result, _EFFECTS):
+        emit(result)
+        return None
+    return result
 
 
 async def perform(result: Any, emit: Callable[[Effect], None]) -> Any:

@@ -18,7 +18,7 @@ from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 from semel.processing.component import Component
-from semel.processing.effects import perform
+from semel.processing.effects import begin, perform
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX
 from semel.processing.parking import park
@@ -51,6 +51,10 @@ _REFUSED_DATA = frozenset(
 
 class _Later(Exception):
     """A record has to wait: says why."""
+
+
+_UNFINISHED = Exception("the handler's call has to be awaited")
+"""Stands for a call that did not come to its end."""
 
 
 class Handling:
@@ -146,26 +150,30 @@ class Handling:
 
     async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
         """One call after the other."""
-        step = self._next_batch if self._component.batch else self._next_record
-        now = self._env.monotonic()
+        monotonic = self._env.monotonic
+        is_batch, scope, inputs = self._component.batch, self._scope, self._inputs
+        now = monotonic()
         slice_end = now + SLICE_SECONDS
         while self.pending and self._may_work() and not self._is_enough(unit, now, deadline):
             record = self.pending[0]
-            held = self._inputs.get((record.topic, record.partition))
+            held = inputs.get((record.topic, record.partition))
             if held is None or held.stopped or record.offset < held.position:
                 self.pending.popleft()
                 continue
-            await step(unit, record, held)
-            now = self._env.monotonic()
+            if is_batch:
+                await self._next_batch(unit, record, held)
+            else:
+                error = None
+                if not self._is_held_up(unit, record, held):
+                    error = self._begin(unit, (record,), scope)
+                    if error is _UNFINISHED:
+                        error = await self._finish(record, scope)
+                if self._take(unit, (record,), held, scope, error):
+                    self.pending.popleft()
+            now = monotonic()
             if now >= slice_end:
                 await asyncio.sleep(0)
-                slice_end = self._env.monotonic() + SLICE_SECONDS
-
-    async def _next_record(self, unit: UnitOfWork, record: Record, held: Input) -> None:
-        records = (record,)
-        error = None if self._is_held_up(unit, record, held) else await self._attempt(unit, records, self._scope)
-        if self._take(unit, records, held, self._scope, error):
-            self.pending.popleft()
+                slice_end = monotonic() + SLICE_SECONDS
 
     async def _next_batch(self, unit: UnitOfWork, first: Record, held: Input) -> None:
         """Work on the pending records of the first one's partition, up to the next one of another partition.
@@ -254,30 +262,51 @@ class Handling:
 
         Raises `_Later` when the world is.
         """
-        record = records[0]
+        error = self._begin(unit, records, scope)
+        return await self._finish(records[0], scope) if error is _UNFINISHED else error
+
+    def _begin(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
+        """Call the handler as `_attempt`, without the price of a coroutine; `_UNFINISHED` when something is awaited."""
         scope.begin(unit, records[-1], unit.now_ms)
         failpoint("handler.before")
         try:
             scope.expire()
-            answer = await perform(
-                self._component.handle(records if self._component.batch else record, scope), scope.emit
+            scope.rest = begin(
+                self._component.handle(records if self._component.batch else records[0], scope), scope.emit
             )
-            if answer is not None:
-                raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
-            for write in scope.writes:
-                if write.topic not in self._partition_counts:
-                    await self._learn(write.topic)
-            scope.check_partitions(self._partition_counts)
+            if scope.rest is not None or not scope.check_partitions(self._partition_counts):
+                return _UNFINISHED
         except Fenced:
             raise
         except Exception as error:
-            place = (record.topic, record.partition, record.offset)
-            if isinstance(error, WAIT) or self._shortages.may_pass(place, error):
-                where = f"{record.topic}-{record.partition}"
-                raise _Later(f"the handler of {self._component.name} at {where}: {error!r}") from error
-            return error
+            return self._at_fault(records[0], error)
         failpoint("handler.after")
         return None
+
+    async def _finish(self, record: Record, scope: RecordScope) -> Exception | None:
+        """What `_begin` left to be awaited."""
+        try:
+            answer = await perform(scope.rest, scope.emit)
+            if answer is not None:
+                raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
+            while not scope.check_partitions(self._partition_counts):
+                for write in scope.writes:
+                    if write.topic not in self._partition_counts:
+                        await self._learn(write.topic)
+        except Fenced:
+            raise
+        except Exception as error:
+            return self._at_fault(record, error)
+        failpoint("handler.after")
+        return None
+
+    def _at_fault(self, record: Record, error: Exception) -> Exception:
+        """The error itself when it is the record's; raises `_Later` when it is the world's."""
+        place = (record.topic, record.partition, record.offset)
+        if isinstance(error, WAIT) or self._shortages.may_pass(place, error):
+            where = f"{record.topic}-{record.partition}"
+            raise _Later(f"the handler of {self._component.name} at {where}: {error!r}") from error
+        return error
 
     def _take(
         self, unit: UnitOfWork, records: Sequence[Record], held: Input, scope: RecordScope, error: Exception | None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from heapq import merge
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from semel.processing.effects import Change, Effect, Write, lower
 from semel.processing.limits import (
@@ -56,6 +56,8 @@ class RecordScope:
         self.changes: dict[str, dict[bytes, Entry | None]] = {}
         self.growth: dict[str, int] = {}
         """Bytes by which stores with a limit grow by this call."""
+        self.rest: Any = None
+        """What of the handler's call is left to be awaited."""
 
     def begin(self, unit: Unit, record: Record, now_ms: int) -> None:
         """Start with another call: forget the effects of the one before. `now_ms` is for a record without a time."""
@@ -187,13 +189,18 @@ class RecordScope:
             unit = unit.beneath
         return total
 
-    def check_partitions(self, partitions: Mapping[str, int]) -> None:
-        """Raise `DataError` for an output to a partition that its topic does not have."""
+    def check_partitions(self, partitions: Mapping[str, int]) -> bool:
+        """Whether the partitions of every output's topic are known.
+
+        Raises `DataError` for an output to a partition that its topic does not have.
+        """
         for write in self.writes:
-            if write.partition is not None and not 0 <= write.partition < partitions[write.topic]:
-                raise DataError(
-                    f"topic {write.topic} has {partitions[write.topic]} partitions and no number {write.partition}"
-                )
+            count = partitions.get(write.topic)
+            if count is None:
+                return False
+            if write.partition is not None and not 0 <= write.partition < count:
+                raise DataError(f"topic {write.topic} has {count} partitions and no number {write.partition}")
+        return True
 
 
 def check_write(write: Write, limit: int) -> None:

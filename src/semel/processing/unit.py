@@ -23,8 +23,8 @@ from semel.processing.provenance import Provenance
 from semel.processing.scope import RecordScope, check_write, write_size
 from semel.processing.stores import Changes
 from semel.types import Record, TopicPartition
-from semel.wire.partitioner import partition_for
-from semel.wire.records import BatchBuilder
+from semel.wire.pycodec import Output
+from semel.wire.records import BatchBuilder, encode_batches
 
 __all__ = ["UnitOfWork", "check_parked"]
 
@@ -36,7 +36,8 @@ class UnitOfWork:
         self._partitions = partitions
         self.now_ms = now_ms
         """Milliseconds since 1970: the timestamp of outputs."""
-        self.outputs: dict[tuple[str, int], list[BatchBuilder]] = {}
+        self._outputs: dict[str, list[Output]] = {}
+        """By topic, as they came; encoded all at once when the transaction begins."""
         self.changes: Changes = {}
         self.growth: dict[tuple[str, int], int] = {}
         """Bytes by which stores grow, where there is a limit."""
@@ -56,7 +57,7 @@ class UnitOfWork:
         self.provenance = Provenance() if history.on() else None
 
     def __repr__(self) -> str:
-        return f"<UnitOfWork {self.records} records, {self.size} bytes, {len(self.outputs)} output partitions>"
+        return f"<UnitOfWork {self.records} records, {self.size} bytes, outputs for {len(self._outputs)} topics>"
 
     @property
     def is_full(self) -> bool:
@@ -130,8 +131,10 @@ class UnitOfWork:
             for key, entry in changed.items():
                 value, written_ms = (None, self.now_ms) if entry is None else entry
                 self._append(Write(topic, key, value, (), partition), partition, written_ms)
-        for (topic, partition), builders in self.outputs.items():
-            for builder in builders:
+        for topic, outputs in self._outputs.items():
+            # Whatever goes to a topic that no handler names (changelogs, park topics) says where it goes.
+            count = self._partitions.get(topic) or 1 + max(output[0] or 0 for output in outputs)
+            for partition, builder in encode_batches(outputs, count, BATCH_BYTES_MAX):
                 yield TopicPartition(topic, partition), builder
 
     def written(self, changelogs: Mapping[str, str]) -> dict[tuple[str, int], int]:
@@ -163,22 +166,16 @@ class UnitOfWork:
         self.last = record
 
     def _append(self, write: Write, input_partition: int, timestamp_ms: int) -> None:
-        topic = write.topic
-        partition = write.partition
-        if partition is None:
+        topic, key, partition = write.topic, write.key, write.partition
+        if partition is None and key is None:
             # Without a key there is no order to keep; the input's partition keeps the one there is.
-            count = self._partitions[topic]
-            partition = partition_for(write.key, count) if write.key is not None else input_partition % count
-        builders = self.outputs.get((topic, partition))
-        if builders is None:
-            builders = self.outputs[topic, partition] = [BatchBuilder()]
-        builder = builders[-1]
-        if builder.count and builder.size + write_size(write) > BATCH_BYTES_MAX:
-            builder = BatchBuilder()
-            builders.append(builder)
-        before = builder.size
-        builder.append(write.key, write.value, timestamp_ms, write.headers)
-        self.size += builder.size - before
+            partition = input_partition % self._partitions[topic]
+        output = (partition, key, write.value, timestamp_ms, write.headers)
+        try:
+            self._outputs[topic].append(output)
+        except KeyError:
+            self._outputs[topic] = [output]
+        self.size += write_size(write)
 
 
 def check_parked(write: Write) -> None:
