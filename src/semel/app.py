@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
+from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
 from semel.sinks.spec import DatabaseSpec, SinkSpec
@@ -33,7 +34,8 @@ class App:
     """A transactional microservice.
 
     `require="exactly-once"` refuses to start where a promise cannot hold. `request_partitions` is the number of
-    partitions of the topic through which the endpoints' requests go; it is fixed when the topic is made.
+    partitions of the topic through which the endpoints' requests go; it is fixed when the topic is made. `latency`
+    is what processors have that state none of their own.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class App:
         *,
         require: Literal["exactly-once"] | None = None,
         request_partitions: int | None = None,
+        latency: str | None = None,
     ) -> None:
         self.name = check_name(name, "an app")
         if require not in (None, "exactly-once"):
@@ -50,6 +53,7 @@ class App:
             raise ConfigurationError(f"app {name}: request_partitions={request_partitions}, but at least 1 is needed.")
         self.require = require
         self.request_partitions = request_partitions
+        self.latency = None if latency is None else parse_latency(latency, f"app {name}")
         self.topics: dict[str, Topic[Any, Any]] = {}
         self.states: dict[str, State[Any, Any]] = {}
         self.databases: dict[str, DatabaseSpec] = {}
@@ -189,6 +193,7 @@ class App:
         batch: bool = False,
         concurrency: int = 1,
         delivery: Delivery = "exactly-once",
+        latency: str | None = None,
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a processor: `handler(record, *states)` yields effects, all in one Kafka transaction with the
@@ -203,6 +208,9 @@ class App:
 
         `delivery` other than "exactly-once" writes effects and position in two steps: "at-least-once" may do effects
         again after a crash, "at-most-once" may lose them; `semel guarantees` says so.
+
+        With `latency="50ms"` the engine chooses how long and how large a transaction gathers, by what it measures, so
+        that 99 of 100 records have their effects within that time; without it SEMEL_COMMIT_INTERVAL_MS is the limit.
         """
 
         def register(handler: Handler) -> Handler:
@@ -220,7 +228,8 @@ class App:
                     f"{what} has concurrency={concurrency!r}, but its handler is not async and never waits: "
                     "write 'async def', or leave concurrency out."
                 )
-            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency, delivery)
+            objective = self.latency if latency is None else parse_latency(latency, what)
+            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency, delivery, objective)
             spec.component(self.name)  # Raises what is wrong with the settings together.
             self.processors[title] = spec
             return handler

@@ -9,6 +9,7 @@ from semel.client.producer import TransactionalProducer
 from semel.ingress import rules
 from semel.ingress.rules import Verdict
 from semel.processing.engine import Engine
+from semel.processing.scope import RecordScope
 from semel.processing.stores import Store, Stores
 from semel.sinks.engine import SinkEngine
 from semel.sinks.sql.sink import SqlSink
@@ -49,11 +50,10 @@ async def _(real: Any, self: Any, unit: Any, *args: Any) -> None:
     await real(self, unit, *args)
 
 
-@instead(CHAIN_MUTANTS, "what was worked on over an aborted unit is committed", Engine, "_land")
-async def _(real: Any, self: Any) -> None:
-    unit = self._unit
-    await real(self)
-    self._unit = unit
+@instead(CHAIN_MUTANTS, "the next unit does not see what the one on its way changes", RecordScope, "begin")
+def _(real: Any, self: Any, unit: Any, partition: int) -> None:
+    real(self, unit, partition)
+    self._layers = self._layers[:1]
 
 
 @instead(CHAIN_MUTANTS, "an aborted unit is not worked on again", Engine, "_recover")

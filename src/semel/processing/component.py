@@ -76,6 +76,8 @@ class Component:
     batch: bool = False
     concurrency: int = 1
     delivery: Delivery = "exactly-once"
+    latency: float | None = None
+    """Seconds from a record's arrival to its committed effects, for which interval and size of units are chosen."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "a component")
@@ -139,6 +141,7 @@ class ProcessorSpec:
     batch: bool = False
     concurrency: int = 1
     delivery: Delivery = "exactly-once"
+    latency: float | None = None
 
     def component(self, app: str) -> Component:
         """The component that decodes records and calls the handler."""
@@ -153,6 +156,7 @@ class ProcessorSpec:
             batch=self.batch,
             concurrency=self.concurrency,
             delivery=self.delivery,
+            latency=self.latency,
         )
 
     def _handle(self) -> Handle:

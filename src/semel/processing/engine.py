@@ -47,6 +47,7 @@ from semel.processing.limits import (
 )
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
+from semel.processing.pace import FixedPace, LatencyPace, Pace
 from semel.processing.parking import ParkedKeys
 from semel.processing.release import Releases
 from semel.processing.restore import Taken, take_over
@@ -89,6 +90,7 @@ class _Flight:
     offsets: dict[TopicPartition, int]
     task: asyncio.Task[SemelError | None]
     """Gives what went wrong; None when the transaction is committed."""
+    launched: float
 
 
 class Engine:
@@ -121,7 +123,13 @@ class Engine:
             else self._kafka.plain_producer(self.identity, component.delivery)
         )
         self._consumer = self._kafka.consumer(component.group, component.inputs, self.identity, self)
+        self._pace: Pace = (
+            FixedPace(settings.commit_interval_ms / 1000)
+            if component.latency is None
+            else LatencyPace(component.latency)
+        )
         self._measures = Measures(metrics, component.name)
+        self._measures.pace(self._pace)
         self._turn = asyncio.Lock()
         self._draining = asyncio.Event()
         self._closed = False
@@ -144,6 +152,7 @@ class Engine:
         self._releases = Releases(self._kafka, component, settings, env)
         self._release_backoff = Backoff(env, *BACKOFF_SECONDS)
         self._release_at = 0.0
+        self._last_end = 0.0
         self._watermarks = watermarks or Watermarks()
         self._topics: dict[str, str] = {}
         self._recovery: _Recovery | None = None
@@ -269,23 +278,40 @@ class Engine:
             batch = await self._poll(0 if self._is_flying else IDLE_POLL_SECONDS)
         elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
             batch = await self._poll(0, POLL_RECORDS_SLOW)
-        deadline = self._env.monotonic() + self._settings.commit_interval_ms / 1000
-        while await self._work(deadline):
+        while await self._work():
             batch = await self._poll(0)
             if batch is None:
                 break
             if self._is_flying and self._unit.records:
                 failpoint("unit.under_way")
-            if not batch.records:
-                if self._flight is None or self._flight.task.done():
-                    break
-                await asyncio.wait({self._flight.task}, timeout=OVERLAP_POLL_SECONDS)
+            if not batch.records and not await self._may_wait():
+                break
         async with self._turn:
             await self._land()
             if not self._handling.pending and self._recovery is None:
                 self._inputs.pass_ends()
             self._launch()
             self._stores.write_due()
+
+    async def _may_wait(self) -> bool:
+        """Nothing is there to work on. Wait a moment if the unit may take more of what comes; whether that was so.
+
+        It may while another one is on its way, and where a latency is stated as long as that allows.
+        """
+        if self._flight is not None and not self._flight.task.done():
+            await asyncio.wait({self._flight.task}, timeout=OVERLAP_POLL_SECONDS)
+            return True
+        left = self._deadline() - self._env.monotonic()
+        if self._pace.objective is None or not self._unit.records or left <= 0 or self._draining.is_set():
+            return False
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), min(left, OVERLAP_POLL_SECONDS))
+        return True
+
+    def _deadline(self) -> float:
+        """When the unit has gathered long enough."""
+        arrived = self._unit.arrived
+        return (self._env.monotonic() if arrived is None else arrived) + self._pace.interval
 
     async def _poll(self, timeout: float, max_records: int = POLL_RECORDS_MAX) -> BatchSeam | None:
         """Take what the consumer has; None when Kafka is away."""
@@ -305,6 +331,8 @@ class Engine:
             self._is_gap_possible = False
             self._need("partitions went and came back within one poll", level=logging.INFO)
         if self._recovery is None:
+            if batch.records and self._unit.arrived is None:
+                self._unit.arrived = self._last_poll
             self._handling.pending.extend(batch.records)
             self._inputs.reached(batch.end_offsets)
         if batch.records:
@@ -340,10 +368,13 @@ class Engine:
         self._consumer = self._kafka.consumer(self.component.group, self.component.inputs, self.identity, self)
         await self._insist(self._consumer.start, f"joining group {self.component.group} anew")
 
-    async def _work(self, deadline: float) -> bool:
+    async def _work(self) -> bool:
         """Work on what was polled; whether the unit may take more."""
         async with self._turn:
-            return await self._handling.work(self._unit, deadline)
+            before, began = self._unit.records, self._env.monotonic()
+            may_take_more = await self._handling.work(self._unit, self._deadline(), self._pace.records)
+            self._pace.handled(self._unit.records - before, self._env.monotonic() - began)
+            return may_take_more
 
     # --- Parked records ---
 
@@ -419,8 +450,11 @@ class Engine:
             self._need(f"its group does not know it: {error}")
             return
         self._unit.beneath = unit
+        now = self._env.monotonic()
+        if self._handling.pending:
+            self._unit.arrived = now
         task = asyncio.create_task(self._fly(unit, moved, group), name=f"transaction {self.identity}")
-        self._flight = _Flight(unit, moved, task)
+        self._flight = _Flight(unit, moved, task, now)
 
     async def _fly(
         self, unit: UnitOfWork, offsets: dict[TopicPartition, int], group: GroupMetadata
@@ -443,6 +477,7 @@ class Engine:
         except BaseException:
             self._need("a transaction was interrupted", abort=True, rebuild=True)
             raise
+        self._last_end = self._env.monotonic()
         return None
 
     async def _land(self) -> None:
@@ -463,6 +498,8 @@ class Engine:
         if error is None:
             self._unit.beneath = None
             self._committed(flight.unit, flight.offsets)
+            if flight.unit.arrived is not None:
+                self._pace.landed(self._last_end - flight.launched, self._last_end - flight.unit.arrived)
             return
         self._unit = self._handling.new_unit()
         if isinstance(error, AbortTransaction):

@@ -20,7 +20,7 @@ from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.effects import begin, perform
 from semel.processing.inputs import Input, Inputs
-from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX
+from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX, UNIT_RECORDS_MAX
 from semel.processing.parking import park
 from semel.processing.scope import RecordScope
 from semel.processing.seams import Kafka
@@ -88,6 +88,7 @@ class Handling:
         self._stores = stores
         self._scope = self._new_scope()
         self._partition_counts: dict[str, int] = {}
+        self._most = UNIT_RECORDS_MAX
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._shortages = Shortages(env.monotonic)
@@ -132,8 +133,12 @@ class Handling:
         """An empty unit of work."""
         return UnitOfWork(self._partition_counts, self._env.wall_ms())
 
-    async def work(self, unit: UnitOfWork, deadline: float) -> bool:
-        """Take what is pending into the unit; whether the unit may take more. `deadline` is of the monotonic clock."""
+    async def work(self, unit: UnitOfWork, deadline: float, most: int) -> bool:
+        """Take what is pending into the unit; whether the unit may take more.
+
+        It takes more until `deadline`, of the monotonic clock, and until it has `most` records.
+        """
+        self._most = most
         if unit.records == 0:
             unit.now_ms = self._env.wall_ms()
         try:
@@ -146,7 +151,10 @@ class Handling:
         return self._may_work() and not self._is_enough(unit, self._env.monotonic(), deadline)
 
     def _is_enough(self, unit: UnitOfWork, now: float, deadline: float) -> bool:
-        return unit.is_full or (unit.records > 0 and (self._careful > 0 or (now >= deadline and self._may_commit())))
+        return unit.is_full or (
+            unit.records > 0
+            and (self._careful > 0 or ((now >= deadline or unit.records >= self._most) and self._may_commit()))
+        )
 
     async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
         """One call after the other."""
@@ -180,7 +188,7 @@ class Handling:
 
         A batch that fails is halved until the record is found whose fault it is: two calls for each record at most.
         """
-        parts: list[list[Record]] = [self._batch(first)]
+        parts: list[list[Record]] = [self._batch(first, max(1, self._most - unit.records))]
         while parts:
             part = parts.pop()
             free = list(takewhile(lambda record: not self._is_held_up(unit, record, held), part))
@@ -195,11 +203,11 @@ class Handling:
             elif not self._take(unit, part, held, self._scope, error):
                 return
 
-    def _batch(self, first: Record) -> list[Record]:
+    def _batch(self, first: Record, most: int) -> list[Record]:
         batch: list[Record] = []
         size = 0
         for record in self.pending:
-            if record[:2] != first[:2] or len(batch) == BATCH_RECORDS_MAX or size >= UNIT_BYTES_MAX:
+            if record[:2] != first[:2] or len(batch) == min(most, BATCH_RECORDS_MAX) or size >= UNIT_BYTES_MAX:
                 break
             batch.append(record)
             size += len(record.value or b"")

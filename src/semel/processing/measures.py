@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from semel.processing.metrics import Metrics
+from semel.processing.pace import Pace
 from semel.types import TopicPartition
 
 __all__ = ["Measures"]
 
+QUANTILES = (0.5, 0.99)
 OUTCOMES = ("committed", "aborted", "fenced", "unknown")
 
 
@@ -45,11 +48,35 @@ class Measures:
         )
         self._restored.add(0, component=component)
         self._restoring.set(0, component=component)
+        self._interval = metrics.gauge(
+            "semel_commit_interval_seconds", "How long a unit of work gathers at most, as chosen now.", ("component",)
+        )
+        self._unit_records = metrics.gauge(
+            "semel_unit_records_limit", "How many records a unit of work takes, as chosen now.", ("component",)
+        )
+        self._objective = metrics.gauge(
+            "semel_latency_objective_seconds", "The latency that is stated; none without one.", ("component",)
+        )
+        self._latency = metrics.gauge(
+            "semel_unit_latency_seconds",
+            "From a unit's first record to the end of its commit, over the last units.",
+            ("component", "quantile"),
+        )
         for outcome in OUTCOMES:
             self._transactions.add(0, component=component, outcome=outcome)
         self._records.add(0, component=component)
         self._age.set(0, component=component)
         self._stopped.set(0, component=component)
+
+    def pace(self, pace: Pace) -> None:
+        """Show what was chosen, and what came of it."""
+        self._interval.watch(lambda: pace.interval, component=self._component)
+        self._unit_records.watch(lambda: pace.records, component=self._component)
+        if pace.objective is not None:
+            self._objective.set(pace.objective, component=self._component)
+        for share in QUANTILES:
+            quantile = partial(pace.latencies.quantile, share)
+            self._latency.watch(quantile, component=self._component, quantile=f"{share:g}")
 
     def transaction(self, outcome: str) -> None:
         """One transaction ended like this."""

@@ -52,6 +52,8 @@ class UnitOfWork:
         """When its transaction began, in seconds since the machine's start."""
         self.ends: Mapping[TopicPartition, int] = {}
         """Where its records end, as far as the broker said; known when it is committed."""
+        self.arrived: float | None = None
+        """When its first record came, in monotonic seconds."""
         self.is_ending = False
         """Whether its commit was asked for: before that, nothing of it can be committed."""
         self.provenance = Provenance() if history.on() else None
