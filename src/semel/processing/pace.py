@@ -17,10 +17,12 @@ from collections import deque
 from semel.errors import ConfigurationError
 from semel.processing.limits import UNIT_RECORDS_MAX
 
-__all__ = ["OBJECTIVE_SECONDS", "FixedPace", "LatencyPace", "Pace", "parse_latency"]
+__all__ = ["OBJECTIVE_SECONDS_MAX", "OBJECTIVE_SECONDS_MIN", "FixedPace", "LatencyPace", "Pace", "parse_latency"]
 
-OBJECTIVE_SECONDS = (0.002, 60.0)
-"""Latencies that can be stated: below, not even one commit fits; above, a commit interval says it better."""
+OBJECTIVE_SECONDS_MIN = 0.002
+"""Below, not even one commit fits."""
+OBJECTIVE_SECONDS_MAX = 60.0
+"""Above, a commit interval says it better."""
 
 _OWN_SHARE = 0.75
 """Of the objective, for what is measured here: the rest is for the way into the log, the fetch and the reader's."""
@@ -37,11 +39,10 @@ def parse_latency(text: object, what: str) -> float:
     """Seconds of `"50ms"` or `"1.5s"`. Raises `ConfigurationError`."""
     found = _LATENCY.fullmatch(text) if isinstance(text, str) else None
     seconds = 0.0 if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
-    least, most = OBJECTIVE_SECONDS
-    if not least <= seconds <= most:
+    if not OBJECTIVE_SECONDS_MIN <= seconds <= OBJECTIVE_SECONDS_MAX:
         raise ConfigurationError(
-            f"{what}: latency={text!r}, but a latency is stated as '50ms' or '1.5s', from {least * 1000:g}ms to "
-            f"{most:g}s."
+            f"{what}: latency={text!r}, but a latency is stated as '50ms' or '1.5s', from "
+            f"{OBJECTIVE_SECONDS_MIN * 1000:g}ms to {OBJECTIVE_SECONDS_MAX:g}s."
         )
     return seconds
 
