@@ -118,13 +118,14 @@ def test_a_refusal_for_ever_ends_the_worker(delivery: Delivery) -> None:
 # --- Under kill -9 ---
 
 TRAPS = {
-    # Outputs acknowledged and positions not; positions written and nobody knows; nothing written.
-    "at-least-once": ["producer.before_offsets:kill:2", "producer.after_offsets:kill:3", "unit.before_produce:kill:2"],
-    # Positions written and outputs not; outputs sent and not acknowledged; nothing written.
-    "at-most-once": ["producer.after_offsets:kill:2", "producer.after_send:kill:3", "producer.before_offsets:kill:2"],
+    # Outputs acknowledged and positions not; positions written and nobody knows.
+    "at-least-once": ["producer.before_offsets:kill:2", "producer.after_offsets:kill:2"],
+    # Positions written and outputs not; outputs sent and not acknowledged.
+    "at-most-once": ["producer.after_offsets:kill:2", "producer.after_send:kill:2"],
 }
 
 
+@pytest.mark.timeout(300)  # Three starts of a process, on a machine that may do much else.
 @pytest.mark.parametrize("delivery", WEAK)
 def test_a_worker_that_is_killed_between_the_two_steps_keeps_the_promise_of_its_mode(
     delivery: Delivery, embedded: Address, tmp_path: Path
@@ -144,7 +145,7 @@ def test_a_worker_that_is_killed_between_the_two_steps_keeps_the_promise_of_its_
         running = asyncio.create_task(supervisor.run())
         items = items_of(40, seed=3)
         await feed(bootstrap, f"{name}.in", items)
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(240):
             while exits.count(-9) < len(TRAPS[delivery]):  # Each life needs some transactions to come to its trap.
                 more = [(key, len(items) + number) for number, (key, _) in enumerate(items_of(5, seed=len(items)))]
                 await feed(bootstrap, f"{name}.in", more)
