@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
@@ -373,6 +374,33 @@ def guarantees(app: str, kafka: str | None, output: str) -> None:
     for edge in edges:
         for weak in edge.weakened:
             click.echo(f"weakened  {edge.edge}: {weak}")
+
+
+@main.command()
+@click.option("--url", metavar="URL", help="An HTTP instance of the app; else the processes of this host's SEMEL_DATA.")
+@click.option("--every", default=2.0, show_default=True, type=click.FloatRange(0.01, 3600), help="Seconds a look.")
+@click.option("--count", default=0, type=click.IntRange(0), help="End after so many looks; 0 goes on until Ctrl-C.")
+@_FORMAT
+def top(url: str | None, every: float, count: int, output: str) -> None:
+    """What every component does now: rates, lag, latency against its objective, parked keys, stopped partitions."""
+    from semel.ops.tables import render
+    from semel.ops.top import COLUMNS, Sample, from_folder, from_url, rows
+
+    data = _settings().data
+
+    def look() -> tuple[float, list[Sample]]:
+        return time.monotonic(), from_folder(data) if url is None else from_url(url)
+
+    shown = 0
+    with suppress(KeyboardInterrupt):
+        since, before = look()
+        while not count or shown < count:
+            time.sleep(every)
+            now, after = look()
+            if shown and output == "text":
+                click.echo("")
+            click.echo(render(rows(before, after, now - since), COLUMNS, output))
+            since, before, shown = now, after, shown + 1
 
 
 @main.command()
