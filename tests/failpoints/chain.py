@@ -544,11 +544,21 @@ class Chain:
         if scene.forgotten:
             shutil.rmtree(self._log_of("__transaction_state"))
         if scene.old_state or scene.bad_state:
-            await self.end("worker", kill=True)
-        for path in self.folder.glob("data/state/*/*/*/*.db"):
+            await self._spoil_state(scene)
+
+    async def _spoil_state(self, scene: Scene) -> None:
+        """What the next worker finds of its tables of state is of no use to it."""
+        for place in ("broker", "http", "worker"):
+            if (place, 0) not in self._running:
+                self.start(place)
+        while not (tables := list(self.folder.glob("data/state/*/seen/*/*.db"))):
+            await self._load(self._new_batch())
+        await self.end("worker")
+        for path in tables:
             if scene.bad_state:
-                path.write_bytes(b"not a database " + path.read_bytes()[15:])
-            elif scene.old_state:
+                path.with_name(f"{path.name}-wal").unlink(missing_ok=True)
+                path.write_bytes(b"no database" * 1_000)
+            else:
                 with suppress(sqlite3.OperationalError), closing(sqlite3.connect(path)) as db:  # One may be a zombie's.
                     db.execute("UPDATE mark SET boot = 'before'")
                     db.commit()

@@ -21,7 +21,15 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> list[tuple[str
 
 
 def test_every_listing_can_be_read_by_programs() -> None:
-    listings = [("guarantees",), ("topics",), ("txn", "list"), ("txn", "prepared"), ("park", "list"), ("demo",)]
+    listings = [
+        ("guarantees",),
+        ("topics",),
+        ("txn", "list"),
+        ("txn", "prepared"),
+        ("park", "list"),
+        ("state", "get"),
+        ("demo",),
+    ]
     assert set(listings) <= set(commands(cli.main))
     for listing in listings:
         assert "--format [text|json]" in CliRunner().invoke(cli.main, [*listing, "--help"]).output
