@@ -225,3 +225,19 @@ def test_commands_in_the_documents_exist() -> None:
             for word in words:
                 if word.startswith("-"):
                     assert word.partition("=")[0] in known, f"{page.name}: semel {line}"
+
+
+# --- What happens when something fails ---
+
+
+def test_every_failure_in_the_guarantees_names_a_test_that_is_there() -> None:
+    table = section(ROOT / "docs" / "guarantees.md", "When something fails")
+    named = [cells[2].strip("`") for cells in rows(table) if cells[0] != "failure"]
+    assert len(named) > 30
+    missing = []
+    for name in named:
+        path, _, function = name.partition(": ")
+        file = ROOT / "tests" / path
+        if not file.exists() or f"def {function}(" not in file.read_text():
+            missing.append(name)
+    assert missing == []

@@ -21,6 +21,7 @@ __all__ = [
     "Fenced",
     "OutcomeUnknown",
     "ProtocolError",
+    "Reject",
     "Retriable",
     "SemelError",
     "TwoPhaseCommitUnavailable",
@@ -35,7 +36,18 @@ class SemelError(Exception):
 
 
 class Retriable(SemelError):
-    """Nothing happened; the same call may succeed later."""
+    """Nothing happened; the same call may succeed later, at the earliest `after` seconds from now.
+
+    A handler may raise it: its record, and what comes after it in its partition, is tried again then.
+    """
+
+    def __init__(self, message: str = "", *, after: float = 0.0) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Reject(SemelError):
+    """For handlers to raise: this record can never be processed. Its key is parked without another try."""
 
 
 class AbortTransaction(SemelError):

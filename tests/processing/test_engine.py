@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from semel.processing.component import Component
 from semel.processing.effects import Write
 from semel.processing.engine import Engine
 from semel.processing.metrics import Metrics
+from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
 from semel.types import TopicPartition
 from semel.wire.partitioner import partition_for
@@ -675,6 +677,43 @@ def test_records_that_are_deleted_before_a_recovery_stop_their_partition_only() 
 
 
 # --- Draining and measuring ---
+
+
+def test_a_topic_that_is_made_again_under_us_stops_and_the_next_owner_stops_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "LAG_SECONDS", 0.01)
+    kafka = kafka_with(10)
+    topic_id = ["old"]
+
+    async def identity(topic: str) -> str:
+        return f"fake/{topic}/{topic_id[0]}"
+
+    kafka.topic_identity = identity  # type: ignore[method-assign]
+    marks = Watermarks(tmp_path)
+
+    def run(done: Callable[[], bool]) -> list[str]:
+        engine = Engine(app_with(copy), "unused", SETTINGS, Env(), Metrics(), kafka=kafka, watermarks=marks)
+        seen: list[str] = []
+
+        def stopped() -> bool:
+            seen[:] = [held.stopped for held in engine._inputs.values()] or seen
+            return done() if not seen or not all(seen) else True
+
+        asyncio.run(run_until(engine, stopped))
+        return seen
+
+    def made_again() -> bool:
+        if kafka.lag("in") == 0 and topic_id[0] == "old":
+            topic_id[0] = "new"
+            kafka.append("in", b"k0", b"99")  # It stands where the old topic had something else.
+        return False
+
+    for why in (run(made_again), run(lambda: False)):
+        assert len(why) == 2
+        assert all(text.startswith("TOPIC_RECREATED") and str(tmp_path) not in text[:20] for text in why)
+    assert copied(kafka) <= everything(10) + Counter([b"99"])
+    assert sum(copied(kafka).values()) >= 10
 
 
 def test_a_drain_commits_what_is_in_hand() -> None:

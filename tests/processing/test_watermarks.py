@@ -171,3 +171,14 @@ def test_a_restarted_worker_does_not_follow_offsets_of_long_ago(semel_broker: Br
     rule = semel_broker.control("OffsetFetch", stale, times=1_000, when=lambda request: request.require_stable)
     asyncio.run(work(second))
     check_counts(asyncio.run(read_all(bootstrap, "back.out", 3)), items)
+
+
+def test_a_topic_that_was_made_again_is_known_by_its_other_id(tmp_path: Path) -> None:
+    marks = Watermarks(tmp_path, "worker-0")
+    marks.note("g", "cluster/in/old", 0, 41)
+    assert marks.recreated("g", "cluster/in/old") == ""
+    assert marks.recreated("g", "cluster/other/new") == ""
+    assert marks.recreated("another", "cluster/in/new") == ""
+    why = marks.recreated("g", "cluster/in/new")
+    assert why.startswith("TOPIC_RECREATED: g was at offset 41 of old/0")
+    assert str(tmp_path) in why

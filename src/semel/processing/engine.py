@@ -33,8 +33,9 @@ from semel.errors import (
     SemelError,
 )
 from semel.failpoints import failpoint
+from semel.processing.blame import WAIT
 from semel.processing.component import Component
-from semel.processing.handling import WAIT, Handling
+from semel.processing.handling import Handling
 from semel.processing.identity import instance_id, transactional_id
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import (
@@ -272,10 +273,14 @@ class Engine:
         to_pause = self._inputs.to_pause()
         if to_pause:
             await self._steer(self._consumer.pause(to_pause))
+        to_resume = self._inputs.to_resume()
+        if to_resume:
+            await self._steer(self._consumer.resume(to_resume))
         if not await self._release():
             return
-        if not self._handling.pending:
-            batch = await self._poll(0 if self._is_flying else IDLE_POLL_SECONDS)
+        idle = self._handling.idle_seconds(IDLE_POLL_SECONDS)
+        if idle:
+            batch = await self._poll(0 if self._is_flying else idle)
         elif self._env.monotonic() - self._last_poll > POLL_PAUSE_SECONDS:
             batch = await self._poll(0, POLL_RECORDS_SLOW)
         while await self._work():
@@ -288,7 +293,7 @@ class Engine:
                 break
         async with self._turn:
             await self._land()
-            if not self._handling.pending and self._recovery is None:
+            if not (self._handling.pending or self._handling.has_waiting) and self._recovery is None:
                 self._inputs.pass_ends()
             self._launch()
             self._stores.write_due()
@@ -421,8 +426,7 @@ class Engine:
             if self._recovery is not None or not held.is_full:
                 return
             self._inputs.go_on(at)
-        if await self._steer(self._consumer.seek({at: held.position})):
-            await self._consumer.resume([at])
+        await self._steer(self._consumer.seek({at: held.position}))
 
     # --- The transaction ---
 
@@ -569,10 +573,10 @@ class Engine:
         except WAIT as error:
             log.warning("%s cannot recover yet: %s", self.identity, error)
             await self._poll(0)
-            self._handling.pending.clear()
+            self._handling.clear()
             return
         async with self._turn:
-            self._handling.pending.clear()
+            self._handling.clear()
             self._inputs.forget_ends()
             self._topics.update(taken.topics)
             self._unit = self._handling.new_unit()
@@ -661,12 +665,23 @@ class Engine:
                     if at in self._inputs:
                         self._inputs[at].is_asked = True
 
+    async def _check_topic(self, topic: str) -> None:
+        """A topic that was deleted and made again has other records at our offsets: taking over anew tells."""
+        identity = await self._kafka.topic_identity(topic)
+        async with self._turn:
+            if self._topics.get(topic, identity) != identity:
+                await self._land()
+                self._unit = self._handling.new_unit()
+                self._need(f"topic {topic} is {identity} now, and was {self._topics[topic]}", level=logging.ERROR)
+
     async def _watch_lag(self) -> None:
         """Measure every few seconds how many offsets of our partitions are not worked on yet."""
         while True:
             partitions = self._inputs.partitions()
             if partitions:
                 with suppress(*WAIT, SemelError):
+                    for topic in {at.topic for at in partitions}:
+                        await self._check_topic(topic)
                     ends = await self._kafka.admin.list_offsets(partitions, at="high_watermark")
                     for at in partitions:
                         held = self._inputs.get(at)

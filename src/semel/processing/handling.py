@@ -11,12 +11,15 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 from semel.env import Env
-from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, OutcomeUnknown, Retriable
+from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, Retriable
 from semel.failpoints import failpoint
+from semel.processing.blame import WAIT, Blame, Breaker, Kind, classify
 from semel.processing.component import Component
 from semel.processing.effects import begin, perform
 from semel.processing.inputs import Input, Inputs
@@ -24,7 +27,6 @@ from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES
 from semel.processing.parking import park
 from semel.processing.scope import RecordScope
 from semel.processing.seams import Kafka
-from semel.processing.shortage import Shortages
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
 from semel.processing.unit import UnitOfWork, check_parked
@@ -34,9 +36,6 @@ from semel.types import Record, TopicPartition
 __all__ = ["WAIT", "Handling"]
 
 log = logging.getLogger("semel.engine")
-
-WAIT = (Retriable, OutcomeUnknown, ConnectionError, TimeoutError)
-"""The world is at fault, not the record: try again."""
 
 _REFUSED_DATA = frozenset(
     {
@@ -49,8 +48,26 @@ _REFUSED_DATA = frozenset(
 """The broker would refuse the same output again, so its input is at fault."""
 
 
+PROBES_MAX = 20
+"""Other records that are tried at once, to find out whether one that fails for an unknown reason is the only one."""
+
+
 class _Later(Exception):
-    """A record has to wait: says why."""
+    """A record has to wait, at least `after` seconds: says why."""
+
+    def __init__(self, why: str, after: float = 0.0) -> None:
+        super().__init__(why)
+        self.after = after
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A partition whose next record is tried again later; `records` are those that were polled meanwhile, and it."""
+
+    until: float = 0.0
+    records: deque[Record] = field(default_factory=deque)
+    is_over: bool = False
+    """Something of it succeeded: it flows again."""
 
 
 _UNFINISHED = Exception("the handler's call has to be awaited")
@@ -91,7 +108,12 @@ class Handling:
         self._most = UNIT_RECORDS_MAX
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
-        self._shortages = Shortages(env.monotonic)
+        self._blame = Blame(env.monotonic)
+        self._breaker = Breaker(env)
+        self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._probed = 0
+        self._is_troubled = False
+        """Something failed that was not the record's fault for certain, and not all of it is over."""
         self.pending: deque[Record] = deque()
         """What was polled and not worked on yet."""
 
@@ -156,10 +178,112 @@ class Handling:
             and (self._careful > 0 or ((now >= deadline or unit.records >= self._most) and self._may_commit()))
         )
 
+    # --- Partitions that wait ---
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether records were read that are tried again later."""
+        return bool(self._waiting)
+
+    def idle_seconds(self, limit: float) -> float:
+        """How long there is nothing to work on; 0 when there is something, at most `limit`."""
+        if self.pending:
+            return 0.0
+        now = self._env.monotonic()
+        due = (
+            self._breaker.open_until
+            if self._breaker.is_open
+            else min((waiting.until for waiting in self._waiting.values() if waiting.records), default=now + limit)
+        )
+        return min(limit, max(0.0, due - now))
+
+    def clear(self) -> None:
+        """Forget what was polled: it is read again."""
+        self.pending.clear()
+        self._inputs.resume(self._waiting)
+        self._waiting.clear()
+
+    def _hold(self, record: Record, later: _Later) -> None:
+        """Let a record's partition wait, and everything when too much fails."""
+        self._is_troubled = True
+        at = (record.topic, record.partition)
+        was_open = self._breaker.is_open
+        waiting = self._waiting.pop(at, None) or _Waiting()
+        waiting.until, waiting.is_over = self._breaker.failed(record.key, later.after), False
+        self._waiting[at] = waiting  # At the end: the others have their turn first.
+        held = [at]
+        if self._breaker.is_open and not was_open:
+            held = [at for at, item in self._inputs.items() if not item.stopped]
+            for other in held:
+                self._waiting.setdefault(other, _Waiting(waiting.until))
+        self._inputs.pause(held)
+        seconds = waiting.until - self._env.monotonic()
+        what = "everything waits" if self._breaker.is_open else f"{record.topic}-{record.partition} waits"
+        log.warning("%s: %s %.2f s, nothing is lost: %s", self._component.name, what, seconds, later)
+
+    def _has_to_wait(self, record: Record, now: float) -> bool:
+        """Whether the next record's partition waits; then it is kept with the others of it."""
+        waiting = self._waiting.get((record.topic, record.partition))
+        if waiting is None or waiting.is_over or (waiting.until <= now and self._breaker.may_try()):
+            return False
+        waiting.records.append(self.pending.popleft())
+        return True
+
+    async def _put_off(self, unit: UnitOfWork, later: _Later) -> None:
+        """The next record cannot be worked on now."""
+        record = self.pending[0]
+        is_repeated = (record.topic, record.partition) in self._waiting
+        self._hold(record, later)
+        if is_repeated and self._blame.is_suspected(record[:3]):
+            await self._probe(unit, record)
+
+    def _bring_back(self) -> None:
+        """What has waited long enough is pending again; one partition alone while the breaker is open."""
+        if not self._waiting or not self._breaker.may_try():
+            return
+        now = self._env.monotonic()
+        for at, waiting in list(self._waiting.items()):
+            if waiting.is_over or waiting.until <= now or self._breaker.is_open:
+                self.pending.extendleft(reversed(waiting.records))
+                has_records = bool(waiting.records)
+                waiting.records.clear()
+                waiting.until = 0.0
+                if waiting.is_over or (not self._breaker.is_open and not has_records):
+                    del self._waiting[at]
+                    self._inputs.resume([at])
+                elif self._breaker.is_open and has_records:
+                    return
+
+    def _flows(self, at: tuple[str, int]) -> None:
+        """A record of this partition succeeded."""
+        self._blame.succeeded()
+        self._breaker.succeeded()
+        if at in self._waiting:
+            self._waiting[at].is_over = True
+        self._is_troubled = bool(self._waiting) or self._blame.has_suspects
+
+    async def _probe(self, unit: UnitOfWork, suspect: Record) -> None:
+        """Try records of other keys, and keep nothing of it: if one succeeds, the suspect is at fault."""
+        others = []
+        for record in self.pending:
+            held = self._inputs.get((record.topic, record.partition))
+            if held is not None and record.key != suspect.key and not self._is_held_up(unit, record, held):
+                others.append(record)
+        first = self._probed % max(1, len(others))
+        for record in (others[first:] + others[:first])[:PROBES_MAX]:
+            self._probed += 1
+            with suppress(_Later):
+                if await self._attempt(unit, (record,), self._new_scope()) is None:
+                    self._waiting[suspect.topic, suspect.partition].until = 0.0
+                    return
+
+    # --- One call after the other ---
+
     async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
         """One call after the other."""
         monotonic = self._env.monotonic
         is_batch, scope, inputs = self._component.batch, self._scope, self._inputs
+        self._bring_back()
         now = monotonic()
         slice_end = now + SLICE_SECONDS
         while self.pending and self._may_work() and not self._is_enough(unit, now, deadline):
@@ -168,16 +292,21 @@ class Handling:
             if held is None or held.stopped or record.offset < held.position:
                 self.pending.popleft()
                 continue
-            if is_batch:
-                await self._next_batch(unit, record, held)
-            else:
-                error = None
-                if not self._is_held_up(unit, record, held):
-                    error = self._begin(unit, (record,), scope)
-                    if error is _UNFINISHED:
-                        error = await self._finish(record, scope)
-                if self._take(unit, (record,), held, scope, error):
-                    self.pending.popleft()
+            if self._waiting and self._has_to_wait(record, now):
+                continue
+            try:
+                if is_batch:
+                    await self._next_batch(unit, record, held)
+                else:
+                    error = None
+                    if not self._is_held_up(unit, record, held):
+                        error = self._begin(unit, (record,), scope)
+                        if error is _UNFINISHED:
+                            error = await self._finish((record,), scope)
+                    if self._take(unit, (record,), held, scope, error):
+                        self.pending.popleft()
+            except _Later as later:
+                await self._put_off(unit, later)
             now = monotonic()
             if now >= slice_end:
                 await asyncio.sleep(0)
@@ -271,7 +400,7 @@ class Handling:
         Raises `_Later` when the world is.
         """
         error = self._begin(unit, records, scope)
-        return await self._finish(records[0], scope) if error is _UNFINISHED else error
+        return await self._finish(records, scope) if error is _UNFINISHED else error
 
     def _begin(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """Call the handler as `_attempt`, without the price of a coroutine; `_UNFINISHED` when something is awaited."""
@@ -287,11 +416,13 @@ class Handling:
         except Fenced:
             raise
         except Exception as error:
-            return self._at_fault(records[0], error)
+            return self._at_fault(records, error)
         failpoint("handler.after")
+        if self._is_troubled:
+            self._flows(records[0][:2])
         return None
 
-    async def _finish(self, record: Record, scope: RecordScope) -> Exception | None:
+    async def _finish(self, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """What `_begin` left to be awaited."""
         try:
             answer = await perform(scope.rest, scope.emit)
@@ -304,17 +435,25 @@ class Handling:
         except Fenced:
             raise
         except Exception as error:
-            return self._at_fault(record, error)
+            return self._at_fault(records, error)
         failpoint("handler.after")
+        if self._is_troubled:
+            self._flows(records[0][:2])
         return None
 
-    def _at_fault(self, record: Record, error: Exception) -> Exception:
-        """The error itself when it is the record's; raises `_Later` when it is the world's."""
-        place = (record.topic, record.partition, record.offset)
-        if isinstance(error, WAIT) or self._shortages.may_pass(place, error):
-            where = f"{record.topic}-{record.partition}"
-            raise _Later(f"the handler of {self._component.name} at {where}: {error!r}") from error
-        return error
+    def _at_fault(self, records: Sequence[Record], error: Exception) -> Exception:
+        """The error itself when it is the records'; raises `_Later` when it is the world's.
+
+        Of many records whose fault is not known one is found first, as of those that are at fault for certain.
+        """
+        record = records[0]
+        is_one_of_many = len(records) > 1 and classify(error) is Kind.UNKNOWN
+        if is_one_of_many or self._blame.is_the_records(record[:3], error):
+            return error
+        self._is_troubled = True
+        where = f"{record.topic}-{record.partition}@{record.offset}"
+        after = error.after if isinstance(error, Retriable) else 0.0
+        raise _Later(f"the handler of {self._component.name} at {where}: {error!r}", after) from error
 
     def _take(
         self, unit: UnitOfWork, records: Sequence[Record], held: Input, scope: RecordScope, error: Exception | None
@@ -328,6 +467,9 @@ class Handling:
             if not self._park(unit, record, held, error or refused):
                 return False
         held.position = records[-1].offset + 1
+        if self._is_troubled:
+            for passed in records:
+                self._blame.passed(passed[:3])
         return True
 
     async def _learn(self, topic: str) -> None:
@@ -391,4 +533,5 @@ class Handling:
     def forget(self, partitions: set[TopicPartition]) -> None:
         """These partitions are not ours any more."""
         self.pending = deque(record for record in self.pending if (record.topic, record.partition) not in partitions)
+        self._waiting = {at: waiting for at, waiting in self._waiting.items() if at not in partitions}
         self._refused = {key: error for key, error in self._refused.items() if key[:2] not in partitions}

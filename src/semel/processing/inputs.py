@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semel.processing.measures import Measures
@@ -45,6 +45,7 @@ class Inputs(dict[tuple[str, int], Input]):
         self._measures = measures
         self._ends: dict[TopicPartition, int] = {}
         self._to_pause: set[TopicPartition] = set()
+        self._to_resume: set[TopicPartition] = set()
 
     def __repr__(self) -> str:
         return f"<Inputs {len(self)} partitions, {sum(1 for held in self.values() if held.stopped)} stopped>"
@@ -84,7 +85,7 @@ class Inputs(dict[tuple[str, int], Input]):
         """Do not work on a partition any more, until somebody has looked."""
         held = self[at]
         held.stopped = why
-        self._to_pause.add(at)
+        self.pause([at])
         self._count_stopped()
         log.error("%s stops reading %s: %s", self._component, at, why, exc_info=error)
 
@@ -96,9 +97,28 @@ class Inputs(dict[tuple[str, int], Input]):
     def go_on(self, at: TopicPartition) -> None:
         """Work on a partition again that had stopped because its park was full."""
         self[at].stopped, self[at].is_full = "", False
-        self._to_pause.discard(at)
+        self.resume([at])
         self._count_stopped()
         log.info("%s goes on reading %s: parked records were released", self._component, at)
+
+    def pause(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Read nothing more of these for now."""
+        for at in partitions:
+            self._to_resume.discard(TopicPartition(*at))
+            self._to_pause.add(TopicPartition(*at))
+
+    def resume(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Read these again, unless they have stopped."""
+        for at in partitions:
+            if at in self and not self[at].stopped:
+                self._to_pause.discard(TopicPartition(*at))
+                self._to_resume.add(TopicPartition(*at))
+
+    def to_resume(self) -> list[TopicPartition]:
+        """What is to be read again since this was asked last, as far as it is still ours."""
+        found = [at for at in self._to_resume if at in self]
+        self._to_resume.clear()
+        return found
 
     def to_pause(self) -> list[TopicPartition]:
         """What stopped since this was asked last, as far as it is still ours."""
@@ -112,6 +132,7 @@ class Inputs(dict[tuple[str, int], Input]):
             self.pop(at, None)
             self._ends.pop(at, None)
             self._to_pause.discard(at)
+            self._to_resume.discard(at)
             self._measures.forget(at)
 
     def measure(self) -> None:

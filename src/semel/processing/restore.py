@@ -73,10 +73,13 @@ async def take_over(
     failpoint("restore.after_offsets")
     starts = await kafka.admin.list_offsets(partitions, at="earliest")
     ends = await kafka.admin.list_offsets(partitions, at="high_watermark")
+    recreated = {topic: watermarks.recreated(component.group, identity) for topic, identity in taken.topics.items()}
     for partition in partitions:
         offset = committed.get(partition, -1)
         taken.offsets[partition] = starts[partition] if offset < 0 else offset
-        if 0 <= offset < starts[partition]:
+        if recreated[partition.topic]:
+            taken.stopped[partition] = recreated[partition.topic]
+        elif 0 <= offset < starts[partition]:
             taken.stopped[partition] = (
                 f"DATA_GAP: {component.group} would go on at {offset}, but the log of {partition} begins at "
                 f"{starts[partition]}: {starts[partition] - offset} offsets were deleted unread"

@@ -71,6 +71,20 @@ class Watermarks:
                     f"were set back on purpose, stop the workers{folder} and start them again."
                 )
 
+    def recreated(self, group: str, topic: str) -> str:
+        """What is known of a topic that had this one's name before; empty when nothing is. `topic` is an identity."""
+        prefix = f"{group}/{topic.rpartition('/')[0]}/"
+        for key, offset in self._known().items():
+            if key.startswith(prefix) and not key.startswith(f"{group}/{topic}/"):
+                folder = "" if self._folder is None else f", remove {self._folder}"
+                return (
+                    f"TOPIC_RECREATED: {group} was at offset {offset} of {key.removeprefix(prefix)} (id/partition), "
+                    f"but the topic of that name is {topic.rpartition('/')[2]} now: it was deleted and made again. To "
+                    f"read the new one from its start, stop the workers, delete the group's offsets{folder}, and start "
+                    "again. If the old records are in it once more, they would be worked on twice."
+                )
+        return ""
+
     @asynccontextmanager
     async def written(self) -> AsyncIterator[None]:
         """Keep the file up to date while this is open."""
