@@ -716,6 +716,24 @@ def test_a_topic_that_is_made_again_under_us_stops_and_the_next_owner_stops_too(
     assert sum(copied(kafka).values()) >= 10
 
 
+@pytest.mark.parametrize("lacks", ["a.semel.park.in", "a.semel.state.counts"])
+def test_a_partition_that_was_added_stops_alone_where_a_topic_beside_it_lacks_it(lacks: str) -> None:
+    kafka = FakeKafka(**{"in": 3, "out": 3, "a__semel__state__counts": 3, "a__semel__park__in": 3})
+    kafka.create(lacks, 2)
+    kafka.logs.pop(TopicPartition(lacks, 2))
+    for partition in range(3):
+        kafka.append("in", b"k%d" % partition, b"1", partition)
+    engine = engine_of(kafka, app_with(counted, state=True))
+    added = TopicPartition("in", 2)
+    asyncio.run(
+        run_until(engine, lambda: kafka.lag("in") == 1 and bool(kafka.consumer_made and kafka.consumer_made.paused))
+    )
+    assert kafka.consumer_made is not None
+    assert kafka.consumer_made.paused == {added}
+    assert engine._inputs.get(added) is None or lacks in engine._inputs[added].stopped
+    assert len(kafka.values("out")) == 2
+
+
 def test_a_drain_commits_what_is_in_hand() -> None:
     async def slow(record: Any, target: Any) -> Any:
         await asyncio.sleep(0.001)

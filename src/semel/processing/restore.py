@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
+from semel.errors import Fatal
 from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.measures import Measures
@@ -74,11 +76,14 @@ async def take_over(
     starts = await kafka.admin.list_offsets(partitions, at="earliest")
     ends = await kafka.admin.list_offsets(partitions, at="high_watermark")
     recreated = {topic: watermarks.recreated(component.group, identity) for topic, identity in taken.topics.items()}
+    grown = await _grown(kafka, component, partitions)
     for partition in partitions:
         offset = committed.get(partition, -1)
         taken.offsets[partition] = starts[partition] if offset < 0 else offset
         if recreated[partition.topic]:
             taken.stopped[partition] = recreated[partition.topic]
+        elif partition in grown:
+            taken.stopped[partition] = grown[partition]
         elif 0 <= offset < starts[partition]:
             taken.stopped[partition] = (
                 f"DATA_GAP: {component.group} would go on at {offset}, but the log of {partition} begins at "
@@ -91,8 +96,37 @@ async def take_over(
             )
         taken.starts[partition] = ends[partition] if partition in taken.stopped else taken.offsets[partition]
     if restore:
-        await _restore(kafka, component, partitions, taken, stores, measures)
+        taken.parked.update((at, ParkLog(component.name)) for at in grown)
+        await _restore(kafka, component, [at for at in partitions if at not in grown], taken, stores, measures)
     return taken
+
+
+async def _grown(kafka: Kafka, component: Component, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, str]:
+    """Partitions that were added to the input and not to a topic beside it; why each cannot be worked on."""
+    found: dict[TopicPartition, str] = {}
+    for partition in partitions:
+        park = component.parks.get(partition.topic)
+        for topic in (*component.changelogs.values(), *([park] if park is not None else [])):
+            if partition.partition < await _count(kafka, topic):
+                continue
+            await kafka.topic_identity(topic)  # Asks anew: it may have grown as well.
+            if partition.partition >= await _count(kafka, topic):
+                advice = (
+                    "Its state is kept by the partitions that there were, and keys have moved: make a new topic, and a "
+                    "processor with a new name and state."
+                    if topic != park
+                    else f"Give {topic} as many partitions, and restart."
+                )
+                found[partition] = f"PARTITIONS_GREW: {partition.topic} has a partition that {topic} lacks. {advice}"
+                break
+    return found
+
+
+async def _count(kafka: Kafka, topic: str) -> float:
+    try:
+        return await kafka.partitions(topic)
+    except Fatal:
+        return inf  # There is no such topic, which reading it tells.
 
 
 async def _restore(
