@@ -23,7 +23,7 @@ from tests.services.kafka import kafka_jars, missing_tools
 pytestmark = [pytest.mark.peers, pytest.mark.timeout(900)]
 
 COPIERS = 3
-RECORDS = 10_000
+RECORDS = 40_000
 """In each partition."""
 KILLS = 9
 SECONDS = 420
@@ -83,7 +83,7 @@ def test_copies_record_by_record(broker: BrokerProcess, tmp_path: Path) -> None:
     for index, values in inputs.items():
         for value in values:
             producer.produce("source", value, partition=index)
-    assert producer.flush(60) == 0
+        assert producer.flush(60) == 0
     logs = {index: tmp_path / f"copier-{index}.log" for index in inputs}
     running = {index: copier(broker.bootstrap, index, logs[index]) for index in inputs}
     chance = random.Random(9)

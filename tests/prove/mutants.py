@@ -125,9 +125,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "readers see uncommitted records",
-        "client/consumer.py",
-        '    "isolation.level": "read_committed",\n',
-        '    "isolation.level": "read_uncommitted",\n',
+        "client/fetcher.py",
+        '            "isolation_level": _READ_COMMITTED,\n',
+        '            "isolation_level": 0,\n',
         "^unit.after_produce:(kill|raise)",
     ),
     # The ingress.
@@ -164,19 +164,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "WHERE {_ROW} AND (owner_epoch = ? AND next_offset = ? OR 1 = 1)\n",
     ),
     _mutant(
-        "effects before the position, in a transaction of their own",
-        "sinks/sql/sink.py",
-        '            failpoint("sink.before_db_commit")\n',
-        '            database.commit()\n            database.begin()\n            failpoint("sink.before_db_commit")\n'
-        "            self._advance(moves)\n",
-        "^sink.before_db_commit:kill",
-    ),
-    _mutant(
         "the position before the effects, in a transaction of its own",
         "sinks/sql/sink.py",
         '            failpoint("sink.before_effects")\n',
         '            database.commit()\n            database.begin()\n            failpoint("sink.before_effects")\n',
-        "^sink.(before_effects|between_effects):kill",
+        "^sink.before_effects:kill:first",
     ),
     _mutant(
         "a sink's bad records are passed over",
