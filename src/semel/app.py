@@ -35,7 +35,8 @@ class App:
 
     `require="exactly-once"` refuses to start where a promise cannot hold. `request_partitions` is the number of
     partitions of the topic through which the endpoints' requests go; it is fixed when the topic is made. `latency`
-    is what processors have that state none of their own.
+    is what processors have that state none of their own. With `trace` the records that a handler yields belong to the
+    trace of its input (headers `traceparent` and `tracestate`).
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class App:
         require: Literal["exactly-once"] | None = None,
         request_partitions: int | None = None,
         latency: str | None = None,
+        trace: bool = False,
     ) -> None:
         self.name = check_name(name, "an app")
         if require not in (None, "exactly-once"):
@@ -54,6 +56,7 @@ class App:
         self.require = require
         self.request_partitions = request_partitions
         self.latency = None if latency is None else parse_latency(latency, f"app {name}")
+        self.trace = trace
         self.topics: dict[str, Topic[Any, Any]] = {}
         self.states: dict[str, State[Any, Any]] = {}
         self.databases: dict[str, DatabaseSpec] = {}
@@ -229,7 +232,9 @@ class App:
                     "write 'async def', or leave concurrency out."
                 )
             objective = self.latency if latency is None else parse_latency(latency, what)
-            spec = ProcessorSpec(title, topic, handler, states, ordering, batch, concurrency, delivery, objective)
+            spec = ProcessorSpec(
+                title, topic, handler, states, ordering, batch, concurrency, delivery, objective, self.trace
+            )
             spec.component(self.name)  # Raises what is wrong with the settings together.
             self.processors[title] = spec
             return handler

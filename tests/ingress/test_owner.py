@@ -12,7 +12,7 @@ from semel.errors import ConfigurationError
 from semel.failpoints import arm_failpoints
 from semel.ingress import rules
 from semel.ingress.owner import EFFECT_BYTES_MAX, EXPIRED_PER_SWEEP, Owner, owner_component
-from semel.ingress.requests import LookUp, Reply, Request, read_reply, write
+from semel.ingress.requests import LookUp, Reply, Request, read_reply, read_request, write
 from semel.ingress.spec import EndpointSpec
 from semel.processing.answers import Created, Problem, Response
 from semel.processing.topics import DataError, State, Topic
@@ -334,11 +334,14 @@ def test_the_component_reads_requests_and_keeps_the_responses() -> None:
 def test_stored_formats_stay_readable() -> None:
     """Bytes written by this version; a later one must read them, or it loses every outcome of the last day."""
     request = Request(INSTANCE, 7, 2, "POST /o", "application/json", b"{}", ("7",), (("a", "b"),), "alice")
-    expected = (
-        "9a01c410696969696969696969696969696969690702a7504f5354202f6fb06170706c"
+    fields = (
+        "01c410696969696969696969696969696969690702a7504f5354202f6fb06170706c"
         "69636174696f6e2f6a736f6ec4027b7d91a1379192a161a162a5616c696365"
     )
-    assert write(request).hex() == expected
+    assert write(request).hex() == f"9b{fields}90"
+    assert read_request(bytes.fromhex(f"9a{fields}")) == request, "as it was before requests had a trace"
+    traced = Request(INSTANCE, 7, 2, "POST /o", "", b"", trace=(("traceparent", "00-1"),))
+    assert read_request(write(traced)) == traced
     assert write(Reply(7, 201, (("a", "b"),), b"{}", True)).hex() == "960107ccc99192a161a162c4027b7dc3"
     log = partition(lambda order: None)
     ask(log)

@@ -97,6 +97,7 @@ class _Headers:
     content_length: bytes = b""
     keys: Sequence[bytes] = ()
     prefer: Sequence[bytes] = ()
+    trace: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def pick(cls, headers: Iterable[tuple[bytes, bytes]]) -> _Headers:
@@ -110,6 +111,8 @@ class _Headers:
                 picked.content_length = value
             elif name == b"prefer":
                 picked.prefer = (*picked.prefer, value)
+            elif name == b"traceparent" or name == b"tracestate":
+                picked.trace = (*picked.trace, (name.decode(), value.decode("latin-1")))
         return picked
 
 
@@ -244,7 +247,16 @@ class Ingress:
 
             def compose(instance: bytes, number: int, reply_partition: int) -> Request:
                 return Request(
-                    instance, number, reply_partition, endpoint.route, content_type, body, values, query, principal
+                    instance,
+                    number,
+                    reply_partition,
+                    endpoint.route,
+                    content_type,
+                    body,
+                    values,
+                    query,
+                    principal,
+                    headers.trace,
                 )
 
             reply = await self._submit(rules.scope_of(self._app, principal, endpoint.route, digest), compose, wait)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -40,6 +40,7 @@ from semel.processing.component import Component, StoreReader
 from semel.processing.effects import Change, Effect, Write, lower, perform
 from semel.processing.limits import RECORD_EFFECTS_MAX
 from semel.processing.metrics import Metrics
+from semel.processing.tracing import follow
 from semel.types import Header, Record
 
 __all__ = ["Owner", "owner_component", "response_answer"]
@@ -85,6 +86,7 @@ class Owner:
         wall_ms: Callable[[], int] | None = None,
         retention_ms: int = rules.RETENTION_MS,
         metrics: Metrics | None = None,
+        trace: bool = False,
     ) -> None:
         self._responses = responses_topic(app)
         self._endpoints: dict[str, EndpointSpec] = {}
@@ -93,6 +95,7 @@ class Owner:
                 raise ConfigurationError(f"{endpoint.route} is declared twice.")
         self._wall_ms = wall_ms or Env().wall_ms
         self._retention_ms = retention_ms
+        self._trace = trace
         self._outcomes = (metrics or Metrics()).counter(
             "semel_requests_total", "Request records by what the owner did with them.", ("outcome",)
         )
@@ -154,7 +157,7 @@ class Owner:
             if request.principal is not None:
                 parameters["principal"] = request.principal
             emit = _collector(effects, message_ids(record))
-            answer = response_answer(await perform(endpoint.call(body, parameters), emit))
+            answer = response_answer(await perform(self._call(endpoint, request, body, parameters), emit))
         except Problem as problem:
             effects, (answer, is_failed) = [], _refusal(problem)
         except Exception:
@@ -163,6 +166,13 @@ class Owner:
             answer = rules.problem_answer(rules.failure("handler-failed"))
         self._outcomes.add(outcome="failed" if is_failed else "run")
         return [*effects, self._keep(record, scope, seen, answer, is_failed), self._reply(request, answer)]
+
+    def _call(self, endpoint: EndpointSpec, request: Request, body: Any, parameters: Mapping[str, str | None]) -> Any:
+        """What the handler gives back; with `trace` its effects belong to the trace of the HTTP request."""
+        if not self._trace:
+            return endpoint.call(body, parameters)
+        headers = [(name, value.encode("latin-1")) for name, value in request.trace]
+        return follow(lambda: endpoint.call(body, parameters), [headers], request.route)
 
     def _refuse(self, request: Request, record: Record, scope: bytes, seen: bytes, problem: Problem) -> list[Effect]:
         """Answer without having run the handler. Whoever was told 202 meanwhile finds this at the operation."""

@@ -61,6 +61,8 @@ class Request(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     query: tuple[tuple[str, str], ...] = ()
     """The allow-listed parameters that were sent, sorted."""
     principal: str | None = None
+    trace: tuple[tuple[str, str], ...] = ()
+    """The headers of W3C Trace Context that came with it. Requests of before this was there have none."""
 
 
 class LookUp(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):

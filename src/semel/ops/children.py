@@ -100,7 +100,9 @@ def _runnables(
 def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Component]:
     components = app.components()
     if app.endpoints:
-        components.append(owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms, metrics=metrics))
+        components.append(
+            owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms, metrics=metrics, trace=app.trace)
+        )
     return components
 
 

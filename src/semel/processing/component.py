@@ -14,6 +14,7 @@ from typing import Any, Literal
 from semel.errors import ConfigurationError
 from semel.processing.limits import CONCURRENCY_MAX
 from semel.processing.topics import State, StateOptions, StateReader, StateView, Topic, check_name
+from semel.processing.tracing import follow
 
 __all__ = [
     "DELIVERIES",
@@ -142,6 +143,8 @@ class ProcessorSpec:
     concurrency: int = 1
     delivery: Delivery = "exactly-once"
     latency: float | None = None
+    trace: bool = False
+    """Whether outputs belong to the trace of their input."""
 
     def component(self, app: str) -> Component:
         """The component that decodes records and calls the handler."""
@@ -149,7 +152,7 @@ class ProcessorSpec:
             app=app,
             name=self.name,
             inputs=(self.topic.name,),
-            handle=self._handle(),
+            handle=self._traced(f"{app}.{self.name}") if self.trace else self._handle(),
             stores=tuple(state.name for state in self.states),
             options={state.name: state.options for state in self.states},
             ordering=self.ordering,
@@ -158,6 +161,15 @@ class ProcessorSpec:
             delivery=self.delivery,
             latency=self.latency,
         )
+
+    def _traced(self, name: str) -> Handle:
+        handle, is_batch = self._handle(), self.batch
+
+        def traced(item: Any, stores: StoreReader) -> Any:
+            records = item if is_batch else (item,)
+            return follow(lambda: handle(item, stores), [record.headers for record in records], name)
+
+        return traced
 
     def _handle(self) -> Handle:
         decode: Callable[[Any], Any] = self.topic.decode
