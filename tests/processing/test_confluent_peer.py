@@ -5,10 +5,11 @@ What a real registry says is in `test_registry.py`; here the peer's own registry
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,9 +24,10 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from semel import App, Avro, JsonSchema, Protobuf
 from semel.errors import ConfigurationError, Retriable
 from semel.processing.serdes.framing import VALUE_HEADER
-from semel.processing.serdes.prepare import attach_all
-from semel.processing.serdes.registry import SchemaRegistry
+from semel.processing.serdes.prepare import attach_all, prepare_schemas
+from semel.processing.serdes.registry import Incompatible, SchemaRegistry
 from semel.processing.topics import Topic
+from semel.settings import Settings
 from semel.testing.registry import MemoryRegistry
 from semel.types import Record
 from tests.processing.messages import messages
@@ -120,37 +122,70 @@ def test_a_schema_id_in_a_header_is_read(peer: Any) -> None:
 # --- A registry that does not work ---
 
 
+def test_a_schema_that_its_subject_does_not_take_stops_the_start() -> None:
+    """Subject, version and field are named although the registry itself says next to nothing."""
+    stored = {"type": "record", "name": "Order", "fields": [{"name": "id", "type": "string"}]}
+
+    def answer(method: str, path: str) -> tuple[int, Any]:
+        path = path.split("?")[0]
+        if path.startswith("/compatibility/"):
+            return 200, {"is_compatible": path.endswith(("/1", "/3"))}
+        if method == "POST":
+            return 409, {"error_code": 409, "message": "incompatible"}
+        return 200, [1, 2, 3] if path.endswith("/versions") else {"schema": json.dumps(stored)}
+
+    made = [App("shop").topic("orders", value=Avro(Order))]
+    with serving(answer) as (address, _), pytest.raises(Incompatible) as caught:
+        asyncio.run(prepare_schemas(made, Settings(schema_registry=address)))
+    text = str(caught.value)
+    assert "SCHEMA_INCOMPATIBLE: the app's schema for subject orders-value is not compatible with version 2: " in text
+    assert "field 'id' is \"long\", and was \"string\"; field 'note' is new and optional" in text
+
+
+def test_an_answer_of_another_kind_of_server_is_none() -> None:
+    made = [App("shop").topic("orders", value=Avro(Order))]
+    for body in ("<html>", [], {"id": "seven"}, None):
+        with (
+            serving(lambda *_, body=body: (200, body)) as (address, _),
+            pytest.raises(Retriable, match="not do its work"),
+        ):
+            attach_all(made, SchemaRegistry(address))
+
+
 @contextmanager
-def answering(status: int) -> Iterator[str]:
-    """A server that answers everything with this status."""
+def serving(answer: Callable[[str, str], tuple[int, Any]]) -> Iterator[tuple[str, list[Any]]]:
+    """A server with these answers; its address, and the logins that it saw."""
+    seen: list[Any] = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
             seen.append(self.headers.get("Authorization"))
+            status, body = answer(self.command, self.path)
+            data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Length", "0")
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
+            self.wfile.write(data)
 
         do_GET = do_POST
 
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
-    seen: list[Any] = []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
         server.shutdown()
-    assert set(seen) == {"Basic bWU6c2VjcmV0"}
 
 
 @pytest.mark.parametrize(
     ("status", "kind"), [(500, Retriable), (503, Retriable), (429, Retriable), (401, ConfigurationError)]
 )
 def test_answers_that_are_none(status: int, kind: type[Exception]) -> None:
-    with answering(status) as address, pytest.raises(kind) as caught:
-        attach_all(
-            [App("shop").topic("orders", value=Avro(Order))], SchemaRegistry(address.replace("//", "//me:secret@"))
-        )
+    made = [App("shop").topic("orders", value=Avro(Order))]
+    with serving(lambda *_: (status, "")) as (address, seen), pytest.raises(kind) as caught:
+        attach_all(made, SchemaRegistry(address.replace("//", "//me:secret@")))
+    assert set(seen) == {"Basic bWU6c2VjcmV0"}
     assert "secret" not in str(caught.value)
     assert str(status) in str(caught.value)

@@ -127,7 +127,7 @@ class SchemaRegistry:
         """See `Registry.register`."""
         path = f"/subjects/{quote(subject, safe='')}/versions"
         try:
-            return int(self._call("POST", path, _body(schema))["id"])
+            return _number(self._call("POST", path, _body(schema)), "id")
         except _Refused as error:
             if error.status == 409:
                 raise self._incompatible(subject, schema, error) from None
@@ -136,7 +136,7 @@ class SchemaRegistry:
     def look_up(self, subject: str, schema: Schema) -> int | None:
         """See `Registry.look_up`."""
         try:
-            return int(self._call("POST", f"/subjects/{quote(subject, safe='')}", _body(schema))["id"])
+            return _number(self._call("POST", f"/subjects/{quote(subject, safe='')}", _body(schema)), "id")
         except _Refused as error:
             if error.code == _NO_SUBJECT:
                 return None
@@ -150,7 +150,7 @@ class SchemaRegistry:
     def version_of(self, subject: str, schema: Schema) -> int:
         """See `Registry.version_of`."""
         try:
-            return int(self._call("POST", f"/subjects/{quote(subject, safe='')}", _body(schema))["version"])
+            return _number(self._call("POST", f"/subjects/{quote(subject, safe='')}", _body(schema)), "version")
         except _Refused as error:
             raise _misconfigured(f"subject {subject}", error) from None
 
@@ -259,6 +259,14 @@ def _refusal(error: urllib.error.HTTPError) -> _Refused:
         return _Refused(error.code, int(document.get("error_code", error.code)), str(text))
     except (ValueError, AttributeError, OSError):
         return _Refused(error.code, error.code, str(error.reason))
+
+
+def _number(answer: Any, name: str) -> int:
+    """A number of an answer. Raises `Retriable` for an answer that is not a registry's, as of a proxy."""
+    found = answer.get(name) if isinstance(answer, dict) else None
+    if not isinstance(found, int):
+        raise Retriable(f"the schema registry does not do its work: it answers {answer!r:.200}")
+    return found
 
 
 def _misconfigured(what: str, error: _Refused) -> ConfigurationError:
