@@ -12,7 +12,7 @@ import fastavro
 import hypothesis.strategies as st
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from semel import App, Avro, CloudEvent, Event, JsonSchema, Protobuf
 from semel.errors import ConfigurationError, Retriable
@@ -101,6 +101,10 @@ def test_the_wire_format() -> None:
     assert found[:] == (guid, (1,), b"data")
 
 
+anything = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@anything
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**20), min_size=1, max_size=20), st.binary(max_size=20))
 def test_what_is_framed_is_unframed(number: int, indexes: list[int], data: bytes) -> None:
     found = unframe(frame(number, indexes) + data, (), "it", is_protobuf=True)
@@ -108,6 +112,7 @@ def test_what_is_framed_is_unframed(number: int, indexes: list[int], data: bytes
     assert message_indexes(indexes)
 
 
+@anything
 @given(st.binary(max_size=30), st.binary(max_size=20), st.booleans())
 def test_any_bytes_give_a_value_or_a_data_error(data: bytes, header: bytes, with_header: bool) -> None:
     headers = [(VALUE_HEADER, header)] if with_header else []
