@@ -167,6 +167,11 @@ class Engine:
         state = "closed" if self._closed else "recovering" if self._recovery else f"{len(self._inputs)} partitions"
         return f"<Engine {self.identity} [{state}] {self._unit!r}>"
 
+    @property
+    def stopped(self) -> set[TopicPartition]:
+        """Partitions that are not worked on any more until a person has looked."""
+        return {TopicPartition(*at) for at, held in self._inputs.items() if held.stopped}
+
     # --- Life ---
 
     async def run(self) -> None:

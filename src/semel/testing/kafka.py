@@ -7,7 +7,7 @@ not: there is no group whose members could change, so every partition is ours an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from semel.broker.node import Node
@@ -158,17 +158,17 @@ class LocalConsumer(LocalReader):
         return GroupMetadata(self.group)
 
     def behind(
-        self, committed: Callable[[TopicPartition], int | None], *, pause_is_stop: bool
+        self, committed: Callable[[TopicPartition], int | None], stopped: Collection[TopicPartition]
     ) -> dict[TopicPartition, int]:
         """Partitions with work left, and how many offsets that is at most.
 
-        A processor pauses what it never reads again; with `pause_is_stop` that counts as done.
+        What has stopped counts as done; what is only paused, while a target is away, does not.
         """
         if not self._is_assigned:
             return {TopicPartition(name, -1): 0 for name in self._topics}
         found = {}
         for at, position in self._positions.items():
-            if pause_is_stop and at in self._paused:
+            if at in stopped:
                 continue
             left = self._partition(at).log.high_watermark - position
             handed, done = self._handed.get(at), committed(at)

@@ -311,7 +311,9 @@ class Rig:
         found: dict[str, dict[TopicPartition, int]] = {}
         for name, (group, committed) in self._groups.items():
             consumer = self._consumers.get(group)
-            left = {} if consumer is None else consumer.behind(committed, pause_is_stop=name not in self.app.sinks)
+            engine = self._engines[name]
+            stopped = engine.stopped if isinstance(engine, Engine) else ()
+            left = {} if consumer is None else consumer.behind(committed, stopped)
             if consumer is None or left:
                 found[name] = left
         return found
