@@ -10,7 +10,7 @@ SEEDS ?= 1000
 
 .PHONY: demo test check bench soak fuzz peers simulate clean format
 
-$(READY): requirements-dev.txt pyproject.toml hatch_build.py src/semel/wire/_codec.c
+$(READY): requirements-dev.txt pyproject.toml hatch_build.py src/semel/wire/_codec.c src/semel/processing/_quick.c
 	$(PYTHON) -c 'import sys; sys.exit("Semel needs Python 3.11 or later, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from semel.errors import ConfigurationError, SemelError
 
-__all__ = ["FAILPOINTS", "FailpointRaised", "Point", "arm_failpoints", "failpoint", "failpoint_hits"]
+__all__ = ["FAILPOINTS", "FailpointRaised", "Point", "arm_failpoints", "failpoint", "failpoint_hits", "is_armed"]
 
 
 log = logging.getLogger("semel.failpoints")
@@ -358,6 +358,11 @@ def failpoint_hits() -> dict[str, int]:
     """How often each point was passed since failpoints were armed; empty when none are."""
     with _counting:
         return dict(_hits)
+
+
+def is_armed() -> bool:
+    """Whether any point is armed in this process."""
+    return bool(_armed)
 
 
 def failpoint(name: str, file: int = -1, data: bytes | bytearray | memoryview = b"", position: int = 0) -> None:

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 
 import pytest
-from hatch_build import CannotBuild, build
 
 from semel.wire import codec, pycodec
-from tests.conftest import unavailable
+from tests.services.extensions import compiled
 
 
 @pytest.fixture(scope="session")
 def native(tmp_path_factory: pytest.TempPathFactory) -> codec.Codec:
-    """The codec in C, compiled from the source as it is now, whatever was installed."""
-    try:
-        path = build(tmp_path_factory.mktemp("codec"), "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
-    except CannotBuild as why:
-        unavailable("the record codec in C", str(why))
-    spec = spec_from_file_location("semel.wire._codec", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """The codec in C."""
+    return compiled("semel/wire/_codec", tmp_path_factory.mktemp("codec"))
 
 
 @pytest.fixture(scope="module", params=["python", "native"])

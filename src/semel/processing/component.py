@@ -79,6 +79,8 @@ class Component:
     delivery: Delivery = "exactly-once"
     latency: float | None = None
     """Seconds from a record's arrival to its committed effects, for which interval and size of units are chosen."""
+    plain: tuple[Topic[Any, Any], Callable[[Any], Any]] | None = None
+    """The input and a handler that sees its decoded records one by one and nothing else, where that is all there is."""
 
     def __post_init__(self) -> None:
         check_name(self.name, "a component")
@@ -153,6 +155,7 @@ class ProcessorSpec:
             name=self.name,
             inputs=(self.topic.name,),
             handle=self._traced(f"{app}.{self.name}") if self.trace else self._handle(),
+            plain=self._plain(),
             stores=tuple(state.name for state in self.states),
             options={state.name: state.options for state in self.states},
             ordering=self.ordering,
@@ -170,6 +173,10 @@ class ProcessorSpec:
             return follow(lambda: handle(item, stores), [record.headers for record in records], name)
 
         return traced
+
+    def _plain(self) -> tuple[Topic[Any, Any], Callable[[Any], Any]] | None:
+        more = self.states or self.batch or self.concurrency > 1 or self.trace
+        return None if more else (self.topic, self.handler)
 
     def _handle(self) -> Handle:
         decode: Callable[[Any], Any] = self.topic.decode

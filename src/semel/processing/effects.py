@@ -20,7 +20,7 @@ from semel.types import Header
 if TYPE_CHECKING:
     from semel.processing.topics import State, Topic
 
-__all__ = ["Change", "Delete", "Effect", "Produce", "Put", "Write", "begin", "lower", "perform"]
+__all__ = ["Change", "Delete", "Effect", "Produce", "Put", "Write", "begin", "lower", "perform", "take"]
 
 
 class Produce(msgspec.Struct, frozen=True):
@@ -85,7 +85,8 @@ def lower(effect: Effect) -> Write | Change:
     return effect
 
 
-def _take(effect: Any, emit: Callable[[Effect], None]) -> None:
+def take(effect: Any, emit: Callable[[Effect], None]) -> None:
+    """Hand one effect over. Raises `TypeError` for what is none."""
     if not isinstance(effect, _EFFECTS):
         raise TypeError(
             f"a handler yielded {type(effect).__name__} {effect!r:.80}, which is not an effect: "
@@ -99,7 +100,7 @@ async def _run_async_generator(result: AsyncIterable[Any], emit: Callable[[Effec
     answer = None
     async for effect in result:
         if isinstance(effect, _EFFECTS):
-            _take(effect, emit)
+            take(effect, emit)
         elif answer is None:
             answer = effect
         else:
@@ -114,7 +115,7 @@ def _run_generator(result: Generator[Any, None, Any], emit: Callable[[Effect], N
             effect = step()
         except StopIteration as end:
             return end.value
-        _take(effect, emit)
+        take(effect, emit)
 
 
 def begin(result: Any, emit: Callable[[Effect], None]) -> Any:
@@ -155,6 +156,6 @@ async def perform(result: Any, emit: Callable[[Effect], None]) -> Any:
         return await perform(await awaited, emit)
     if isinstance(result, Iterable) and not isinstance(result, str | bytes | dict):
         for effect in result:
-            _take(effect, emit)
+            take(effect, emit)
         return None
     return result

@@ -18,13 +18,14 @@ from typing import Any
 
 from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, Retriable
-from semel.failpoints import failpoint
+from semel.failpoints import failpoint, is_armed
 from semel.processing.blame import WAIT, Blame, Breaker, Kind, classify
 from semel.processing.component import Component
-from semel.processing.effects import begin, perform
+from semel.processing.effects import begin, perform, take
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX, UNIT_RECORDS_MAX
 from semel.processing.parking import park
+from semel.processing.quick import Unfinished, quick_way
 from semel.processing.scope import RecordScope
 from semel.processing.seams import Kafka
 from semel.processing.stores import Stores
@@ -70,6 +71,9 @@ class _Waiting:
     """Something of it succeeded: it flows again."""
 
 
+unarmed = failpoint
+"""The simulation puts another function in the place of `failpoint`, and wants to see every record pass it."""
+
 _UNFINISHED = Exception("the handler's call has to be awaited")
 """Stands for a call that did not come to its end."""
 
@@ -106,6 +110,7 @@ class Handling:
         self._scope = self._new_scope()
         self._partition_counts: dict[str, int] = {}
         self._most = UNIT_RECORDS_MAX
+        self._quick = quick_way(component, env.monotonic)
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._blame = Blame(env.monotonic)
@@ -282,7 +287,7 @@ class Handling:
     async def _work_in_turn(self, unit: UnitOfWork, deadline: float) -> None:
         """One call after the other."""
         monotonic = self._env.monotonic
-        is_batch, scope, inputs = self._component.batch, self._scope, self._inputs
+        is_batch, inputs = self._component.batch, self._inputs
         self._bring_back()
         now = monotonic()
         slice_end = now + SLICE_SECONDS
@@ -298,19 +303,44 @@ class Handling:
                 if is_batch:
                     await self._next_batch(unit, record, held)
                 else:
-                    error = None
-                    if not self._is_held_up(unit, record, held):
-                        error = self._begin(unit, (record,), scope)
-                        if error is _UNFINISHED:
-                            error = await self._finish((record,), scope)
-                    if self._take(unit, (record,), held, scope, error):
-                        self.pending.popleft()
+                    until = min(deadline, slice_end) if now < deadline else slice_end
+                    await self._next_records(unit, held, until)
             except _Later as later:
                 await self._put_off(unit, later)
             now = monotonic()
             if now >= slice_end:
                 await asyncio.sleep(0)
                 slice_end = monotonic() + SLICE_SECONDS
+
+    async def _next_records(self, unit: UnitOfWork, held: Input, until: float) -> None:
+        """Work on the first pending record, or in the quick way on as many as there are, up to the time `until`."""
+        given: Unfinished | None = None
+        error: Exception | None = None
+        if self._quick is not None and self._is_plain(unit, held):
+            try:
+                rest = self._quick.work(self.pending, held, unit, self._partition_counts, until, self._most)
+                if rest is True:
+                    return
+                given = rest or None
+            except Fenced:
+                raise
+            except Exception as problem:
+                error = self._at_fault((self.pending[0],), problem)
+        record, scope = self.pending[0], self._scope
+        if error is None and not self._is_held_up(unit, record, held):
+            error = self._begin(unit, (record,), scope, given)
+            if error is _UNFINISHED:
+                error = await self._finish((record,), scope)
+            if given is not None and self._quick is not None:
+                self._quick.learn(given.effects)
+        if self._take(unit, (record,), held, scope, error):
+            self.pending.popleft()
+
+    def _is_plain(self, unit: UnitOfWork, held: Input) -> bool:
+        """Whether nothing is expected of a record but its outputs."""
+        is_watched = is_armed() or failpoint is not unarmed or unit.provenance is not None
+        is_in_trouble = self._is_troubled or self._careful or self._refused
+        return not (is_watched or is_in_trouble or held.parked.keys or unit.has_parked)
 
     async def _next_batch(self, unit: UnitOfWork, first: Record, held: Input) -> None:
         """Work on the pending records of the first one's partition, up to the next one of another partition.
@@ -402,15 +432,21 @@ class Handling:
         error = self._begin(unit, records, scope)
         return await self._finish(records, scope) if error is _UNFINISHED else error
 
-    def _begin(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
-        """Call the handler as `_attempt`, without the price of a coroutine; `_UNFINISHED` when something is awaited."""
+    def _begin(
+        self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope, given: Unfinished | None = None
+    ) -> Exception | None:
+        """Call the handler as `_attempt`, without the price of a coroutine; `_UNFINISHED` when something is awaited.
+
+        A call that was begun in the quick way is `given`.
+        """
         scope.begin(unit, records[-1], unit.now_ms)
         failpoint("handler.before")
         try:
             scope.expire()
-            scope.rest = begin(
-                self._component.handle(records if self._component.batch else records[0], scope), scope.emit
-            )
+            for effect in given.effects if given else ():
+                take(effect, scope.emit)
+            result = given.result if given else self._component.handle(self._seen(records), scope)
+            scope.rest = begin(result, scope.emit)
             if scope.rest is not None or not scope.check_partitions(self._partition_counts):
                 return _UNFINISHED
         except Fenced:
@@ -421,6 +457,9 @@ class Handling:
         if self._is_troubled:
             self._flows(records[0][:2])
         return None
+
+    def _seen(self, records: Sequence[Record]) -> Any:
+        return records if self._component.batch else records[0]
 
     async def _finish(self, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """What `_begin` left to be awaited."""

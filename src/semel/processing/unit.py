@@ -36,7 +36,7 @@ class UnitOfWork:
         self._partitions = partitions
         self.now_ms = now_ms
         """Milliseconds since 1970: the timestamp of outputs."""
-        self._outputs: dict[str, list[Output]] = {}
+        self.outputs: dict[str, list[Output]] = {}
         """By topic, as they came; encoded all at once when the transaction begins."""
         self.changes: Changes = {}
         self.growth: dict[tuple[str, int], int] = {}
@@ -59,12 +59,17 @@ class UnitOfWork:
         self.provenance = Provenance() if history.on() else None
 
     def __repr__(self) -> str:
-        return f"<UnitOfWork {self.records} records, {self.size} bytes, outputs for {len(self._outputs)} topics>"
+        return f"<UnitOfWork {self.records} records, {self.size} bytes, outputs for {len(self.outputs)} topics>"
 
     @property
     def is_full(self) -> bool:
         """Whether it must be committed before it takes another record."""
         return self.records >= UNIT_RECORDS_MAX or self.size >= UNIT_BYTES_MAX
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """How many records and bytes it may still take."""
+        return UNIT_RECORDS_MAX - self.records, UNIT_BYTES_MAX - self.size
 
     def add(self, records: Sequence[Record], scope: RecordScope) -> None:
         """Take in records of one partition that were worked on together, to the end."""
@@ -91,6 +96,11 @@ class UnitOfWork:
                     return True
             unit = unit.beneath
         return False
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether anything was parked in this unit or in the one beneath."""
+        return bool(self.parked) or (self.beneath is not None and self.beneath.has_parked)
 
     def parked_at(self, at: tuple[str, int]) -> ParkedKeys:
         """What this unit and the one beneath parked of a partition."""
@@ -126,6 +136,12 @@ class UnitOfWork:
     def _count(self, record: Record, key: bytes | None, by: int) -> None:
         self.parked.setdefault((record.topic, record.partition), ParkedKeys()).count(key, by)
 
+    def passed(self, count: int, size: int, last: Record | None) -> None:
+        """So many records, with their outputs of so many bytes altogether, were taken in by another way."""
+        self.records += count
+        self.size += size
+        self.last = last or self.last
+
     def seal(self, changelogs: Mapping[str, str]) -> Iterator[tuple[TopicPartition, BatchBuilder]]:
         """Every batch of the transaction: the outputs, and the last change of each key for its changelog."""
         for (store, partition), changed in self.changes.items():
@@ -133,7 +149,7 @@ class UnitOfWork:
             for key, entry in changed.items():
                 value, written_ms = (None, self.now_ms) if entry is None else entry
                 self._append(Write(topic, key, value, (), partition), partition, written_ms)
-        for topic, outputs in self._outputs.items():
+        for topic, outputs in self.outputs.items():
             # Whatever goes to a topic that no handler names (changelogs, park topics) says where it goes.
             count = self._partitions.get(topic) or 1 + max(output[0] or 0 for output in outputs)
             for partition, builder in encode_batches(outputs, count, BATCH_BYTES_MAX):
@@ -174,9 +190,9 @@ class UnitOfWork:
             partition = input_partition % self._partitions[topic]
         output = (partition, key, write.value, timestamp_ms, write.headers)
         try:
-            self._outputs[topic].append(output)
+            self.outputs[topic].append(output)
         except KeyError:
-            self._outputs[topic] = [output]
+            self.outputs[topic] = [output]
         self.size += write_size(write)
 
 
