@@ -321,6 +321,27 @@ def _left_before_joining(program: Program, at: int, ours: Any, kafka: Any) -> bo
     return bool(ours | {"answers": None} == kafka | {"answers": None} and codes[0] == codes[1])
 
 
+def _another_leader(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """The leader left while others join: they are told the same, but for who of them leads."""
+    if program[at][0] not in ("leave", "join") or not isinstance(ours, dict) or not isinstance(kafka, dict):
+        return False
+    if not any(name == "leave" for name, _ in program[: at + 1]):
+        return False
+
+    def rest(answer: Any) -> Any:
+        blank = {"leader": None, "members": None}
+        told = {
+            slot: {name: blank.get(name, value) for name, value in one.items()}
+            for slot, one in answer["answers"].items()
+        }
+        return answer | {"answers": told}
+
+    def members(answer: Any) -> list[Any]:
+        return [one["members"] for one in answer["answers"].values() if one.get("members")]
+
+    return bool(rest(ours) == rest(kafka) and len(members(ours)) == 1 and members(ours) == members(kafka))
+
+
 def _group_of_nobody(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """A JoinGroup without a protocol type: refused by both."""
     return bool(
@@ -585,6 +606,12 @@ DELIBERATE: tuple[Deliberate, ...] = (
         _left_before_joining,
         parts=True,
         hidden=True,
+    ),
+    Deliberate(
+        "who leads next",
+        "When a leader leaves, whoever joined first of those that are left leads; Apache Kafka takes any of them.",
+        _another_leader,
+        parts=True,
     ),
     Deliberate(
         "a group of nobody",
