@@ -15,7 +15,7 @@ from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["KAFKA_ADDRESS", "Settings", "codec_choice", "database_variable", "read_properties"]
+__all__ = ["KAFKA_ADDRESS", "Settings", "codec_choice", "database_variable", "quick_choice", "read_properties"]
 
 KAFKA_ADDRESS = "kafka.address"
 """A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
@@ -137,6 +137,14 @@ def codec_choice() -> str:
     if choice not in ("", "native", "python"):
         raise ConfigurationError(f"SEMEL_CODEC={choice!r} is neither native nor python.")
     return choice
+
+
+def quick_choice() -> bool:
+    """Whether SEMEL_QUICK asks for the inner loop in C. Raises `ConfigurationError`. Asked once in a process."""
+    choice = os.environ.get("SEMEL_QUICK", "")
+    if choice not in ("", "on", "off"):
+        raise ConfigurationError(f"SEMEL_QUICK={choice!r} is neither on nor off.")
+    return choice == "on"
 
 
 def database_variable(name: str) -> str:

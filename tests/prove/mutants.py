@@ -88,10 +88,10 @@ MUTANTS: tuple[Mutant, ...] = (
         "^unit.after_produce:kill:second",
     ),
     _mutant(
-        "no state is restored",
+        "state is not brought up to date",
         "processing/restore.py",
-        "    if restore:\n        await _restore(",
-        "    if restore and False:\n        await _restore(",
+        "                store.restored(record.key, None if value is None else Entry(value, record.timestamp_ms))\n",
+        "                store.restored\n",
         "^unit.before_produce:kill",
     ),
     _mutant(

@@ -4,6 +4,9 @@ It is for processors without state, batches or concurrency, whose handler is a p
 keys of str or bytes and values that msgspec reads. It works on the neighbouring records of one partition and stops at
 the first that needs more: damaged data, an effect with headers or without a key, a topic that is seen for the first
 time, something to await. `handling.py` goes on from there, and does everything itself where there is no extension.
+
+It is at work with SEMEL_QUICK=on only: a campaign's history, failpoints and the simulation need the general way, so
+what proves the engine does not yet prove this.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from semel.processing.inputs import Input
 from semel.processing.limits import OUTPUT_BYTES_MAX
 from semel.processing.topics import Topic
 from semel.processing.unit import UnitOfWork
+from semel.settings import quick_choice
 from semel.types import Record
 from semel.wire.codec import chosen
 
@@ -36,7 +40,7 @@ class Unfinished(NamedTuple):
 
 
 def _native() -> Callable[..., Any] | None:
-    if chosen.name != "native":  # Who wants Python alone, or has no compiler.
+    if not quick_choice() or chosen.name != "native":  # Nobody asked, or wants Python alone, or has no compiler.
         return None
     try:
         found: Callable[..., Any] = import_module("semel.processing._quick").run
