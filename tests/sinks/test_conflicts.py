@@ -49,7 +49,7 @@ def test_a_deadlock_of_two_sinks_is_resolved(postgres: PostgresServer) -> None:
         thread.join(30)
     assert applied == [Applied(1, 0, 1), Applied(1, 0, 1)]
     assert ledger.rows(url, "SELECT hits FROM account") == [(2,), (2,)]
-    assert len(tries) == 3, "PostgreSQL ends one of the two, and that one is repeated"
+    assert len(tries) >= 3, "PostgreSQL ends one of the two, and that one is repeated, on a busy machine more than once"
     assert ledger.parked(url) == []
 
 
