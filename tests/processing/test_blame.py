@@ -19,6 +19,7 @@ from semel.processing.engine import Engine
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from tests.processing.fake_kafka import FakeKafka
+from tests.processing.test_engine import run_until
 
 PARK = "a.semel.park.in"
 
@@ -67,18 +68,7 @@ class Target:
             app.processor(source, name="p")(lambda record: one(record))
         settings = Settings(instance="test", commit_interval_ms=20)
         engine = Engine(app.components()[0], "unused", settings, Env(), Metrics(), kafka=self.kafka)
-
-        async def until() -> None:
-            running = asyncio.create_task(engine.run())
-            try:
-                async with asyncio.timeout(timeout):
-                    while not (done() or running.done()):
-                        await asyncio.sleep(0.001)
-            finally:
-                await engine.drain()
-            await running
-
-        asyncio.run(until())
+        asyncio.run(run_until(engine, done, timeout))
 
     def through(self) -> bool:
         return self.kafka.lag("in") == 0

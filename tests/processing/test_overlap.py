@@ -117,6 +117,16 @@ class Held:
         asyncio.run(main())
 
 
+def noting(seen: list[int]) -> Callable[[Any, Any], Any]:
+    """A handler that copies, and notes what it saw."""
+
+    def handle(record: Any, target: Any) -> Any:
+        seen.append(record.value)
+        yield target.record(record.key, record.value)
+
+    return handle
+
+
 def more(kafka: FakeKafka, first: int, last: int, keys: int = 5) -> None:
     for number in range(first, last):
         kafka.append("in", b"k%d" % (number % keys), b"%d" % number, partition=number % keys % 2)
@@ -125,10 +135,6 @@ def more(kafka: FakeKafka, first: int, last: int, keys: int = 5) -> None:
 def test_the_next_records_are_worked_on_and_nothing_of_them_is_sent() -> None:
     kafka = kafka_with(10)
     seen: list[int] = []
-
-    def handle(record: Any, target: Any) -> Any:
-        seen.append(record.value)
-        yield target.record(record.key, record.value)
 
     async def scenario(held: Held) -> None:
         await held.flying()
@@ -141,7 +147,7 @@ def test_the_next_records_are_worked_on_and_nothing_of_them_is_sent() -> None:
         await held.finished()
         assert held.begun == 2, "what gathered meanwhile is one transaction"
 
-    Held(kafka, app_with(handle)).play(scenario)
+    Held(kafka, app_with(noting(seen))).play(scenario)
     assert copied(kafka) == everything(20)
     assert len(seen) == 20, "nothing was worked on twice"
 
@@ -326,10 +332,6 @@ def test_a_full_unit_waits_for_the_one_that_is_on_its_way(monkeypatch: pytest.Mo
     kafka = kafka_with(50)
     seen: list[int] = []
 
-    def handle(record: Any, target: Any) -> Any:
-        seen.append(record.value)
-        yield target.record(record.key, record.value)
-
     async def scenario(held: Held) -> None:
         await held.flying()
         await held.until(lambda: len(seen) == 14)
@@ -339,7 +341,7 @@ def test_a_full_unit_waits_for_the_one_that_is_on_its_way(monkeypatch: pytest.Mo
         held.land()
         await held.finished()
 
-    Held(kafka, app_with(handle)).play(scenario)
+    Held(kafka, app_with(noting(seen))).play(scenario)
     assert copied(kafka) == everything(50)
 
 

@@ -27,6 +27,7 @@ from semel.processing.parklog import OUTCOME, Command, Outcome, ParkLog, command
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
 from tests.processing.fake_kafka import FakeBatch, FakeKafka, FakeReader
+from tests.processing.test_engine import run_until
 
 IN0 = TopicPartition("in", 0)
 PARK = "a.semel.park.in"
@@ -84,18 +85,7 @@ class World:
 
     def run(self, done: Callable[[], bool], settings: Settings = SETTINGS, timeout: float = 10.0) -> Engine:
         engine = Engine(self.component(), "unused", settings, Env(), Metrics(), kafka=self.kafka)
-
-        async def until() -> None:
-            running = asyncio.create_task(engine.run())
-            try:
-                async with asyncio.timeout(timeout):
-                    while not (done() or running.done()):
-                        await asyncio.sleep(0.001)
-            finally:
-                await engine.drain()
-            await running
-
-        asyncio.run(until())
+        asyncio.run(run_until(engine, done, timeout))
         return engine
 
     def through(self) -> bool:
