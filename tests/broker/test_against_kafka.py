@@ -14,6 +14,7 @@ from semel.wire.messages import decode_response, encode_request
 from semel.wire.records import BatchBuilder
 from tests.broker.core import batch
 from tests.conftest import Address
+from tests.moment import NOW_MS
 from tests.services.kafka import KafkaNode
 
 ON_PURPOSE = {
@@ -260,7 +261,7 @@ def batches(probe: Probe) -> None:
         probe.note(step, probe.produce(name, data, acks=acks))
     builder = BatchBuilder()
     for key in (b"1", None, b"2", None):
-        builder.append(key, b"v", 1_700_000_000_000)
+        builder.append(key, b"v", NOW_MS)
     for version in (7, 8, 9, 12):
         partitions = [{"index": 0, "records": bytes(builder.build())}]
         topic_data = [{"name": probe.topic("keys"), "partition_data": partitions}]

@@ -16,6 +16,7 @@ from semel.client.producer import TransactionalProducer
 from semel.errors import AbortTransaction, OutcomeUnknown
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 from tests.prove.test_faults_transactions import read_all
 from tests.services.broker import BrokerProcess
 
@@ -52,7 +53,7 @@ def test_a_broker_without_memory_ends_and_nothing_hangs_behind_it(tmp_path: Path
 
     async def commit(producer: TransactionalProducer, number: int) -> None:
         builder = BatchBuilder()
-        builder.append(None, str(number).encode(), 1_700_000_000_000)
+        builder.append(None, str(number).encode(), NOW_MS)
         try:
             producer.begin()
             await producer.produce(*AT, builder)

@@ -18,6 +18,7 @@ from semel.client.producer import Producer, TransactionalProducer
 from semel.errors import AbortTransaction, ConfigurationError, Fatal, Fenced, Retriable
 from semel.types import GroupMetadata, Record, TopicPartition
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 
 
 class Cluster:
@@ -74,7 +75,7 @@ def run(address: Any, test: Callable[[Cluster], Awaitable[None]]) -> None:
 def records(*values: str, headers: tuple[tuple[str, bytes | None], ...] = ()) -> BatchBuilder:
     builder = BatchBuilder()
     for value in values:
-        builder.append(b"key", value.encode(), 1_700_000_000_000, headers)
+        builder.append(b"key", value.encode(), NOW_MS, headers)
     return builder
 
 
@@ -113,10 +114,10 @@ def test_a_record_keeps_key_value_headers_and_time(any_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         producer = Producer(cluster.client)
         await producer.start()
-        sent = await producer.send(cluster.topic, 1, b"k", None, [("a", b"1"), ("b", None)], 1_700_000_000_123)
+        sent = await producer.send(cluster.topic, 1, b"k", None, [("a", b"1"), ("b", None)], NOW_MS + 123)
         assert sent.offset == 0
         (record,) = await cluster.read()
-        assert record == Record(cluster.topic, 1, 0, 1_700_000_000_123, b"k", None, (("a", b"1"), ("b", None)))
+        assert record == Record(cluster.topic, 1, 0, NOW_MS + 123, b"k", None, (("a", b"1"), ("b", None)))
         await producer.close()
 
     run(any_broker, test)

@@ -19,6 +19,7 @@ from semel.client.producer import Producer, TransactionalProducer
 from semel.errors import AbortTransaction, OutcomeUnknown, Retriable
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 from tests.services.kafka import free_port
 
 KILLS = 6
@@ -64,7 +65,7 @@ async def transactions(client: KafkaClient, ledger: Ledger, stop: asyncio.Event)
             producer.begin()
             for part, value in enumerate(sorted(values)):
                 builder = BatchBuilder()
-                builder.append(None, value.encode(), 1_700_000_000_000)
+                builder.append(None, value.encode(), NOW_MS)
                 await producer.produce("out", part % 2, builder)
             await producer.send_offsets({INPUT: number}, GroupMetadata("kills"))
             await producer.end_transaction(number % 5 != 0)

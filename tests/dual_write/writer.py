@@ -31,6 +31,7 @@ from semel.client.producer import TransactionalProducer
 from semel.errors import Fenced, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import arm_failpoints
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 
 TRANSACTIONAL_ID = "dual-write"
 TOPIC = "dual"
@@ -167,7 +168,7 @@ def report(plan: Plan, **what: object) -> None:
 
 def part(token: str) -> BatchBuilder:
     builder = BatchBuilder()
-    builder.append(None, token.encode(), 1_700_000_000_000)
+    builder.append(None, token.encode(), NOW_MS)
     return builder
 
 

@@ -15,6 +15,7 @@ from semel.client.producer import TransactionalProducer
 from semel.history import PROOF
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 
 
 class PeerClient(Protocol):
@@ -48,7 +49,7 @@ class Semel:
 
     async def produce(self, partition: TopicPartition, value: str, proof: str = "") -> None:
         builder = BatchBuilder()
-        builder.append(None, value.encode(), 1_700_000_000_000, headers_of(proof))
+        builder.append(None, value.encode(), NOW_MS, headers_of(proof))
         await self._producer.produce(*partition, builder)
         await self._producer.flush()
 

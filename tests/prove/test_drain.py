@@ -14,13 +14,14 @@ from semel.prove.drain import Drain
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
 from tests.conftest import Address
+from tests.moment import NOW_MS
 
 NO_MEMBER = -1
 
 
 def one_record() -> BatchBuilder:
     builder = BatchBuilder()
-    builder.append(b"1", b"1", 1_700_000_000_000)
+    builder.append(b"1", b"1", NOW_MS)
     return builder
 
 

@@ -20,13 +20,14 @@ from semel.prove.check.scan import Consumer, open_scan, read_in_doubt, read_posi
 from semel.sinks.sql import connect, migrate
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder, decode_records, empty_batch, rewrite_batch
+from tests.moment import NOW_MS
 from tests.prove.histories import RESPONSES, World
 
 
 def batch(*values: bytes, proof: str = "") -> BatchBuilder:
     builder = BatchBuilder()
     for value in values:
-        builder.append(b"k", value, 1_700_000_000_000, (("semel-proof", proof.encode()),) if proof else ())
+        builder.append(b"k", value, NOW_MS, (("semel-proof", proof.encode()),) if proof else ())
     return builder
 
 

@@ -24,6 +24,7 @@ from semel.sinks.contract import Unavailable
 from semel.types import TopicPartition
 from semel.wire.records import BatchBuilder
 from tests.conftest import Address
+from tests.moment import NOW_MS
 from tests.prove.test_faults_transactions import read_all
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
@@ -65,7 +66,7 @@ def test_transactions_through_a_spoilt_network_are_whole(embedded: Address, monk
             try:
                 producer.begin()
                 builder = BatchBuilder()
-                builder.append(None, value.encode(), 1_700_000_000_000)
+                builder.append(None, value.encode(), NOW_MS)
                 await producer.produce(*topic, builder)
                 await producer.end_transaction(True)
                 committed.append(value)

@@ -24,6 +24,7 @@ from semel.types import GroupMetadata, TopicPartition
 from semel.wire.messages import api_name
 from semel.wire.records import BatchBuilder
 from tests.conftest import Address
+from tests.moment import NOW_MS
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
@@ -108,7 +109,7 @@ class Lane:
             producer.begin()
             for part, value in enumerate(sorted(told.values())):
                 builder = BatchBuilder()
-                builder.append(None, value.encode(), 1_700_000_000_000)
+                builder.append(None, value.encode(), NOW_MS)
                 await producer.produce(*self.partitions[part % PARTITIONS], builder)
                 if late is not None and part == 0:
                     await producer.flush()

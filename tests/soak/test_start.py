@@ -14,6 +14,7 @@ import pytest
 from semel.broker.embedded import EmbeddedBroker
 from semel.broker.node import Node
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 
 PARTITIONS = 1000
 BATCHES = 10
@@ -25,7 +26,7 @@ def fill(data: Path) -> None:
     """A hundred megabytes of idempotent batches of 10 KB."""
     builder = BatchBuilder()
     for number in range(10):
-        builder.append(b"key %d" % number, bytes(1000), 1_700_000_000_000)
+        builder.append(b"key %d" % number, bytes(1000), NOW_MS)
 
     def write(node: Node) -> None:
         for partition in node.topics.create("t", PARTITIONS, {}).partitions:
