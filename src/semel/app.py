@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
+from semel.databases.spec import DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
-from semel.sinks.spec import DatabaseSpec, SinkSpec
+from semel.sinks.spec import SinkSpec
 
 __all__ = ["App"]
 

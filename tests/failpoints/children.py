@@ -22,16 +22,17 @@ import msgspec
 
 import semel.broker.broker
 import semel.broker.internal
+import semel.databases.sqlite
 import semel.ingress.purge
 import semel.log.log
 import semel.processing.engine
 import semel.processing.stores
 import semel.processing.watermarks
 import semel.sinks.engine
-import semel.sinks.sql.sqlite
 from semel import App, Created, Problem
 from semel.broker.broker import serve
 from semel.broker.config import BrokerConfig
+from semel.databases.sqlite import SqliteDatabase
 from semel.env import Env
 from semel.errors import Fenced, OutcomeUnknown
 from semel.failpoints import arm_failpoints, failpoint_hits
@@ -45,7 +46,6 @@ from semel.processing.metrics import Metrics
 from semel.processing.watermarks import Watermarks
 from semel.processing.worker import Worker
 from semel.settings import Settings
-from semel.sinks.sql.sqlite import SqliteDatabase
 from tests.dual_write.writer import Plan
 from tests.dual_write.writer import run as run_writer
 
@@ -153,7 +153,7 @@ def _shorten_times() -> None:
     semel.sinks.engine.PARK_LOOK_SECONDS = 0.1
     semel.processing.watermarks.WRITE_SECONDS = 0.3
     vars(semel.processing.stores)["STATE_FRESH_SECONDS"] = 0.05
-    vars(semel.sinks.sql.sqlite)["LOCK_WAIT_SECONDS"] = 0.5
+    vars(semel.databases.sqlite)["LOCK_WAIT_SECONDS"] = 0.5
 
 
 def _doubt() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from semel.databases.processes import ProcessIdentity
 from semel.errors import ConfigurationError, Retriable
 from semel.ops.cli import main
 from semel.ops.exposition import join
@@ -15,7 +16,6 @@ from semel.ops.top import from_folder, from_url, parse, rows
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
 from semel.processing.pace import LatencyPace
-from semel.sinks.processes import ProcessIdentity
 from semel.types import TopicPartition
 
 

@@ -51,7 +51,7 @@ def test_a_process_that_starts_without_memory_is_not_taken_for_set_up_wrongly(tm
     code = (
         "from semel.ops.loading import load_app; load_app('shop:app')"
         if module == "shop"
-        else "import semel.sinks.sql.postgres"
+        else "import semel.databases.postgres"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -13,11 +13,12 @@ import pytest
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
+from semel.databases import connect
 from semel.prove.check import Evidence, Log, Position, check
 from semel.prove.check.ledgers import read_ledger, read_parked, read_prepared, read_sink_positions
 from semel.prove.check.logs import bodies, entries_of
 from semel.prove.check.scan import Consumer, open_scan, read_in_doubt, read_positions, scan_logs
-from semel.sinks.sql import connect, migrate
+from semel.sinks.sql import migrate
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder, decode_records, empty_batch, rewrite_batch
 from tests.moment import NOW_MS

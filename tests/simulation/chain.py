@@ -421,9 +421,9 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
         stack.enter_context(mock.patch("semel.processing.stores.STATE_FRESH_SECONDS", 0.05))
         stack.enter_context(mock.patch("semel.sinks.source.make_consumer", consumer))
-        stack.enter_context(mock.patch("semel.sinks.sql.postgres.psycopg.connect", world.database.connect))
+        stack.enter_context(mock.patch("semel.databases.postgres.psycopg.connect", world.database.connect))
         stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))
-        stack.enter_context(mock.patch.dict("semel.sinks.sql.postgres._SESSION", _SESSION))
+        stack.enter_context(mock.patch.dict("semel.databases.postgres._SESSION", _SESSION))
         for name, module in sorted(sys.modules.items()):
             if name.startswith("semel.") and vars(module).get("failpoint") is failpoint and name != "semel.failpoints":
                 stack.enter_context(mock.patch.object(module, "failpoint", world.reached))

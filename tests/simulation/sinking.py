@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from semel.databases.spec import DatabaseSpec
 from semel.env import Env
 from semel.processing.metrics import Metrics
 from semel.processing.topics import Topic
 from semel.settings import Settings
 from semel.sinks.engine import SinkEngine
-from semel.sinks.spec import DatabaseSpec, SinkSpec
+from semel.sinks.spec import SinkSpec
 from semel.types import TopicPartition
 from tests.simulation.workers import APP, COUNTED, Poison, is_poison
 

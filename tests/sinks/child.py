@@ -62,7 +62,7 @@ if __name__ == "__main__":
     arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""))
     history.start(os.environ.get("SEMEL_HISTORY", ""), "worker", 0)
     if "IDLE_IN_TRANSACTION" in os.environ:
-        from semel.sinks.sql import postgres
+        from semel.databases import postgres
 
         postgres._SESSION["idle_in_transaction_session_timeout"] = os.environ["IDLE_IN_TRANSACTION"]
     if "RELEASE" in os.environ:

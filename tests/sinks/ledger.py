@@ -8,13 +8,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from semel.databases import connect
+from semel.databases.database import is_missing_table
+from semel.databases.spec import DatabaseSpec
 from semel.env import Env
 from semel.processing.parklog import Command, Outcome, ParkPolicy, Verb
 from semel.processing.topics import Topic
 from semel.sinks.contract import Claim, Slice
-from semel.sinks.spec import DatabaseSpec, SinkSpec
-from semel.sinks.sql import SqlSink, connect
-from semel.sinks.sql.database import is_missing_table
+from semel.sinks.spec import SinkSpec
+from semel.sinks.sql import SqlSink
 from semel.sinks.sql.positions import PositionKey
 from semel.sinks.sql.release import insert_command, read_outcome
 from semel.types import Record, TopicPartition

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from semel import history
+from semel.databases import connect
+from semel.databases.database import is_missing_table
 from semel.errors import ConfigurationError, OutcomeUnknown
 from semel.history import Batch, BatchPart, Event, Torn
 from semel.sinks.contract import PartitionsLost, Unavailable
-from semel.sinks.sql import connect, migrate
-from semel.sinks.sql.database import is_missing_table
+from semel.sinks.sql import migrate
 from tests.services.postgres import PostgresServer
 from tests.sinks import child, ledger
 from tests.sinks.cutting_proxy import CuttingProxy, When

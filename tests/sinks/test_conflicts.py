@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from semel.databases import connect, sqlite
 from semel.sinks.contract import Applied, Unavailable
-from semel.sinks.sql import connect, sqlite
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
 from tests.sinks.ledger import a_slice, claim, partition, record

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from semel.databases import sqlite
 from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.sinks.contract import Unavailable
-from semel.sinks.sql import sqlite
 from tests.services.postgres import PostgresServer
 from tests.sinks import child, ledger
 

@@ -13,11 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 
+from semel.databases import connect, open_database
+from semel.databases.database import Cause, without_password
 from semel.env import Env
 from semel.errors import ConfigurationError
 from semel.sinks.contract import Unavailable
-from semel.sinks.sql import SqlSink, connect, list_parked, migrate, open_database
-from semel.sinks.sql.database import Cause, without_password
+from semel.sinks.sql import SqlSink, list_parked, migrate
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
 
@@ -112,7 +113,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
             raise ImportError("No module named 'psycopg'")
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "semel.sinks.sql.postgres", raising=False)
+    monkeypatch.delitem(sys.modules, "semel.databases.postgres", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_psycopg)
     with pytest.raises(ConfigurationError, match=r"semel\[postgres\]"):
         open_database("postgresql://host/db")
@@ -237,7 +238,7 @@ def test_a_session_that_is_silent_in_a_transaction_is_ended_also_after_executema
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """psycopg's pipeline leaves the server's idle timer off; a stopped process would hold its locks for ever."""
-    from semel.sinks.sql import postgres as module
+    from semel.databases import postgres as module
 
     monkeypatch.setitem(module._SESSION, "idle_in_transaction_session_timeout", "500ms")
     url = postgres.new_database()

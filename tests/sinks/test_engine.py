@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from semel.databases import connect
 from semel.env import Env
 from semel.errors import ConfigurationError, Fatal
 from semel.processing.metrics import Metrics
@@ -19,7 +20,7 @@ from semel.sinks import engine as engine_module
 from semel.sinks.contract import Applied, Claim, Slice, Stop, Unavailable
 from semel.sinks.engine import SinkEngine
 from semel.sinks.spec import SinkSpec
-from semel.sinks.sql import SqlSink, connect
+from semel.sinks.sql import SqlSink
 from semel.types import TopicPartition
 from tests.sinks import ledger
 from tests.sinks.fake_source import FakeSource

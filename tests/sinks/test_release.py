@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from semel import history
+from semel.databases import connect
 from semel.errors import OutcomeUnknown
 from semel.processing.parklog import ParkPolicy
 from semel.sinks import engine as engine_module
 from semel.sinks.contract import Applied, PartitionsLost, Unavailable
-from semel.sinks.sql import SqlSink, connect
+from semel.sinks.sql import SqlSink
 from semel.sinks.sql import sink as sink_module
 from tests.sinks import child, ledger
 from tests.sinks.ledger import a_slice, claim, count_all, record

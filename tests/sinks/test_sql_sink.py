@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from semel.databases import connect
 from semel.sinks.contract import Applied, PartitionsLost, PartitionsStopped, Stop, StopReason, Unavailable
-from semel.sinks.sql import connect, list_parked
+from semel.sinks.sql import list_parked
 from tests.sinks import ledger
 from tests.sinks.ledger import a_slice, claim, partition, record
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from semel.databases.database import Database, open_database, without_password
 from semel.errors import Retriable, SemelError
 from semel.sinks.sql import migrate as run_migration
-from semel.sinks.sql.database import Database, open_database, without_password
 
 __all__ = ["connected", "migrate"]
 

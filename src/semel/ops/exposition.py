@@ -14,9 +14,9 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from semel.databases.processes import ProcessIdentity, is_alive
 from semel.processing.files import replace_file
 from semel.processing.metrics import Metrics
-from semel.sinks.processes import ProcessIdentity, is_alive
 
 __all__ = ["PUBLISH_SECONDS", "join", "publishing", "read_others"]
 

@@ -11,10 +11,10 @@ from typing import NamedTuple
 from semel.app import REQUESTS, App
 from semel.client.admin import Admin
 from semel.client.consumer import Reader
+from semel.databases import connect
+from semel.databases.database import is_missing_table
 from semel.errors import OutcomeUnknown, Retriable
 from semel.ingress.requests import requests_topic
-from semel.sinks.sql import connect
-from semel.sinks.sql.database import is_missing_table
 from semel.types import TopicPartition
 
 __all__ = ["Consumes", "Drain", "consumers_of"]

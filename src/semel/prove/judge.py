@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from semel.app import App
+from semel.databases import connect
 from semel.history import read_history
 from semel.prove.campaign import Campaign, Observed
 from semel.prove.check import Findings, check, timelines
@@ -15,7 +16,6 @@ from semel.prove.inputs import InputSource, checksum
 from semel.prove.plan import Accepted
 from semel.prove.proof import Proof, versions
 from semel.prove.tally import tally
-from semel.sinks.sql import connect
 
 __all__ = ["ask_the_plan", "judge"]
 

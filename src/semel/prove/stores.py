@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semel.app import App
+from semel.databases.database import Database, open_database, without_password
 from semel.errors import ConfigurationError, Retriable
 from semel.settings import database_variable
-from semel.sinks.sql.database import Database, open_database, without_password
 
 __all__ = ["check_empty", "choose_databases", "describe", "sqlite_files"]
 

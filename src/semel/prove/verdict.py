@@ -18,13 +18,13 @@ import msgspec
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
+from semel.databases import connect
+from semel.databases.database import is_missing_table
 from semel.errors import Retriable, SemelError
 from semel.prove.check.findings import Findings
 from semel.prove.check.totals import Effect, check_effects, check_totals
 from semel.prove.purchases import Expected, Purchase
 from semel.settings import Settings
-from semel.sinks.sql import connect
-from semel.sinks.sql.database import is_missing_table
 from semel.types import Record, TopicPartition
 
 __all__ = ["Found", "Ledger", "Verdict", "Witness", "judge"]

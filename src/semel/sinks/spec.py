@@ -1,4 +1,4 @@
-"""What an app declares about its databases and sinks. Values only: nothing here connects to anything."""
+"""What an app declares about its sinks. Values only: nothing here connects to anything."""
 
 from __future__ import annotations
 
@@ -6,24 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from semel.databases.spec import DatabaseSpec
 from semel.processing.topics import Topic
 
-__all__ = ["DatabaseSpec", "SinkHandler", "SinkSpec"]
+__all__ = ["SinkHandler", "SinkSpec"]
 
 SinkHandler = Callable[[Sequence[Any], Any], None]
 """`handler(records, db)`: `records` are decoded, `db` offers execute, executemany and query inside the transaction."""
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSpec:
-    """A database of the app: `sqlite:///PATH`, `sqlite:////ABSOLUTE/PATH` or `postgresql://...`.
-
-    `schema` is SQL that may run again at every start: `CREATE TABLE IF NOT EXISTS ...; ...`.
-    """
-
-    name: str
-    url: str
-    schema: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 
 from semel.app import App
+from semel.databases.database import connect
 from semel.env import wall_ms
 from semel.errors import ConfigurationError
 from semel.ingress.requests import requests_topic
@@ -27,7 +28,6 @@ from semel.processing.faults import Fault
 from semel.processing.parklog import ParkLog, Waiting
 from semel.processing.serdes.prepare import attach_all
 from semel.processing.topics import InputRecord, State, Topic
-from semel.sinks.sql.database import connect
 from semel.sinks.sql.parking import ParkedRow, list_parked
 from semel.testing.loop import VirtualLoop
 from semel.testing.reading import read_topic, topic_names

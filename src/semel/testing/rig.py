@@ -24,6 +24,7 @@ from semel.broker.node import Node
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.producer import Producer
+from semel.databases.sqlite import SqliteDatabase
 from semel.env import Env
 from semel.errors import ConfigurationError, SemelError
 from semel.processing.component import Component
@@ -35,7 +36,6 @@ from semel.settings import Settings
 from semel.sinks.engine import SinkEngine
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql.sink import SqlSink
-from semel.sinks.sql.sqlite import SqliteDatabase
 from semel.testing.handlers import Report, watch
 from semel.testing.kafka import Committed, LocalConsumer, LocalKafka, LocalSource
 from semel.testing.loop import HOST, PORT, InlineExecutor, VirtualLoop

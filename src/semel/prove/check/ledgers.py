@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from semel.databases.database import Database, connect, is_missing_table
 from semel.processing.parklog import Outcome
 from semel.prove.check.evidence import InDoubt, LedgerRow, ParkedRow, Position
-from semel.sinks.sql.database import Database, connect, is_missing_table
 from semel.types import TopicPartition
 
 __all__ = ["read_ledger", "read_parked", "read_prepared", "read_sink_positions"]

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import msgspec
 
 from semel import history
+from semel.databases.database import Database
 from semel.errors import OutcomeUnknown
 from semel.history import Batch, BatchPart, Outcome
-from semel.sinks.sql.database import Database
 from semel.types import TopicPartition
 
 __all__ = ["Audit", "Given"]

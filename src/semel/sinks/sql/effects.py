@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from semel.databases.database import Cause, Database, Parameters
+from semel.databases.statements import StatementRefused, check_handler_statement
 from semel.failpoints import failpoint
-from semel.sinks.sql.database import Cause, Database, Parameters
-from semel.sinks.sql.statements import StatementRefused, check_handler_statement
 
 __all__ = ["Effects"]
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from semel.databases.database import Database, is_missing_table
 from semel.processing.faults import Fault
 from semel.sinks.contract import PartitionsStopped, Stop, StopReason
-from semel.sinks.sql.database import Database, is_missing_table
 from semel.sinks.sql.positions import PositionKey
 from semel.types import Record, TopicPartition
 

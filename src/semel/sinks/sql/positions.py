@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from semel.databases.database import Database
 from semel.sinks.contract import Claim, Stop, StopReason
-from semel.sinks.sql.database import Database
 
 __all__ = ["PositionKey", "PositionRow", "advance", "owners", "read", "take_over"]
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from semel import history
+from semel.databases.database import Database
 from semel.processing.faults import Fault, build_at_least
 from semel.processing.parklog import Command, Failed, Outcome, ParkPolicy
-from semel.sinks.sql.database import Database
 from semel.sinks.sql.positions import PositionKey
 from semel.types import Header, Record
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
 from semel import history
+from semel.databases.database import Cause, Database, is_missing_table, open_database, without_password
+from semel.databases.processes import ProcessIdentity, kill_if_stopped
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
@@ -21,11 +23,9 @@ from semel.history import BatchPart
 from semel.processing.parklog import ParkPolicy
 from semel.processing.shortage import Shortages
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
-from semel.sinks.processes import ProcessIdentity, kill_if_stopped
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import positions
 from semel.sinks.sql.audit import Audit, Given
-from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, without_password
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from semel.databases.database import Cause, Database, is_missing_table, open_database, title_of, without_password
 from semel.errors import ConfigurationError
-from semel.sinks.sql.database import Cause, Database, is_missing_table, open_database, title_of, without_password
 
 __all__ = ["check_tables", "migrate", "schema_sql"]
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from semel.databases.database import LOCK_WAIT_SECONDS, Cause, Database, Parameters
+from semel.databases.processes import lock_holder
+from semel.databases.statements import split_statements
 from semel.errors import ConfigurationError, OutcomeUnknown
-from semel.sinks.processes import lock_holder
-from semel.sinks.sql.database import LOCK_WAIT_SECONDS, Cause, Database, Parameters
-from semel.sinks.sql.statements import split_statements
 
 __all__ = ["SqliteDatabase"]
 

@@ -134,10 +134,10 @@ def title_of(url: str) -> str:
 def open_database(url: str) -> Database:
     """The database of a URL, not yet connected. Raises `ConfigurationError` for one that Semel does not know."""
     if title_of(url) == "SQLite":
-        from semel.sinks.sql.sqlite import SqliteDatabase
+        from semel.databases.sqlite import SqliteDatabase
 
         return SqliteDatabase(url)
-    from semel.sinks.sql.postgres import PostgresDatabase
+    from semel.databases.postgres import PostgresDatabase
 
     return PostgresDatabase(url)
 

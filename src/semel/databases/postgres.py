@@ -6,9 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import Any
 
-from semel.errors import ConfigurationError, OutcomeUnknown
-from semel.processing.shortage import is_shortage
-from semel.sinks.sql.database import (
+from semel.databases.database import (
     IDLE_IN_TRANSACTION_SECONDS,
     STATEMENT_SECONDS,
     Cause,
@@ -16,7 +14,9 @@ from semel.sinks.sql.database import (
     Parameters,
     without_password,
 )
-from semel.sinks.sql.statements import placeholders_for_psycopg
+from semel.databases.statements import placeholders_for_psycopg
+from semel.errors import ConfigurationError, OutcomeUnknown
+from semel.processing.shortage import is_shortage
 
 try:
     import psycopg

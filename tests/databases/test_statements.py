@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semel.sinks.sql import connect
-from semel.sinks.sql.sqlite import _whole_statements
-from semel.sinks.sql.statements import (
+from semel.databases import connect
+from semel.databases.sqlite import _whole_statements
+from semel.databases.statements import (
     StatementRefused,
     check_handler_statement,
     placeholders_for_psycopg,

@@ -1,0 +1,19 @@
+"""What an app declares about its databases. Values only: nothing here connects to anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DatabaseSpec"]
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSpec:
+    """A database of the app: `sqlite:///PATH`, `sqlite:////ABSOLUTE/PATH` or `postgresql://...`.
+
+    `schema` is SQL that may run again at every start: `CREATE TABLE IF NOT EXISTS ...; ...`.
+    """
+
+    name: str
+    url: str
+    schema: str | None = None
