@@ -397,13 +397,15 @@ class PartitionLog(ReadableLog):
         self._snapshot(durable=True)
         return segment
 
-    def _snapshot(self, *, durable: bool) -> None:
+    def _snapshot(self, *, durable: bool, closing: bool = False) -> None:
         """Write a snapshot. It only saves time at the next start, so a failure is no more than noted."""
         try:
             if not durable and not disk.boot_id():
                 disk.sync(self._segments[-1].file)
                 durable = True
-            self._snapshot_size = write_snapshot(self.directory, self._state, self._segments, durable=durable)
+            self._snapshot_size = write_snapshot(
+                self.directory, self._state, self._segments, durable=durable, sync=durable and not closing
+            )
         except OSError as problem:
             _log.warning("no snapshot of %s-%d: %s", self.topic, self.partition, problem)
         self._new_bytes = self._new_batches = 0
@@ -422,7 +424,9 @@ class PartitionLog(ReadableLog):
         """Bring everything to the disk, with a snapshot, so that the next start reads nothing."""
         if self._failure is None and (self._new_batches or self._snapshot_size):
             self.flush()
-            self._snapshot(durable=True)
+            # The snapshot itself is left to the kernel: two syncs less for each of thousands of partitions, and what a
+            # loss of power right after a clean stop costs is that the end of the log is read.
+            self._snapshot(durable=True, closing=True)
         for segment in self._segments:
             segment.close()
 

@@ -90,10 +90,12 @@ def _size(directory: Path, base_offset: int) -> int:
     return -1 if size is None else size
 
 
-def write_snapshot(directory: Path, state: PartitionState, segments: list[Segment], *, durable: bool) -> int:
+def write_snapshot(
+    directory: Path, state: PartitionState, segments: list[Segment], *, durable: bool, sync: bool
+) -> int:
     """Write a snapshot at the log's end and delete those that it makes useless. Returns its size. Raises OSError.
 
-    `durable` says that every byte of the log has been synced.
+    `durable` says that every byte of the log has been synced; with `sync` the snapshot's own file is, too.
     """
     active = segments[-1]
     assert active.index is not None
@@ -107,7 +109,7 @@ def write_snapshot(directory: Path, state: PartitionState, segments: list[Segmen
     )
     payload = msgspec.msgpack.encode(snapshot)
     failpoint("log.before_snapshot")
-    write_checked(_path(directory, state.log_end_offset), payload, durable=durable)
+    write_checked(_path(directory, state.log_end_offset), payload, durable=sync)
     failpoint("log.after_snapshot")
     # The one at the start of the active segment stays: it is the next best should the newest not count.
     keep = {_path(directory, state.log_end_offset), _path(directory, active.base_offset)}
