@@ -243,10 +243,18 @@ class App:
         return register
 
     def sink(
-        self, topic: Topic[Any, Any], database: DatabaseSpec, *, name: str | None = None
+        self,
+        topic: Topic[Any, Any],
+        database: DatabaseSpec,
+        *,
+        delivery: Delivery = "exactly-once",
+        name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a sink: `handler(records, db)` writes a batch to the database, in one database transaction with the
         position in `topic`.
+
+        `delivery` other than "exactly-once" takes a transaction for the effects and another one for the position:
+        "at-least-once" may write effects again after a crash, "at-most-once" may lose them.
         """
 
         def register(handler: Handler) -> Handler:
@@ -262,7 +270,7 @@ class App:
                     "sink write the rows."
                 )
             _check_handler(handler, ("records", "db"), what)
-            self.sinks[title] = SinkSpec(title, topic, database, handler)
+            self.sinks[title] = SinkSpec(title, topic, database, handler, delivery=delivery)
             return handler
 
         return register

@@ -105,3 +105,14 @@ def test_a_weaker_delivery_is_named_with_what_it_costs_and_refused_where_exactly
     assert any(delivery in reason for reason in edge.weakened)
     with pytest.raises(ConfigurationError, match=delivery):
         check_required(app, [edge])
+
+
+@pytest.mark.parametrize("delivery", ["at-least-once", "at-most-once"])
+def test_the_same_for_a_sink(delivery: Any) -> None:
+    app = App("shop", require="exactly-once")
+    orders = app.topic("orders", value=Order)
+    app.sink(orders, app.database("sqlite:///x.db"), name="rows", delivery=delivery)(lambda records, db: None)
+    (edge,) = edges_of(app, 2)
+    assert edge.atomic_unit.startswith("two database transactions")
+    with pytest.raises(ConfigurationError, match=delivery):
+        check_required(app, [edge])

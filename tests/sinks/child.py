@@ -42,7 +42,7 @@ def slices(positions: dict[int, int], total: int) -> list[Slice]:
 
 
 def work(url: str, total: int) -> None:
-    sink = ledger.sink(url)
+    sink = ledger.sink(url, delivery=os.environ.get("DELIVERY", "exactly-once"))
     taken = sink.take_over([ledger.claim(part) for part in range(PARTITIONS)])
     print("taken", taken, flush=True)
     while batch := slices({part: sink.position(ledger.partition(part)) or 0 for part in range(PARTITIONS)}, total):

@@ -12,8 +12,9 @@ from typing import Any
 from semel.app import App
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
-from semel.processing.component import ProcessorSpec
+from semel.processing.component import Delivery, ProcessorSpec
 from semel.settings import Settings
+from semel.sinks.spec import SinkSpec
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
 
@@ -82,17 +83,29 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
                 weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
-    for sink in app.sinks.values():
-        kind = "SQLite" if sink.database.url.startswith("sqlite") else "PostgreSQL"
-        edges.append(
-            Edge(
-                edge=f"{sink.topic.name} -> {sink.name} ({kind})",
-                atomic_unit="one database transaction: effects, position, owner epoch",
-                fence="owner_epoch in semel_position, compared by the first statement",
-                dedup="position row",
-            )
-        )
-    return edges
+    return edges + [_sink_edge(sink) for sink in app.sinks.values()]
+
+
+_SINK_STEPS: dict[Delivery, tuple[str, str, tuple[str, ...]]] = {
+    "exactly-once": ("one database transaction: effects, position, owner epoch", "position row", ()),
+    "at-least-once": (
+        "two database transactions: effects, then position and parked records; the owner epoch in both",
+        "none",
+        ("effects are written again after a crash between effects and position (delivery='at-least-once')",),
+    ),
+    "at-most-once": (
+        "two database transactions: position, then effects and parked records; the owner epoch in both",
+        "position row",
+        ("effects and parked records are lost in a crash between position and effects (delivery='at-most-once')",),
+    ),
+}
+
+
+def _sink_edge(sink: SinkSpec) -> Edge:
+    kind = "SQLite" if sink.database.url.startswith("sqlite") else "PostgreSQL"
+    unit, dedup, breaks = _SINK_STEPS[sink.delivery]
+    fence = "owner_epoch in semel_position, compared by the first statement"
+    return Edge(f"{sink.topic.name} -> {sink.name} ({kind})", unit, fence, dedup, weakened=breaks, breaks=breaks)
 
 
 _STEPS = {

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from semel.databases.spec import DatabaseSpec
+from semel.errors import ConfigurationError
+from semel.processing.component import DELIVERIES, Delivery
 from semel.processing.topics import Topic
 
 __all__ = ["SinkHandler", "SinkSpec"]
@@ -33,6 +35,15 @@ class SinkSpec:
     """A partition stops when more of its keys than this are parked."""
     max_parked_records: int = 100_000
     """A partition stops when more of its records than this are parked."""
+
+    delivery: Delivery = "exactly-once"
+    """What a crash may cost: nothing, effects that are written again, or effects that are not written."""
+
+    def __post_init__(self) -> None:
+        if self.delivery not in DELIVERIES:
+            raise ConfigurationError(
+                f"sink {self.name}: delivery {self.delivery!r} is none of {', '.join(DELIVERIES)}."
+            )
 
     def identity(self, app: str) -> str:
         """Names the sink in the database and is its consumer group. A new name starts anew, from the log's start."""

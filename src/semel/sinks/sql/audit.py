@@ -41,6 +41,7 @@ class Audit:
         self._attempt = history.attempt()
         self._handed: dict[TopicPartition, list[int]] = {}
         self._outcome: Outcome = "invoke"
+        self._is_told = False
 
     @contextmanager
     def call(self, database: Database, given: Sequence[Given]) -> Iterator[None]:
@@ -58,10 +59,16 @@ class Audit:
         """Offsets of one partition whose effects are in the transaction."""
         return self._handed.get(partition, [])
 
+    def begin(self, parts: list[BatchPart]) -> None:
+        """Tell the history that effects are about to be committed; once, where that takes two transactions."""
+        if not self._is_told:
+            self._is_told = True
+            history.note(Batch(type="invoke", a=self._attempt, component=self._sink, parts=parts))
+
     @contextmanager
     def told(self, parts: list[BatchPart]) -> Iterator[None]:
         """Around COMMIT: tell the history that it is tried, and how it ended."""
-        history.note(Batch(type="invoke", a=self._attempt, component=self._sink, parts=parts))
+        self.begin(parts)
         try:
             yield
         except OutcomeUnknown:

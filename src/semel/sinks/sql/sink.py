@@ -71,6 +71,8 @@ class _Move:
     from_offset: int
     to_offset: int
     items: Sequence[_Item]
+    stays_at: int | None = None
+    """Where the row stands and stays, when another transaction moves it; None when this one does."""
 
     def singles(self) -> Iterable[_Move]:
         """The same way in steps of one record."""
@@ -79,6 +81,11 @@ class _Move:
             to = self.to_offset if number == len(self.items) else item.record.offset + 1
             yield replace(self, from_offset=at, to_offset=to, items=(item,))
             at = to
+
+
+def _stays(moves: Sequence[_Move]) -> bool:
+    """Whether the transaction moves no position: a release, or effects whose position another one moves."""
+    return all(move.stays_at is not None or move.from_offset == move.to_offset for move in moves)
 
 
 class _Poison(SemelError):
@@ -141,6 +148,8 @@ class SqlSink:
         self._database = database or open_database(spec.database.url)
         self._owned: dict[TopicPartition, _Owned] = {}
         self._doubt: tuple[Sequence[_Move], Parking, Audit | None] | None = None
+        self._owing: list[_Move] = []
+        """With `at-most-once`: records behind the positions whose effects are still to be written."""
         self._shortages = Shortages(env.monotonic)
         self._is_audited = history.on()
         self._audit: Audit | None = None
@@ -172,6 +181,7 @@ class SqlSink:
 
     def close(self) -> None:
         """Close the connection; what was open is rolled back."""
+        self.release([move.partition for move in self._owing])
         self._database.close()
 
     def position(self, partition: TopicPartition) -> int | None:
@@ -185,9 +195,16 @@ class SqlSink:
         return 0 if owned is None else len(owned.parked.keys)
 
     def release(self, partitions: Iterable[TopicPartition]) -> None:
-        """Forget partitions."""
+        """Forget partitions, and with `at-most-once` what is owed of them."""
         for partition in partitions:
             self._owned.pop(partition, None)
+            for move in [move for move in self._owing if move.partition == partition]:
+                self._owing.remove(move)
+                log.error(
+                    "%s: %s is given away after its position was written: the effects of %d records from offset %d "
+                    "are lost (delivery at-most-once)",
+                    self._identity, partition, len(move.items), move.items[0].record.offset,
+                )  # fmt: skip
 
     # Taking over.
 
@@ -262,12 +279,30 @@ class SqlSink:
     def apply(self, slices: Sequence[Slice]) -> Applied:
         """One transaction for all slices; where a record is at fault, one more that finds and parks it."""
         self._connect()
-        settled = self._settle()
+        done = [self._settle(), self._pay()]
         moves = self._moves(slices)
-        if not moves:
-            return settled
-        applied = self._apply(moves)
-        return Applied(*(one + other for one, other in zip(settled, applied, strict=True)))
+        if moves and self._spec.delivery == "at-most-once":
+            done.append(self._move(moves))
+            done.append(self._pay())
+        elif moves:
+            done.append(self._apply(moves))
+        return Applied(*map(sum, zip(*done, strict=True)))
+
+    def _move(self, moves: Sequence[_Move]) -> Applied:
+        """With `at-most-once`: write the positions, and owe the effects."""
+
+        def attempt() -> Applied:
+            self._audit = None
+            return self._commit(moves, self._filled(moves, lambda *_: None))
+
+        return self._undisturbed(attempt)
+
+    def _pay(self) -> Applied:
+        """With `at-most-once`: the effects of records that the positions are behind already, each of them once at most.
+
+        What was not tried, or failed for certain, is still owed after an error; what may have been committed is not.
+        """
+        return self._apply(self._owing) if self._owing else Applied()
 
     def _moves(self, slices: Sequence[Slice]) -> list[_Move]:
         """What is still to be done of the slices, in (topic id, partition) order so that owners cannot deadlock."""
@@ -316,9 +351,13 @@ class SqlSink:
             return self._transaction([replace(move, items=(item._replace(error=poison.error),))], self._together)
 
     def _transaction(self, moves: Sequence[_Move], work: _Work) -> Applied:
+        return self._undisturbed(lambda: self._attempt(moves, work))
+
+    def _undisturbed(self, transaction: Callable[[], Applied]) -> Applied:
+        """Try again while others are in the way."""
         for attempt in range(CONFLICT_TRIES):
             try:
-                return self._attempt(moves, work)
+                return transaction()
             except _Conflict as conflict:
                 log.debug("%s: %s; trying again", self._identity, conflict)
                 self._step_aside(attempt)
@@ -329,34 +368,67 @@ class SqlSink:
         time.sleep(self._env.rng.random() * 0.01 * 2**attempt)
 
     def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
-        database = self._database
+        """One transaction. With `at-least-once` the effects are committed first and the position in a second one, which
+        also parks: a record is parked once, whatever happens to the effects."""
         self._audit = Audit(self._identity) if self._is_audited else None
+
+        def park(parking: Parking, moves: Sequence[_Move]) -> None:
+            failpoint("sink.before_park")
+            parking.write(self._database, {move.partition: move.key for move in moves}, self._env.wall_ms())
+
+        if self._spec.delivery == "at-least-once" and not _stays(moves):
+            parking = self._filled([replace(move, stays_at=move.from_offset) for move in moves], work)
+            self._commit_effects(moves, parking)
+            self._filled(moves, park, parking)
+        else:
+
+            def both(parking: Parking, moves: Sequence[_Move]) -> None:
+                work(parking, moves)
+                park(parking, moves)
+
+            parking = self._filled(moves, both)
+        return self._commit(moves, parking)
+
+    def _filled(self, moves: Sequence[_Move], work: _Work, parking: Parking | None = None) -> Parking:
+        """A transaction that is ready for COMMIT: the fence first, then the work. What it parks goes to `parking`."""
+        database = self._database
         failpoint("sink.before_begin")
         try:
             database.begin()
             failpoint("sink.before_advance")
             self._advance(moves)
             failpoint("sink.before_effects")
-            parking = self._parking(moves)
+            parking = self._parking(moves) if parking is None else parking
             work(parking, moves)
-            failpoint("sink.before_park")
-            parking.write(database, {move.partition: move.key for move in moves}, self._env.wall_ms())
             failpoint("sink.before_db_commit")
         except Exception as error:
             database.rollback()
             raise self._translated(error) from error
-        return self._commit(moves, parking)
+        return parking
+
+    def _commit_effects(self, moves: Sequence[_Move], parking: Parking) -> None:
+        """The first step of `at-least-once`: where nobody knows how it ended, it is done again."""
+        if self._audit is not None:
+            self._audit.begin(_parts(moves, parking, self._audit))
+        try:
+            self._database.commit()
+        except OutcomeUnknown as error:
+            raise Unavailable(f"{error}. Its effects will be written again (delivery at-least-once).") from error
+        except Exception as error:
+            self._database.rollback()
+            raise self._translated(error) from error
 
     def _advance(self, moves: Sequence[_Move]) -> None:
         lost: dict[TopicPartition, str] = {}
         for move in moves:
+            stays = move.stays_at
             if not positions.advance(
                 self._database,
                 move.key,
                 owner_epoch=move.owner_epoch,
-                from_offset=move.from_offset,
-                to_offset=move.to_offset,
-                records=len(move.items),
+                from_offset=move.from_offset if stays is None else stays,
+                to_offset=move.to_offset if stays is None else stays,
+                records=len(move.items) if stays is None else 0,
             ):
                 lost[move.partition] = self._why_lost(move, positions.read(self._database, move.key))
         if lost:
@@ -535,12 +607,24 @@ class SqlSink:
 
     def _accept(self, moves: Sequence[_Move], parking: Parking) -> Applied:
         self._doubt = None
+        records = sum(len(move.items) for move in moves)
         for move in moves:
             owned = self._owned.get(move.partition)
-            if owned is not None and owned.owner_epoch == move.owner_epoch:
+            if move.stays_at is not None:
+                self._paid(move)
+            elif owned is not None and owned.owner_epoch == move.owner_epoch:
                 owned.next_offset = move.to_offset
+                if self._spec.delivery == "at-most-once" and move.items:
+                    self._owing.append(replace(move, stays_at=move.to_offset))
+                    records -= len(move.items)
         parking.accept()
-        return Applied(sum(len(move.items) for move in moves), len(parking), 1)
+        return Applied(records, len(parking), 1)
+
+    def _paid(self, move: _Move) -> None:
+        """The effects up to there are written, or may be: either way not again."""
+        rest = [replace(owed, items=[item for item in owed.items if item.record.offset >= move.to_offset])
+                if owed.partition == move.partition else owed for owed in self._owing]  # fmt: skip
+        self._owing = [owed for owed in rest if owed.items]
 
     def _settle(self) -> Applied:
         """Find out how the transaction ended whose COMMIT was not answered.
@@ -553,6 +637,7 @@ class SqlSink:
         moves, parking, audit = self._doubt
         failpoint("sink.before_settle")
         ours = [move for move in moves if self._is_current(move)]
+        is_owed = any(move.stays_at is not None for move in moves)
         try:
             self._database.begin()
             rows = [positions.read(self._database, move.key, lock=True) for move in ours]
@@ -566,20 +651,26 @@ class SqlSink:
         for move, row in zip(ours, rows, strict=True):
             if row is None or row.owner_epoch != move.owner_epoch:
                 lost[move.partition] = self._why_lost(move, row)
+            elif move.stays_at is not None:
+                self._paid(move)
+                self._owned[move.partition].parked = self._read(lambda: load_parked(self._database, move.key))  # noqa: B023
             elif row.next_offset == move.to_offset:
                 committed.append(move)
             elif row.next_offset != move.from_offset:
                 lost[move.partition] = self._why_lost(move, row)
+        said = "carried out" if committed else "lost with its owner" if lost else "not carried out"
+        if is_owed and not lost:
+            said = "perhaps carried out: its effects are not written again (delivery at-most-once)"
         log.warning(
             "%s: the unanswered COMMIT of %s was %s",
             self._identity,
             ", ".join(f"{move.partition} {move.from_offset}..{move.to_offset}" for move in moves),
-            "carried out" if committed else "lost with its owner" if lost else "not carried out",
+            said,
         )
         self._doubt = None
         # A release moves no position: whether it was committed is seen in what is still asked for, and told by nobody.
         is_release = all(move.from_offset == move.to_offset for move in moves)
-        if audit is not None and len(lost) < len(ours) and not is_release:
+        if audit is not None and len(lost) < len(ours) and not (is_release or is_owed):
             audit.end("ok" if committed else "fail")
         self.release(lost)
         settled = self._accept(committed, parking) if committed and not is_release else Applied()
