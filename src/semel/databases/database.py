@@ -10,7 +10,16 @@ from typing import Any, ClassVar
 
 from semel.errors import ConfigurationError, Retriable
 
-__all__ = ["Cause", "Database", "Parameters", "connect", "is_missing_table", "open_database", "without_password"]
+__all__ = [
+    "Cause",
+    "Database",
+    "Parameters",
+    "connect",
+    "is_missing_privilege",
+    "is_missing_table",
+    "open_database",
+    "without_password",
+]
 
 Parameters = Sequence[Any]
 
@@ -152,3 +161,14 @@ def connect(url: str) -> Database:
 def is_missing_table(error: Exception) -> bool:
     """Whether a driver's error says that a table does not exist."""
     return getattr(error, "sqlstate", None) == "42P01" or str(error).startswith("no such table")
+
+
+_MARIADB_DENIED = frozenset({1044, 1142, 1143, 1227})
+"""Access denied to a database, a table, a column, a privileged operation."""
+
+
+def is_missing_privilege(error: Exception) -> bool:
+    """Whether a driver's error says that the user may not do that to a table."""
+    if getattr(error, "sqlstate", None) == "42501" or getattr(error, "errno", None) in _MARIADB_DENIED:
+        return True
+    return str(error).startswith(("attempt to write a readonly database", "not authorized"))
