@@ -6,9 +6,11 @@ Everything is checked when it is declared, so that an app that imports is an app
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from semel.databases.spec import DatabaseSpec
 from semel.errors import ConfigurationError
@@ -18,6 +20,10 @@ from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
 from semel.sinks.spec import SinkSpec
+
+if TYPE_CHECKING:
+    from semel.outbox.transaction import TransactionBlock
+    from semel.outbox.writer import Writer
 
 __all__ = ["App"]
 
@@ -64,6 +70,8 @@ class App:
         self.endpoints: dict[str, EndpointSpec] = {}
         self.processors: dict[str, ProcessorSpec] = {}
         self.sinks: dict[str, SinkSpec] = {}
+        self._writers: dict[str, Writer] = {}
+        self._writing = Lock()
 
     def __repr__(self) -> str:
         return (
@@ -118,14 +126,28 @@ class App:
         self.states[name] = state
         return state
 
-    def database(self, url: str, *, schema: str = "", name: str = "database") -> DatabaseSpec:
-        """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS)."""
+    def database(
+        self,
+        url: str,
+        *,
+        schema: str = "",
+        name: str = "database",
+        outbox: bool = False,
+        connections: int | None = None,
+    ) -> DatabaseSpec:
+        """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS).
+
+        With `outbox` transactions on it may send records (`app.transaction`), and a relay brings them into Kafka.
+        `connections` is how many of them one process has at the same time (10; SQLite has one writer).
+        """
         check_name(name, "a database")
         variable = database_variable(name)
         if any(variable == database_variable(other) for other in self.databases):
             raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
         _check_url(url, f"database {name}")
-        database = DatabaseSpec(name, url, schema)
+        if connections is not None and (not isinstance(connections, int) or connections < 1):
+            raise ConfigurationError(f"database {name}: connections={connections!r}, but at least 1 is needed.")
+        database = DatabaseSpec(name, url, schema, outbox, connections)
         self.databases[name] = database
         return database
 
@@ -274,6 +296,52 @@ class App:
             return handler
 
         return register
+
+    # --- Transactions ---
+
+    def transaction(self, database: DatabaseSpec) -> TransactionBlock:
+        """A transaction on a database with an outbox; the records that it sends are in Kafka if and only if it commits.
+
+            async with app.transaction(accounts) as tx:
+                await tx.execute("UPDATE account SET balance = balance - ? WHERE id = ?", (cents, account))
+                tx.send(payments.record(account, Paid(cents)))
+
+        `with` for code without an event loop. It may be used anywhere: in endpoints of any web framework, in scripts.
+        """
+        from semel.outbox.transaction import TransactionBlock
+
+        name = database.name if isinstance(database, DatabaseSpec) else repr(database)
+        spec = self.databases.get(name)
+        if spec is None:
+            raise ConfigurationError(
+                f"app.transaction: {name} is no database of app {self.name}. Use app.database(...)."
+            )
+        if not spec.outbox:
+            raise ConfigurationError(
+                f"app.transaction: database {name} has no outbox, so its transactions could send nothing: declare it "
+                "with app.database(url, outbox=True), and run semel migrate."
+            )
+        return TransactionBlock(lambda: self.writer(name), name)
+
+    def writer(self, name: str) -> Writer:
+        """The writing side of a database with an outbox, with this process' connections; made when first asked for."""
+        from semel.outbox.writer import Writer  # Only a process that writes to a database pays for it.
+
+        with self._writing:
+            writer = self._writers.get(name)
+            if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
+                spec = self.databases[name]
+                url = os.environ.get(database_variable(name), spec.url)
+                _check_url(url, f"database {name}")
+                writer = self._writers[name] = Writer(self.name, name, url, self.topics, connections=spec.connections)
+            return writer
+
+    def close(self) -> None:
+        """Close the connections of `transaction`; those in use are closed when their transactions end."""
+        with self._writing:
+            writers, self._writers = self._writers, {}
+        for writer in writers.values():
+            writer.close()
 
     # --- Running it ---
 

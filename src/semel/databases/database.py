@@ -1,4 +1,4 @@
-"""One connection to a database, used by one thread, with transactions begun and ended by hand."""
+"""One connection to a database, used by one thread at a time, with transactions begun and ended by hand."""
 
 from __future__ import annotations
 
@@ -65,6 +65,11 @@ class Database(ABC):
     @abstractmethod
     def in_transaction(self) -> bool: ...
 
+    @property
+    @abstractmethod
+    def driver_connection(self) -> Any:
+        """The driver's own connection. Raises the driver's error when it is closed."""
+
     @abstractmethod
     def connect(self) -> None:
         """Open the connection. Raises `ConfigurationError` where trying again cannot help."""
@@ -108,6 +113,9 @@ class Database(ABC):
 
     def check_constraints_now(self) -> None:  # noqa: B027 - SQLite cannot
         """From here to the end of the transaction no constraint waits for COMMIT, where the database can do that."""
+
+    def interrupt(self) -> None:  # noqa: B027 - a driver that cannot lets the statement run to its own limit
+        """End, from another thread, the statement that is running; nothing happens when none is. Does not raise."""
 
     def write_lock_holder(self) -> int | None:
         """The process of this machine that holds a lock on the whole database; None where there is no such lock."""

@@ -51,6 +51,7 @@ _SESSION = {
     "standard_conforming_strings": "on",
 }
 
+_CANCEL_SECONDS = 5.0  # For the connection that asks the server to end a statement.
 _MIGRATION_LOCK = 7_306_640_281_441_557_868  # Any number that nobody else uses; this one spells "semel" and a checksum.
 
 # https://www.postgresql.org/docs/18/errcodes-appendix.html. Classes: connection, resources, operator intervention,
@@ -100,6 +101,10 @@ class PostgresDatabase(Database):
         if self._connection is None:
             raise psycopg.OperationalError("the connection is closed")
         return self._connection
+
+    @property
+    def driver_connection(self) -> psycopg.Connection[tuple[Any, ...]]:
+        return self._open
 
     def connect(self) -> None:
         self.close()
@@ -189,3 +194,9 @@ class PostgresDatabase(Database):
 
     def check_constraints_now(self) -> None:
         self._open.execute("SET CONSTRAINTS ALL IMMEDIATE")
+
+    def interrupt(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.cancel_safe(timeout=_CANCEL_SECONDS)

@@ -17,3 +17,7 @@ class DatabaseSpec:
     name: str
     url: str
     schema: str | None = None
+    outbox: bool = False
+    """Whether transactions on it send records, which a relay brings into Kafka."""
+    connections: int | None = None
+    """Most transactions of one process at the same time; None leaves it to Semel."""

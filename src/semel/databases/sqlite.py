@@ -67,6 +67,10 @@ class SqliteDatabase(Database):
             raise sqlite3.ProgrammingError("Cannot operate on a closed database.")
         return self._connection
 
+    @property
+    def driver_connection(self) -> sqlite3.Connection:
+        return self._open
+
     def connect(self) -> None:
         self.close()
         if not self.path.parent.is_dir():
@@ -78,7 +82,13 @@ class SqliteDatabase(Database):
                 f"this user cannot write to {self.path.parent}, where {self.url} keeps its file and its journal. "
                 "Change the folder's owner or mode, or change the URL."
             )
-        connection = sqlite3.connect(self.path, timeout=LOCK_WAIT_SECONDS, isolation_level=None, cached_statements=256)
+        connection = sqlite3.connect(
+            self.path,
+            timeout=LOCK_WAIT_SECONDS,
+            isolation_level=None,
+            cached_statements=256,
+            check_same_thread=False,  # One thread at a time: a pool hands it on.
+        )
         try:
             self._use_wal(connection)
             connection.execute("PRAGMA synchronous=FULL")
@@ -166,6 +176,12 @@ class SqliteDatabase(Database):
         if primary == sqlite3.SQLITE_SCHEMA:
             return Cause.CONFLICT
         return Cause.INFRASTRUCTURE if primary in _INFRASTRUCTURE else Cause.DATA
+
+    def interrupt(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                connection.interrupt()
 
     def write_lock_holder(self) -> int | None:
         return lock_holder(self.path.with_name(self.path.name + "-shm"), _WAL_WRITE_LOCK)

@@ -37,7 +37,7 @@ _KEYWORD = re.compile(r"\s*\(*\s*([A-Za-z]+)")
 
 
 class StatementRefused(SemelError):
-    """A handler's statement that would escape the sink's transaction."""
+    """A statement that would escape the transaction that Semel began."""
 
 
 class _Kind(Enum):
@@ -125,6 +125,6 @@ def check_handler_statement(sql: str) -> None:
     keyword = _KEYWORD.match(code)
     if keyword is not None and keyword[1].upper() in _TRANSACTION_CONTROL:
         raise StatementRefused(
-            f"{keyword[1].upper()} is not for handlers: the sink begins and commits the transaction, and the position "
-            "in the topic is in it. Leave the statement out; raise an exception where nothing should be written."
+            f"{keyword[1].upper()} is not for this code: Semel begins and commits the transaction, and writes its own "
+            "rows in it. Leave the statement out; raise an exception where nothing should be written."
         )

@@ -12,7 +12,7 @@ from semel.processing.serdes.registry import Registry, SchemaRegistry
 from semel.processing.topics import Topic
 from semel.settings import Settings
 
-__all__ = ["attach_all", "prepare_schemas", "registered"]
+__all__ = ["attach_all", "attach_with", "prepare_schemas", "registered"]
 
 
 def registered(topics: Iterable[Topic[Any, Any]]) -> Iterator[Registered]:
@@ -35,6 +35,13 @@ async def prepare_schemas(topics: Iterable[Topic[Any, Any]], settings: Settings)
     Raises `Incompatible` (the app must not start), `ConfigurationError`, and `Retriable`: nobody answers, try again.
     """
     wanted = list(topics)
+    if next(registered(wanted), None) is not None:
+        await asyncio.to_thread(attach_with, wanted, settings)
+
+
+def attach_with(topics: Iterable[Topic[Any, Any]], settings: Settings) -> None:
+    """The same where there is no event loop: it blocks."""
+    wanted = list(topics)
     needs = next(registered(wanted), None)
     if needs is None:
         return
@@ -45,5 +52,4 @@ async def prepare_schemas(topics: Iterable[Topic[Any, Any]], settings: Settings)
     registry = SchemaRegistry(
         settings.schema_registry, auth=settings.schema_registry_auth, ca=settings.schema_registry_ca
     )
-    register = settings.schema_registry_register == "yes"
-    await asyncio.to_thread(attach_all, wanted, registry, register=register)
+    attach_all(wanted, registry, register=settings.schema_registry_register == "yes")

@@ -1,0 +1,231 @@
+"""A connection for transactions whose COMMIT is never in doubt for long.
+
+A COMMIT whose answer does not come may have happened. So each connection has a row in `semel_commit`, with the number
+of its last transaction, which every transaction raises as one of its last statements. Whoever was not answered reads
+the row: it has this transaction's number, or the one before. The read takes the row's lock, and so waits for a session
+that is still committing. PostgreSQL's `pg_xact_status` would cost no row, but a server that crashed may give the number
+of a transaction that it lost to another one, and MariaDB and SQLite have nothing of the kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import uuid
+from collections.abc import Sequence
+
+from semel.databases.database import Cause, Database, is_missing_privilege, is_missing_table, without_password
+from semel.env import wall_ms
+from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable
+from semel.failpoints import failpoint
+from semel.outbox.records import NewRow, inserts
+from semel.outbox.tables import check_outbox
+
+__all__ = ["COMMITS_SQL", "SETTLE_SECONDS", "Session"]
+
+SETTLE_SECONDS = 30.0
+"""How long a transaction without an answer looks for it before it tells that it does not know. A server that was
+killed is back within seconds, a switch-over takes longer: then a person decides, with the ids that the error names."""
+_SETTLE_PAUSE_SECONDS = 0.05
+_SETTLE_PAUSE_MAX_SECONDS = 1.0
+_TRANSACTIONS_PER_ROW = 1_000
+"""Then the connection takes a new row: beside a transaction that is open for hours no version of a row can be removed,
+and finding the newest of very many takes longer every time."""
+_FORGOTTEN_MS = 7 * 86_400_000
+"""A row that was not used for so long is of a process that was killed. Deleting one too early would not lead to a wrong
+answer: a row that is not there says nothing, and whoever looks for it is told that."""
+
+COMMITS_SQL = """\
+-- The number of the last transaction of each connection that sends records: whose COMMIT was not answered reads here
+-- whether it happened. A connection that is closed takes its row with it. Times are milliseconds since 1970 in UTC.
+CREATE TABLE IF NOT EXISTS semel_commit (
+  session_id VARCHAR(64) NOT NULL PRIMARY KEY,
+  number BIGINT NOT NULL,
+  used_at BIGINT NOT NULL
+);
+"""
+
+
+class Session:
+    """A connection and its row. Used by one thread at a time; what it raises besides is the driver's."""
+
+    def __init__(self, database: Database, app: str, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self.database = database
+        self._app = app
+        self._settle_seconds = settle_seconds
+        self._id = ""
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"<Session {self._id} transaction {self._number} on {self.database!r}>"
+
+    @property
+    def transaction_id(self) -> str:
+        """Names the transaction that is open, or the last one: `session_id/number`, as `semel_commit` has it."""
+        return f"{self._id}/{self._number + 1 if self.database.in_transaction else self._number}"
+
+    def begin(self) -> None:
+        """Begin a transaction, on a new connection if need be.
+
+        Raises `ConfigurationError` when the outbox's tables are not there or not ours, and `Retriable` when the
+        database cannot be reached: nothing happened.
+        """
+        if self.database.connected:
+            try:
+                if self._number >= _TRANSACTIONS_PER_ROW:
+                    self._take_row()
+                self.database.begin()
+            except Exception as error:
+                # The server closed an idle connection, or was restarted: nothing was begun.
+                if self.database.cause(error) is Cause.LOCKED:
+                    self.database.rollback()
+                    raise self._unreachable(error) from error
+                self.database.close()
+            else:
+                return
+        try:
+            self._open()
+            self.database.begin()
+        except Exception as error:
+            self.database.close()
+            if isinstance(error, OutcomeUnknown) or self.database.driver_cause(error) is not None:
+                raise self._unreachable(error) from error  # In doubt is at most the row that was to be taken.
+            raise
+
+    def commit(self, rows: Sequence[NewRow]) -> None:
+        """Write the rows as the last statements, and commit.
+
+        Raises `Retriable` when COMMIT was not answered and did not happen, `OutcomeUnknown` when nobody can tell within
+        the limit, and `Fatal` when the transaction is not open any more; else what the database refuses.
+        """
+        if not self.database.in_transaction:
+            raise Fatal(
+                "the transaction was ended by other means than this block (tx.connection, or an error that the code "
+                f"went on after), so {len(rows)} records were not sent. Let the block commit, and raise what fails."
+            )
+        failpoint("outbox.before_rows")
+        for sql, parameters in inserts(rows):
+            self.database.execute(sql, parameters)
+        failpoint("outbox.between_rows_and_mark")
+        self._mark()
+        failpoint("outbox.before_db_commit")
+        try:
+            self.database.commit()
+        except OutcomeUnknown as error:
+            self._settle(error, rows)
+        self._number += 1
+        failpoint("outbox.after_db_commit")
+
+    def rollback(self) -> None:
+        """Roll back what is open, without raising."""
+        self.database.rollback()
+
+    def close(self) -> None:
+        """Close the connection, without raising; its row goes with it where that works."""
+        if self.database.connected and not self.database.in_transaction:
+            with contextlib.suppress(Exception):  # Then it is deleted in a week.
+                self.database.execute("DELETE FROM semel_commit WHERE session_id = ?", (self._id,))
+        self.database.close()
+
+    # --- The row ---
+
+    def _open(self) -> None:
+        self.database.connect()
+        check_outbox(self.database, "writer", self._app)
+        self._take_row()
+
+    def _take_row(self) -> None:
+        """Give back the row of before, and take a new one."""
+        now, fresh = wall_ms(), uuid.uuid4().hex
+        self.database.begin()
+        try:
+            self.database.execute(
+                "DELETE FROM semel_commit WHERE session_id = ? OR used_at < ?", (self._id, now - _FORGOTTEN_MS)
+            )
+            self.database.execute(
+                "INSERT INTO semel_commit (session_id, number, used_at) VALUES (?, 0, ?)", (fresh, now)
+            )
+            self.database.commit()
+        except Exception as error:
+            self.database.rollback()
+            refused = self._no_table(error)
+            if refused is None:
+                raise
+            raise refused from error
+        self._id, self._number = fresh, 0
+
+    def _mark(self) -> None:
+        changed = self.database.execute(
+            "UPDATE semel_commit SET number = ?, used_at = ? WHERE session_id = ?",
+            (self._number + 1, wall_ms(), self._id),
+        )
+        if changed != 1:
+            self.database.close()
+            raise Retriable(
+                f"row {self._id} of semel_commit is gone from {without_password(self.database.url)}: it was deleted, "
+                "or the database was restored. The transaction was rolled back; run it again."
+            )
+
+    def _settle(self, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> None:
+        """Return when the transaction is committed, raise `Retriable` when it is not."""
+        failpoint("outbox.before_settle")
+        found = self._read_number(cause, rows)
+        failpoint("outbox.after_settle")
+        if found != self._number + 1:
+            self.database.close()
+            raise Retriable(
+                f"{cause}. Nothing was committed: transaction {self._id}/{self._number + 1} is not in semel_commit. "
+                "Run it again."
+            ) from cause
+
+    def _read_number(self, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> int:
+        deadline = time.monotonic() + self._settle_seconds
+        pause = _SETTLE_PAUSE_SECONDS
+        sql = f"SELECT number FROM semel_commit WHERE session_id = ?{self.database.lock_rows}"  # noqa: S608
+        while True:
+            try:
+                self.database.connect()
+                self.database.begin()
+                found = self.database.query(sql, (self._id,))
+                self.database.rollback()
+                break
+            except Exception as error:
+                self.database.close()
+                if self.database.driver_cause(error) is None or time.monotonic() >= deadline:
+                    raise self._unknown(f"and cannot be asked ({_one_line(error)})", cause, rows) from error
+            time.sleep(pause)
+            pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)
+        if not found or found[0][0] not in (self._number, self._number + 1):
+            self.database.close()
+            raise self._unknown("and the row that would tell is gone: the database was restored", cause, rows)
+        return int(found[0][0])
+
+    # --- Errors ---
+
+    def _unknown(self, why: str, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> OutcomeUnknown:
+        ids = ", ".join(row.msg_id for row in rows[:3]) + (", ..." if len(rows) > 3 else "")
+        look = f"SELECT number FROM semel_commit WHERE session_id = '{self._id}'"  # noqa: S608 - to be read
+        return OutcomeUnknown(
+            f"{cause} {why}. Transaction {self._id}/{self._number + 1} of {len(rows)} records ({ids}) is in the "
+            f"database whole or not at all. When the database is there again, look before you repeat it: {look} "
+            f"gives {self._number + 1} if it was committed, {self._number} if not; its records have these ids as semel-id."
+        )
+
+    def _unreachable(self, error: Exception) -> Exception:
+        where = without_password(self.database.url)
+        return Retriable(f"no transaction could be begun on {where}, nothing happened: {_one_line(error)}")
+
+    def _no_table(self, error: Exception) -> ConfigurationError | None:
+        where = without_password(self.database.url)
+        if is_missing_table(error):
+            return ConfigurationError(f"table semel_commit is not in {where}. Make it with: semel migrate {where}.")
+        if is_missing_privilege(error):
+            return ConfigurationError(
+                f"the user of {where} may not write table semel_commit: {_one_line(error)}. Grant it: "
+                "GRANT SELECT, INSERT, UPDATE, DELETE ON semel_commit TO ...;"
+            )
+        return None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

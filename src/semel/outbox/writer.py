@@ -1,0 +1,123 @@
+"""The writing side of one database of an app: its connections, the threads that coroutines use them in, the wake-up."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from semel.databases.database import open_database, title_of
+from semel.databases.pool import Pool
+from semel.errors import ConfigurationError
+from semel.outbox.session import Session
+from semel.processing.effects import Produce
+from semel.processing.serdes.prepare import attach_with, registered
+from semel.processing.topics import Topic
+from semel.settings import Settings
+
+__all__ = ["CONNECTIONS", "WAIT_SECONDS", "Writer"]
+
+log = logging.getLogger("semel.outbox")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CONNECTIONS = 10
+"""Transactions of one process on one database at the same time: PostgreSQL allows 100 connections by default, and a
+host has several processes."""
+WAIT_SECONDS = 10.0
+"""How long a transaction waits for a connection: whoever waits longer for a page has gone."""
+
+
+class Writer:
+    """Made at the first transaction. `wake` is called after every COMMIT that wrote records, from any thread."""
+
+    def __init__(
+        self,
+        app: str,
+        name: str,
+        url: str,
+        topics: Mapping[str, Topic[Any, Any]],
+        *,
+        connections: int | None = None,
+        wait_seconds: float = WAIT_SECONDS,
+    ) -> None:
+        self.app, self.name, self.url, self.pid = app, name, url, os.getpid()
+        self._topics = topics
+        # SQLite has one writer at a time. Those of this process queue here, in order, instead of polling for its lock.
+        size = 1 if title_of(url) == "SQLite" else connections or CONNECTIONS
+        self.pool: Pool[Session] = Pool(
+            lambda: Session(open_database(url), app),
+            size=size,
+            wait_seconds=wait_seconds,
+            what=f"connections to database {name}",
+        )
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"semel-{name}")
+        self._wakers: list[Callable[[], None]] = []
+        self._prepare_lock = threading.Lock()
+        self.is_prepared = False
+
+    def __repr__(self) -> str:
+        return f"<Writer of app {self.app}, database {self.name}: {self.pool!r}>"
+
+    def prepare(self) -> None:
+        """Before the first transaction: the schemas of the app's topics are registered, where they have any.
+
+        Blocks. Raises as `semel.processing.serdes.prepare.prepare_schemas`.
+        """
+        if self.is_prepared:
+            return
+        with self._prepare_lock:
+            if not self.is_prepared:
+                waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
+                if waiting:
+                    attach_with(waiting, Settings.from_environment())
+                self.is_prepared = True
+
+    def check_topic(self, record: Any) -> None:
+        """Raise `ConfigurationError` for a record of a topic that is not the app's."""
+        topic = record.topic if isinstance(record, Produce) else None
+        if topic is not None and self._topics.get(topic.name) is not topic:
+            raise ConfigurationError(
+                f"topic {topic.name} is not of app {self.app}, which sends this record: use app.topic(...)."
+            )
+
+    def submit(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a call in a thread; there are as many threads as connections."""
+        return self._executor.submit(function, *args, **kwargs)
+
+    def drop(self, session: Session) -> None:
+        """Roll back what is open, and let others have the connection."""
+        session.rollback()
+        self.pool.give_back(session)
+        if self.pool.is_closed:
+            self._close_idle()
+
+    def on_commit(self, waker: Callable[[], None]) -> None:
+        """Call `waker` after every COMMIT that wrote records: it must not block, and may be called from any thread."""
+        self._wakers.append(waker)
+
+    def wake(self) -> None:
+        """Tell the relay that there is something to do. A hint: it looks by itself, too."""
+        for waker in self._wakers:
+            try:
+                waker()
+            except Exception:
+                log.exception("the relay of database %s could not be woken; it looks by itself", self.name)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses now, and the others when they come back."""
+        self._close_idle()
+        self._executor.shutdown(wait=False)
+
+    def _close_idle(self) -> None:
+        for session in self.pool.close():
+            session.close()
+
+
+def _is_ready(topic: Topic[Any, Any]) -> bool:
+    """Whether its values can be written: no schema registry, or one that was asked already."""
+    return all(bound.is_attached for bound in registered([topic]))
