@@ -33,7 +33,8 @@ class Point(NamedTuple):
 
     what: str
     role: str
-    """The process that comes by: `http`, `worker`, `broker`, or `app` for a program of one's own."""
+    """The process that comes by: `http`, `worker`, `broker`, `app` for a program of one's own, or `program` for
+    one that writes to its database."""
     in_task: bool = False
     """An asyncio task runs there, which `cancel` ends as a shutdown or a client that goes away would."""
     writes: bool = False
@@ -46,7 +47,7 @@ class Point(NamedTuple):
         return ("kill", "stop", "raise", "delay=SECONDS", *more)
 
 
-_HTTP, _WORKER, _BROKER, _APP = "http", "worker", "broker", "app"
+_HTTP, _WORKER, _BROKER, _APP, _PROGRAM = "http", "worker", "broker", "app", "program"
 
 FAILPOINTS: dict[str, Point] = {
     # An HTTP instance.
@@ -212,6 +213,15 @@ FAILPOINTS: dict[str, Point] = {
     ),
     "sink.after_apply": Point(
         "records are applied and counted, the next ones were not asked for", _WORKER, in_task=True
+    ),
+    # A program's database transaction with records.
+    "transaction.before_rows": Point("the block has ended, none of its records is in the database", _PROGRAM),
+    "transaction.before_mark": Point("the records are in the transaction, its number is not", _PROGRAM),
+    "transaction.before_commit": Point("records and number are in the transaction, COMMIT was not sent", _PROGRAM),
+    "transaction.after_commit": Point("the database committed, the program does not know yet", _PROGRAM),
+    "transaction.before_settle": Point("a COMMIT was not answered, its number was not looked for", _PROGRAM),
+    "transaction.after_settle": Point(
+        "the number said how the unanswered COMMIT ended, the program does not know yet", _PROGRAM
     ),
     # The broker: records.
     "broker.after_join": Point(

@@ -21,6 +21,7 @@ _ROLES = {
     "worker": "Worker",
     "broker": "Embedded broker",
     "app": "A program of one's own with two-phase commit",
+    "program": "A program of one's own with `app.transaction`",
 }
 
 

@@ -19,9 +19,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from semel.failpoints import FAILPOINTS
 from tests.failpoints.chain import Chain, Result
-from tests.failpoints.plan import PARKING, Case, Scene, cases, scene_of
+from tests.failpoints.plan import PARKING, POINTS, Case, Scene, cases, scene_of
 
 _FINE = ("clean", "unreached")
 WARM_UP_CASES = 9
@@ -33,7 +32,7 @@ TOGETHER = 18
 async def count(folder: Path) -> dict[str, int]:
     """How often a process comes by each point in its scene."""
     scenes: dict[str, list[str]] = {}
-    for name, point in FAILPOINTS.items():
+    for name, point in POINTS.items():
         scenes.setdefault(f"{point.role} {scene_of(name)}", []).append(name)
     passes: dict[str, int] = {}
     async with Chain(folder / "counting") as chain:
@@ -42,7 +41,7 @@ async def count(folder: Path) -> dict[str, int]:
         for names in scenes.values():
             found = await chain.count(names[0])
             passes |= {name: found.get(name, 0) for name in names}
-            print(f"counted {len(passes)} of {len(FAILPOINTS)}", flush=True)
+            print(f"counted {len(passes)} of {len(POINTS)}", flush=True)
     return passes
 
 
@@ -63,12 +62,12 @@ async def work(folder: Path, todo: list[Case], job: int) -> None:
         case
         for case in todo
         if scene_of(case.point) == Scene()
-        and FAILPOINTS[case.point].role != "app"
+        and POINTS[case.point].role != "app"
         and not (case.action == "raise" and case.point in PARKING)
     ]
     dual = [case for case in todo if scene_of(case.point).dual]
     alone = [case for case in todo if case not in together and case not in dual]
-    rows = [[case for case in together if FAILPOINTS[case.point].role == role] for role in ("broker", "worker", "http")]
+    rows = [[case for case in together if POINTS[case.point].role == role] for role in ("broker", "worker", "http")]
     ordered = [case for cases_ in zip_longest(*rows) for case in cases_ if case is not None]
     number = 0
     with (folder / f"results-{job}.jsonl").open("a") as out:
@@ -124,9 +123,9 @@ def report(folder: Path, passes: dict[str, int]) -> str:
     covered = {name.split(":")[0] for name, item in found.items() if item["outcome"] == "clean"}
     restarted = sorted(name for name, item in found.items() if item["restarted"])
     lines = [
-        f"{len(FAILPOINTS)} points, {len(wanted)} cases, {len(found)} run: "
+        f"{len(POINTS)} points, {len(wanted)} cases, {len(found)} run: "
         + ", ".join(f"{n} {name}" for name, n in sorted(outcomes.items())),
-        f"points with a clean case: {len(covered)} ({100 * len(covered) / len(FAILPOINTS):.1f} %); "
+        f"points with a clean case: {len(covered)} ({100 * len(covered) / len(POINTS):.1f} %); "
         f"cases covered: {100 * outcomes['clean'] / max(1, len(wanted)):.1f} %",
         f"went on only after a restart: {len(restarted)}",
         *(f"  {name}" for name in restarted),
@@ -153,7 +152,7 @@ def main() -> int:
     if not counted.exists():
         counted.write_text(json.dumps(asyncio.run(count(folder)), indent=1))
     passes = json.loads(counted.read_text())
-    never = sorted(name for name in FAILPOINTS if not passes.get(name))
+    never = sorted(name for name in POINTS if not passes.get(name))
     if never:
         print("no process comes by:", ", ".join(never), flush=True)
         passes |= dict.fromkeys(never, 1)

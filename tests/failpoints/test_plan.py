@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from semel.failpoints import FAILPOINTS, arm_failpoints
-from tests.failpoints.plan import SCENES, actions_of, cases, hits_of
+from tests.failpoints.plan import POINTS, SCENES, actions_of, cases, hits_of
 
 PASSES = Path(__file__).with_name("passes.json")
 """What `tests.failpoints.run` counted; take over its file after a change of points or scenes."""
@@ -21,13 +21,13 @@ def passes() -> dict[str, int]:
 
 def test_a_process_comes_by_every_failpoint() -> None:
     counted = passes()
-    assert set(counted) == set(FAILPOINTS), "count anew: python -m tests.failpoints.run --results FOLDER --only -"
+    assert set(counted) == set(POINTS), "count anew: python -m tests.failpoints.run --results FOLDER --only -"
     assert all(times > 0 for times in counted.values())
 
 
 def test_every_point_has_a_case_for_every_action_and_hit() -> None:
     found = {(case.point, case.action, case.which) for case in cases(passes())}
-    for name, point in FAILPOINTS.items():
+    for name, point in POINTS.items():
         actions = {action for at, action, _ in found if at == name}
         kinds = {action.partition("=")[0] for action in actions}
         assert kinds == {action.partition("=")[0] for action in point.actions}

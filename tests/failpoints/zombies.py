@@ -17,10 +17,9 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-from semel.failpoints import FAILPOINTS
 from tests.failpoints.chain import Chain
 from tests.failpoints.children import SHORT_MS
-from tests.failpoints.plan import Case, Scene, scene_of
+from tests.failpoints.plan import POINTS, Case, Scene, scene_of
 
 PAUSE_SECONDS = SHORT_MS / 1000 + 1
 """Longer than the session, the transaction's time-out and the broker's look at both."""
@@ -32,7 +31,7 @@ def points() -> list[str]:
     """Where a worker stands between two durable steps of its work, in ordinary load."""
     return [
         name
-        for name, point in FAILPOINTS.items()
+        for name, point in POINTS.items()
         if point.role == "worker" and name.startswith(_FIRST_ROOMS) and scene_of(name) == Scene()
     ]
 

@@ -10,6 +10,7 @@ import pytest
 from semel.databases import Database, connect
 from semel.databases.database import title_of
 from semel.outbox.tables import schema_sql
+from tests.outbox.bank import SCHEMA, Bank
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
@@ -27,3 +28,12 @@ def database(url: str) -> Iterator[Database]:
     found.migrate(schema_sql(title_of(url)))
     yield found
     found.close()
+
+
+@pytest.fixture
+def bank(url: str, database: Database) -> Iterator[Bank]:
+    """An app on an empty database."""
+    database.migrate(SCHEMA)
+    found = Bank(url, database)
+    yield found
+    found.app.close()

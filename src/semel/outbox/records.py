@@ -86,7 +86,8 @@ def row_of(record: Any, msg_id: uuid.UUID | str | None = None) -> NewRow:
     if size > OUTPUT_BYTES_MAX:
         raise DataError(
             f"a record for topic {name} with key {record.key!r:.80} has {size} bytes, and Kafka takes "
-            f"{OUTPUT_BYTES_MAX} (max.message.bytes). Nothing was sent. Put the large part where the reader can fetch it, and send where."
+            f"{OUTPUT_BYTES_MAX} (max.message.bytes). Nothing was sent. Put the large part where the reader can fetch "
+            "it, and send where."
         )
     return NewRow(shard_of(key, identity), identity, name, key, value, encode_headers(headers), now)
 

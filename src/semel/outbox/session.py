@@ -14,14 +14,14 @@ import time
 import uuid
 from collections.abc import Sequence
 
-from semel.databases.database import Cause, Database, is_missing_privilege, is_missing_table, without_password
+from semel.databases.database import Cause, Database, without_password
 from semel.env import wall_ms
-from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable
+from semel.errors import Fatal, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 from semel.outbox.records import NewRow, inserts
 from semel.outbox.tables import check_outbox
 
-__all__ = ["COMMITS_SQL", "SETTLE_SECONDS", "Session"]
+__all__ = ["SETTLE_SECONDS", "Session"]
 
 SETTLE_SECONDS = 30.0
 """How long a transaction without an answer looks for it before it tells that it does not know. A server that was
@@ -34,16 +34,6 @@ and finding the newest of very many takes longer every time."""
 _FORGOTTEN_MS = 7 * 86_400_000
 """A row that was not used for so long is of a process that was killed. Deleting one too early would not lead to a wrong
 answer: a row that is not there says nothing, and whoever looks for it is told that."""
-
-COMMITS_SQL = """\
--- The number of the last transaction of each connection that sends records: whose COMMIT was not answered reads here
--- whether it happened. A connection that is closed takes its row with it. Times are milliseconds since 1970 in UTC.
-CREATE TABLE IF NOT EXISTS semel_commit (
-  session_id VARCHAR(64) NOT NULL PRIMARY KEY,
-  number BIGINT NOT NULL,
-  used_at BIGINT NOT NULL
-);
-"""
 
 
 class Session:
@@ -103,18 +93,18 @@ class Session:
                 "the transaction was ended by other means than this block (tx.connection, or an error that the code "
                 f"went on after), so {len(rows)} records were not sent. Let the block commit, and raise what fails."
             )
-        failpoint("outbox.before_rows")
+        failpoint("transaction.before_rows")
         for sql, parameters in inserts(rows):
             self.database.execute(sql, parameters)
-        failpoint("outbox.between_rows_and_mark")
+        failpoint("transaction.before_mark")
         self._mark()
-        failpoint("outbox.before_db_commit")
+        failpoint("transaction.before_commit")
         try:
             self.database.commit()
         except OutcomeUnknown as error:
             self._settle(error, rows)
         self._number += 1
-        failpoint("outbox.after_db_commit")
+        failpoint("transaction.after_commit")
 
     def rollback(self) -> None:
         """Roll back what is open, without raising."""
@@ -146,12 +136,9 @@ class Session:
                 "INSERT INTO semel_commit (session_id, number, used_at) VALUES (?, 0, ?)", (fresh, now)
             )
             self.database.commit()
-        except Exception as error:
+        except BaseException:
             self.database.rollback()
-            refused = self._no_table(error)
-            if refused is None:
-                raise
-            raise refused from error
+            raise
         self._id, self._number = fresh, 0
 
     def _mark(self) -> None:
@@ -168,9 +155,9 @@ class Session:
 
     def _settle(self, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> None:
         """Return when the transaction is committed, raise `Retriable` when it is not."""
-        failpoint("outbox.before_settle")
+        failpoint("transaction.before_settle")
         found = self._read_number(cause, rows)
-        failpoint("outbox.after_settle")
+        failpoint("transaction.after_settle")
         if found != self._number + 1:
             self.database.close()
             raise Retriable(
@@ -208,23 +195,12 @@ class Session:
         return OutcomeUnknown(
             f"{cause} {why}. Transaction {self._id}/{self._number + 1} of {len(rows)} records ({ids}) is in the "
             f"database whole or not at all. When the database is there again, look before you repeat it: {look} "
-            f"gives {self._number + 1} if it was committed, {self._number} if not; its records have these ids as semel-id."
+            f"gives {self._number + 1} if it was committed, {self._number} if not. Its records have these ids."
         )
 
     def _unreachable(self, error: Exception) -> Exception:
         where = without_password(self.database.url)
         return Retriable(f"no transaction could be begun on {where}, nothing happened: {_one_line(error)}")
-
-    def _no_table(self, error: Exception) -> ConfigurationError | None:
-        where = without_password(self.database.url)
-        if is_missing_table(error):
-            return ConfigurationError(f"table semel_commit is not in {where}. Make it with: semel migrate {where}.")
-        if is_missing_privilege(error):
-            return ConfigurationError(
-                f"the user of {where} may not write table semel_commit: {_one_line(error)}. Grant it: "
-                "GRANT SELECT, INSERT, UPDATE, DELETE ON semel_commit TO ...;"
-            )
-        return None
 
 
 def _one_line(error: Exception) -> str:

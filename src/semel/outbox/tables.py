@@ -50,6 +50,14 @@ CREATE TABLE IF NOT EXISTS semel_outbox_meta (
   origin {name}
 );
 
+-- The number of the last transaction of each connection that sends records: whose COMMIT was not answered reads here
+-- whether it happened. A connection that is closed takes its row with it.
+CREATE TABLE IF NOT EXISTS semel_commit (
+  session_id {id} NOT NULL PRIMARY KEY,
+  number BIGINT NOT NULL,
+  used_at BIGINT NOT NULL
+);
+
 -- What is held back, by an operator or because a record of the key cannot be published: rows that match are not sent.
 CREATE TABLE IF NOT EXISTS semel_outbox_hold (
   hold_id {id} NOT NULL PRIMARY KEY,
@@ -135,6 +143,15 @@ _NEEDS: dict[Role, tuple[tuple[str, str, str], ...]] = {
             "INSERT INTO semel_outbox (shard, msg_id, topic, headers, created_at) "
             "SELECT 0, database_id, database_id, '[]', 0 FROM semel_outbox_meta WHERE 1 = 0",
         ),
+        ("SELECT", "semel_commit", "SELECT 1 FROM semel_commit WHERE 1 = 0"),
+        (
+            "INSERT",
+            "semel_commit",
+            "INSERT INTO semel_commit (session_id, number, used_at) "
+            "SELECT database_id, 0, 0 FROM semel_outbox_meta WHERE 1 = 0",
+        ),
+        ("UPDATE", "semel_commit", "UPDATE semel_commit SET number = number WHERE 1 = 0"),
+        ("DELETE", "semel_commit", "DELETE FROM semel_commit WHERE 1 = 0"),
     ),
     "relay": (
         ("SELECT", "semel_outbox", "SELECT 1 FROM semel_outbox WHERE 1 = 0"),
