@@ -10,6 +10,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.processing.running import cluster
 
 from semel.client.producer import TransactionalProducer
+from semel.client.turns import ProducersInTurn
 from semel.types import GroupMetadata
 from semel.types import TopicPartition as Partition
 from semel.wire.records import BatchBuilder
@@ -100,17 +101,16 @@ def rdkafka_transactions(
 
 
 async def own_transactions(
-    bootstrap: str, topic: str, seconds: float, *, offsets: bool = False, turns: int = 1
+    bootstrap: str, topic: str, seconds: float, *, offsets: bool = False, in_turn: bool = False
 ) -> float:
-    """One record a transaction, one after the other, of so many producers of ours in turn; transactions per second."""
+    """One record a transaction, one after the other, under one transactional id or two; transactions per second."""
     async with cluster(bootstrap) as (client, _):
-        producers = [TransactionalProducer(client, uuid.uuid4().hex) for _ in range(turns)]
-        for producer in producers:
-            await producer.init_transactions()
+        kind: type[ProducersInTurn | TransactionalProducer] = ProducersInTurn if in_turn else TransactionalProducer
+        producer = kind(client, uuid.uuid4().hex)
+        await producer.init_transactions()
         group = GroupMetadata(uuid.uuid4().hex)
         count, began = 0, time.monotonic()
         while time.monotonic() - began < seconds:
-            producer = producers[count % turns]
             batch = BatchBuilder()
             batch.append(b"key", b"v" * 200, time.time_ns() // 1_000_000)
             producer.begin()

@@ -6,6 +6,7 @@ from typing import Any
 
 from semel.client.admin import Admin
 from semel.client.producer import TransactionalProducer
+from semel.coordinator.offsets import OffsetStore
 from semel.ingress import rules
 from semel.ingress.rules import Verdict
 from semel.processing.engine import Engine
@@ -62,6 +63,14 @@ async def _(real: Any, self: Any, recovery: Any) -> None:
     await real(self, recovery)
     for at, held in self._inputs.items():
         held.position = max(held.position, kept.get(at, 0))
+
+
+@instead(CHAIN_MUTANTS, "a committed offset counts from when its transaction ended", OffsetStore, "end_transaction")
+def _(real: Any, self: Any, producer_id: int, commit: bool) -> Any:
+    # Of two transactional ids in turn, the later transaction's markers may be written first.
+    for group_id, partition in self._transactions.get(producer_id, ()) if commit else ():
+        self._stable.get(group_id, {}).pop(partition, None)
+    return real(self, producer_id, commit)
 
 
 # --- The owner of requests ---

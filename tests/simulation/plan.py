@@ -128,6 +128,7 @@ class Plan:
         # A time-out below what a large answer takes on this network would be met for ever.
         slow = knobs["jitter"] > 0.01 or knobs["window"] < 1000
         knobs["socket timeout ms"] = 1000 if slow else rng.choice((150, 1000))
+        knobs["markers late"] = stream(seed, "markers").choice((0.0, 0.0, 0.01, 0.08))
         return cls(
             seed=seed,
             transaction_version=rng.choice((1, 2)),

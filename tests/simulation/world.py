@@ -21,6 +21,7 @@ from semel.broker.broker import Broker
 from semel.broker.config import BrokerConfig
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
+from semel.coordinator.transaction import TransactionMetadata
 from semel.disk import disk
 from semel.env import Env
 from semel.errors import ConfigurationError, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
@@ -167,8 +168,30 @@ class World:
         except Exception as error:
             self.history.fail("broker does not start", repr(error))
             return
+        if plan.knobs["markers late"]:
+            self._make_markers_late(broker, process)
         self.trace("broker", "serves")
         self.broker = broker
+
+    def _make_markers_late(self, broker: Broker, process: Process) -> None:
+        """As Apache Kafka does it: EndTxn is answered when the decision is durable; markers and offsets follow.
+
+        So those of two transactional ids may come in another order than their transactions.
+        """
+        transactions, rng = broker.node.transactions, self.stream(f"markers of {process.name}")
+        carry_out = transactions._carry_out
+
+        def carry_out_later(prepared: TransactionMetadata, now_ms: int, *, first_time: bool) -> None:
+            def carry_out_now() -> None:
+                if process.alive and prepared in transactions.coordinator.unfinished():
+                    carry_out(prepared, now_ms, first_time=False)
+
+            if first_time:
+                self.loop.call_later(rng.uniform(0.0, self.plan.knobs["markers late"]), carry_out_now)
+            else:
+                carry_out(prepared, now_ms, first_time=False)
+
+        transactions._carry_out = carry_out_later  # type: ignore[method-assign]
 
     def start_broker(self) -> None:
         if self.broker_process is not None and self.broker_process.alive:

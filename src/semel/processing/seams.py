@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import ConsumerEvents
-from semel.client.producer import Producer, TransactionalProducer
+from semel.client.producer import Producer
 from semel.client.reading import make_consumer, make_reader
+from semel.client.turns import ProducersInTurn
 from semel.env import Env
 from semel.errors import Fatal, Retriable
 from semel.processing.component import Delivery
@@ -131,8 +132,8 @@ class RealKafka:
         return f"{self.client.cluster_id}/{found.name}/{found.topic_id}"
 
     def producer(self, transactional_id: str) -> ProducerSeam:
-        """The producer of one transactional id; nothing is sent yet."""
-        return TransactionalProducer(
+        """The producer of one identity, which has two transactional ids; nothing is sent yet."""
+        return ProducersInTurn(
             self.client, transactional_id, transaction_timeout_ms=self._settings.transaction_timeout_ms
         )
 
