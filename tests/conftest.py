@@ -14,6 +14,7 @@ import pytest
 
 from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode, missing_tools
+from tests.services.mariadb import MariadbServer, missing_mariadb
 from tests.services.postgres import PostgresServer, missing_postgres
 
 # In CI the examples are the same every time: what lands is not decided by chance. Elsewhere every run looks further.
@@ -93,6 +94,19 @@ def any_broker(request: pytest.FixtureRequest) -> Address:
     if isinstance(found, Address):
         return found
     return Address(found.bootstrap, "kafka", found.transaction_version)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariadbServer]:
+    """MariaDB; shared, so use `new_database()`. Whoever kills or restarts it starts it again."""
+    why = missing_mariadb()
+    if why:
+        unavailable("MariaDB", why)
+    server = MariadbServer()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
     "shared state": (_shared_state, "one writer"),
     "state twice": (lambda app, _: [app.state("s", key=str, value=int) for _ in range(2)], "declared twice"),
     "reserved state": (lambda app, _: app.state("idempotency", key=str, value=int), "another name"),
-    "database": (lambda app, _: app.database("mysql://root:secret@host/db"), "no database that Semel knows"),
+    "database": (lambda app, _: app.database("oracle://root:secret@host/db"), "no database that Semel knows"),
     "database twice": (lambda app, _: [app.database("sqlite:///x") for _ in range(2)], "name= of its own"),
     "foreign database": (
         lambda app, t: app.sink(t, App("b").database("sqlite:///x"), name="s")(lambda records, db: None),
@@ -190,6 +190,6 @@ def test_a_database_variable_that_fits_nothing_is_refused() -> None:
     app.database("sqlite:///main.db")
     with pytest.raises(ConfigurationError, match="SEMEL_DATABASE_SERCH names no database of app shop: it takes SEMEL_"):
         app.use_databases({"SEMEL_DATABASE_SERCH": "sqlite:///x.db"})
-    with pytest.raises(ConfigurationError, match=r"SEMEL_DATABASE: 'mysql:.*@db' is no database"):
-        app.use_databases({"SEMEL_DATABASE": "mysql://app:secret@db"})
+    with pytest.raises(ConfigurationError, match=r"SEMEL_DATABASE: 'oracle:.*@db' is no database"):
+        app.use_databases({"SEMEL_DATABASE": "oracle://app:secret@db"})
     assert app.databases["database"].url == "sqlite:///main.db"

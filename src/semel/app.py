@@ -12,6 +12,7 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from semel.databases.database import title_of
 from semel.databases.spec import DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
@@ -33,8 +34,6 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 REQUESTS = "requests"
 """The component that runs the endpoints; no handler may take its name."""
-
-_DATABASE_SCHEMES = ("sqlite:", "postgresql:", "postgres:")
 
 
 class App:
@@ -422,14 +421,7 @@ def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
 
 
 def _check_url(url: Any, what: str) -> None:
-    if not isinstance(url, str) or not url.startswith(_DATABASE_SCHEMES):
-        raise ConfigurationError(
-            f"{what}: {_without_password(url)!r} is no database that Semel knows. "
-            "Use sqlite:///FILE or postgresql://USER@HOST/NAME."
-        )
-
-
-def _without_password(url: Any) -> str:
-    text = str(url)
-    head, at, tail = text.rpartition("@")
-    return f"{head.split('//')[0]}//...@{tail}" if at else text
+    try:
+        title_of(str(url))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}: {error}") from None

@@ -192,7 +192,7 @@ def check_units(units: Told, inputs: dict[str, Sequence[Record]], outputs: Seque
 
 def check_ledger(batches: Told, parts: Sequence[Record], folder: Path) -> None:
     """Every part was handed over once, in a transaction that says so; and that is what the handler wrote."""
-    ledger = rows(folder, "SELECT attempt, topic, partition, offsets FROM semel_audit ORDER BY seq")
+    ledger = rows(folder, "SELECT attempt, topic, part, offsets FROM semel_audit ORDER BY seq")
     handed = Counter((topic, part, offset) for _, topic, part, offsets in ledger for offset in json.loads(offsets))
     assert handed == Counter(place(record) for record in parts)
     seen = Counter((parts[0].topic, *row) for row in rows(folder, "SELECT part, record_offset FROM seen"))

@@ -109,7 +109,7 @@ def test_what_sinks_left_is_read_whole_and_in_order(
     database.begin()
     for number in range(20):
         database.execute(
-            "INSERT INTO semel_audit (sink, topic, partition, owner_epoch, attempt, offsets) VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO semel_audit (sink, topic, part, owner_epoch, attempt, offsets) VALUES (?, ?, ?, ?, ?, ?)",
             ("s", "t", number % 2, 3, f"a-{number}", f"[{number},{number + 1}]"),
         )
     database.execute(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from semel.processing.ports import free_ports
 
-__all__ = ["PostgresServer", "missing_postgres"]
+__all__ = ["PostgresServer", "missing_postgres", "system_user"]
 
 SYSTEM_USER = "semel-pg"
 _SETTINGS = """
@@ -64,7 +64,7 @@ def _readable_binaries(folder: Path) -> Path:
     return copy / "bin"
 
 
-def _system_user() -> pwd.struct_passwd:
+def system_user() -> pwd.struct_passwd:
     try:
         return pwd.getpwnam(SYSTEM_USER)
     except KeyError:
@@ -83,7 +83,7 @@ class PostgresServer:
         self._bin = _readable_binaries(self.folder)
         self._as: list[str] = []
         if os.getuid() == 0:
-            user = _system_user()
+            user = system_user()
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
         self._process: subprocess.Popen[bytes] | None = None

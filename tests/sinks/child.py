@@ -62,9 +62,11 @@ if __name__ == "__main__":
     arm_failpoints(os.environ.get("SEMEL_FAILPOINT", ""))
     history.start(os.environ.get("SEMEL_HISTORY", ""), "worker", 0)
     if "IDLE_IN_TRANSACTION" in os.environ:
-        from semel.databases import postgres
+        from semel.databases import mariadb, postgres
 
-        postgres._SESSION["idle_in_transaction_session_timeout"] = os.environ["IDLE_IN_TRANSACTION"]
+        limit = os.environ["IDLE_IN_TRANSACTION"]
+        postgres._SESSION["idle_in_transaction_session_timeout"] = limit
+        mariadb._SESSION["idle_transaction_timeout"] = max(1, int(limit.removesuffix("ms")) // 1_000)
     if "RELEASE" in os.environ:
         release(sys.argv[1])
     else:

@@ -1,4 +1,4 @@
-"""A TCP proxy before PostgreSQL that cuts the connection at COMMIT: before the server has it, or before it answers."""
+"""A TCP proxy before a database that cuts the connection at COMMIT: before the server has it, or before it answers."""
 
 from __future__ import annotations
 

@@ -26,13 +26,17 @@ CLUSTER_ID = "test-cluster"
 TOPIC = Topic("purchases", str, int)
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS counted (
-  customer TEXT PRIMARY KEY, times BIGINT NOT NULL, total BIGINT NOT NULL CHECK (total < 1000000)
+  customer VARCHAR(64) PRIMARY KEY, times BIGINT NOT NULL, total BIGINT NOT NULL CHECK (total < 1000000)
 );
 CREATE TABLE IF NOT EXISTS seen (part INTEGER NOT NULL, record_offset BIGINT NOT NULL, customer TEXT NOT NULL);
 """
 COUNT = (
     "INSERT INTO counted (customer, times, total) VALUES (?, 1, ?) ON CONFLICT (customer) DO UPDATE SET "
     "times = counted.times + 1, total = counted.total + excluded.total"
+)
+COUNT_ON_MARIADB = (
+    "INSERT INTO counted (customer, times, total) VALUES (?, 1, ?) ON DUPLICATE KEY UPDATE "
+    "times = times + 1, total = total + VALUES(total)"
 )
 NOTE = "INSERT INTO seen (part, record_offset, customer) VALUES (?, ?, ?)"
 
@@ -42,8 +46,12 @@ def count(records: Sequence[Any], db: Any) -> None:
     for record in records:
         if record.value < 0:
             raise ValueError(f"negative amount {record.value}")
-    db.executemany(COUNT, sorted((record.key, record.value) for record in records))
+    _add_up(db, sorted((record.key, record.value) for record in records))
     db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
+
+
+def _add_up(db: Any, amounts: Sequence[tuple[str, int]]) -> None:
+    db.executemany(COUNT_ON_MARIADB if db.title == "MariaDB" else COUNT, amounts)
 
 
 def spec(url: str, handler: Callable[[Sequence[Any], Any], None] = count, **changes: Any) -> SinkSpec:
@@ -124,14 +132,14 @@ def parked(url: str) -> list[tuple[int, int, bytes | None, str | None]]:
 
 def count_all(records: Sequence[Any], db: Any) -> None:
     """The handler when it is mended: a negative amount counts without its sign."""
-    db.executemany(COUNT, sorted((record.key, abs(record.value)) for record in records))
+    _add_up(db, sorted((record.key, abs(record.value)) for record in records))
     db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
 
 
 def in_order(url: str) -> list[tuple[str, int]]:
     """Every effect as (customer, offset), as they were written."""
-    order = "rowid" if url.startswith("sqlite") else "ctid"
-    return [(key, offset) for key, offset in rows(url, f"SELECT customer, record_offset FROM seen ORDER BY {order}")]
+    order = {"sqlite": "ORDER BY rowid", "postgresql": "ORDER BY ctid"}.get(url.partition(":")[0], "")
+    return [(key, offset) for key, offset in rows(url, f"SELECT customer, record_offset FROM seen {order}")]
 
 
 def ask(url: str, verb: Verb, *offsets: int, part: int = 0, name: str = "c1", **options: Any) -> str:

@@ -37,9 +37,7 @@ def events() -> Iterator[list[Event]]:
 
 def audit(url: str) -> list[tuple[str, int, int, list[int]]]:
     """attempt, partition, owner epoch, offsets: of every call of the handler, in the order of the ledger."""
-    found = ledger.rows(
-        url, "SELECT attempt, sink, topic, partition, owner_epoch, offsets FROM semel_audit ORDER BY seq"
-    )
+    found = ledger.rows(url, "SELECT attempt, sink, topic, part, owner_epoch, offsets FROM semel_audit ORDER BY seq")
     assert {row[1:3] for row in found} <= {("shop.totals", TOPIC.name)}
     return [(attempt, part, epoch, json.loads(offsets)) for attempt, _, _, part, epoch, offsets in found]
 
@@ -96,8 +94,8 @@ def test_parked_records_were_handed_to_nobody(url: str, events: list[Event]) -> 
     assert [row[1] for row in ledger.parked(url)] == [1, 3]
 
 
-def test_a_refused_commit_failed_and_what_followed_is_told_too(url: str, events: list[Event]) -> None:
-    tool = connect(url)
+def test_a_refused_commit_failed_and_what_followed_is_told_too(deferring_url: str, events: list[Event]) -> None:
+    tool = connect(deferring_url)
     tool.execute("CREATE TABLE parent (name TEXT PRIMARY KEY)")
     tool.execute("CREATE TABLE child (name TEXT REFERENCES parent (name) DEFERRABLE INITIALLY DEFERRED)")
     tool.execute("INSERT INTO parent VALUES ('ann')")
@@ -106,16 +104,16 @@ def test_a_refused_commit_failed_and_what_followed_is_told_too(url: str, events:
     def handler(records: Any, db: Any) -> None:
         db.executemany("INSERT INTO child VALUES (?)", [(item.key,) for item in records])
 
-    sink = ledger.sink(url, handler)
+    sink = ledger.sink(deferring_url, handler)
     sink.take_over([claim()])
     sink.apply([a_slice(record(0, "ann", 1), record(1, "bob", 1), record(2, "ann", 1))])
     sink.close()
     attempts = told(events)
     assert next(iter(attempts.values())) == ([BatchPart(TOPIC.name, 0, 1, 0, 3, [0, 1, 2], [])], ["fail"])
-    check_ledger(url, attempts)
-    applied = [offset for _, _, _, offsets in audit(url) for offset in offsets]
+    check_ledger(deferring_url, attempts)
+    applied = [offset for _, _, _, offsets in audit(deferring_url) for offset in offsets]
     assert applied == [0, 2]
-    assert [row[1] for row in ledger.parked(url)] == [1]
+    assert [row[1] for row in ledger.parked(deferring_url)] == [1]
 
 
 def test_a_fenced_owner_tells_nothing_and_leaves_nothing_in_the_ledger(url: str, events: list[Event]) -> None:

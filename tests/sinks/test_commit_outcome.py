@@ -6,6 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,31 @@ import pytest
 from semel.errors import OutcomeUnknown
 from semel.sinks.contract import Applied, PartitionsLost, Unavailable
 from semel.sinks.sql import SqlSink
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
 from tests.sinks.cutting_proxy import CuttingProxy, When
 from tests.sinks.ledger import a_slice, claim, partition, record
 
 
+@pytest.fixture(
+    params=[pytest.param("postgres", marks=pytest.mark.postgres), pytest.param("mariadb", marks=pytest.mark.mariadb)]
+)
+def server(request: pytest.FixtureRequest) -> PostgresServer | MariadbServer:
+    found: PostgresServer | MariadbServer = request.getfixturevalue(request.param)
+    return found
+
+
 @pytest.fixture
-def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
-    made = CuttingProxy(postgres.port)
+def proxy(server: PostgresServer | MariadbServer) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(server.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def url(postgres: PostgresServer) -> str:
-    return postgres.new_database()
+def url(server: PostgresServer | MariadbServer) -> str:
+    return server.new_database()
 
 
 def behind(proxy: CuttingProxy, url: str) -> SqlSink:
@@ -40,7 +50,6 @@ def behind(proxy: CuttingProxy, url: str) -> SqlSink:
 
 
 BATCH = [a_slice(record(0, "ann", 5), record(1, "bob", -1)), a_slice(record(0, "eve", 2, 1), part=1)]
-pytestmark = pytest.mark.postgres
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -94,22 +103,40 @@ def test_a_zombie_in_doubt_is_fenced_and_keeps_the_rest(url: str, proxy: Cutting
     heir.close()
 
 
+@contextmanager
+def commits_held(server: PostgresServer | MariadbServer) -> Iterator[None]:
+    """Every COMMIT hangs in the server: in synchronous replication, or before a backup."""
+    if isinstance(server, PostgresServer):
+        set_standby(server, "nobody")
+        try:
+            yield
+        finally:
+            set_standby(server, "")
+        return
+    import pymysql
+
+    with pymysql.connect(host="127.0.0.1", port=server.port, user="root") as admin, admin.cursor() as cursor:
+        for stage in ("START", "FLUSH", "BLOCK_DDL", "BLOCK_COMMIT"):
+            cursor.execute(f"BACKUP STAGE {stage}")
+        yield
+        cursor.execute("BACKUP STAGE END")
+
+
+def set_standby(postgres: PostgresServer, name: str) -> None:
+    with psycopg.connect(postgres.url(), autocommit=True) as admin:
+        admin.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
+        admin.execute("SELECT pg_reload_conf()")
+        while admin.execute("SHOW synchronous_standby_names").fetchone() != (name,):
+            time.sleep(0.01)
+
+
 def test_a_session_that_is_still_committing_is_waited_for(
-    url: str, proxy: CuttingProxy, postgres: PostgresServer
+    url: str, proxy: CuttingProxy, server: PostgresServer | MariadbServer
 ) -> None:
-    """COMMIT hangs in synchronous replication, the connection breaks: the row must not be read as it was before."""
+    """COMMIT hangs, the connection breaks: the row must not be read as it was before."""
     sink = behind(proxy, url)
-
-    def set_standby(name: str) -> None:
-        with psycopg.connect(postgres.url(), autocommit=True) as admin:
-            admin.execute(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'")
-            admin.execute("SELECT pg_reload_conf()")
-            while admin.execute("SHOW synchronous_standby_names").fetchone() != (name,):
-                time.sleep(0.01)
-
     answers: list[Any] = []
-    set_standby("nobody")
-    try:
+    with commits_held(server):
         proxy.when = "at"
         with pytest.raises(Unavailable):
             sink.apply(BATCH)
@@ -117,16 +144,13 @@ def test_a_session_that_is_still_committing_is_waited_for(
         settling.start()
         settling.join(0.5)
         assert settling.is_alive(), "it did not wait for the session that still commits"
-    finally:
-        set_standby("")
     settling.join(20)
     assert answers == [Applied(3, 1, 1)]
     assert ledger.seen(url) == [(0, 0), (1, 0)]
     sink.close()
 
 
-def test_a_server_that_is_killed_loses_and_doubles_nothing(postgres: PostgresServer) -> None:
-    url = postgres.new_database()
+def test_a_server_that_is_killed_loses_and_doubles_nothing(server: PostgresServer | MariadbServer, url: str) -> None:
     sink = ledger.sink(url)
     sink.take_over([claim()])
     total, failures = 60, 0
@@ -134,8 +158,8 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(postgres: PostgresSer
     def strike() -> None:
         for _ in range(3):
             time.sleep(0.15)
-            postgres.kill()
-            postgres.start()
+            server.kill()
+            server.start()
 
     striking = threading.Thread(target=strike)
     striking.start()

@@ -79,7 +79,11 @@ def test_list_parked_of_a_database_without_tables_is_empty(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("mysql://x", "no database that Semel knows"),
+        ("mysql://x", "not on MySQL"),
+        ("oracle://x", "no database that Semel knows"),
+        ("mariadb://localhost", "names no database"),
+        ("mariadb://localhost/x?charset=latin1", "option 'charset' is unknown"),
+        ("mariadb://localhost:port/x", "not a MariaDB URL"),
         ("sqlite:///:memory:", "in memory"),
         ("sqlite://", "names no file"),
         ("sqlite:shop.db", "names no file"),
@@ -102,21 +106,31 @@ def test_passwords_stay_out_of_texts() -> None:
     assert without_password("postgresql://host/db?user=me&password=secret&x=1") == (
         "postgresql://host/db?user=me&password=***&x=1"
     )
-    assert "secret" not in repr(open_database("postgresql://me:secret@host/db"))
+    for scheme in ("postgresql", "mariadb"):
+        assert "secret" not in repr(open_database(f"{scheme}://me:secret@host/db"))
 
 
-def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "module", "driver", "extra"),
+    [
+        ("postgresql://host/db", "semel.databases.postgres", "psycopg", "postgres"),
+        ("mariadb://host/db", "semel.databases.mariadb", "pymysql", "mariadb"),
+    ],
+)
+def test_a_missing_driver_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, url: str, module: str, driver: str, extra: str
+) -> None:
     real = builtins.__import__
 
-    def without_psycopg(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.partition(".")[0] == "psycopg":
-            raise ImportError("No module named 'psycopg'")
+    def without_driver(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.partition(".")[0] == driver:
+            raise ImportError(f"No module named '{driver}'")
         return real(name, *args, **kwargs)
 
-    monkeypatch.delitem(sys.modules, "semel.databases.postgres", raising=False)
-    monkeypatch.setattr(builtins, "__import__", without_psycopg)
-    with pytest.raises(ConfigurationError, match=r"semel\[postgres\]"):
-        open_database("postgresql://host/db")
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(builtins, "__import__", without_driver)
+    with pytest.raises(ConfigurationError, match=rf"semel\[{extra}\]"):
+        open_database(url)
 
 
 @pytest.mark.postgres

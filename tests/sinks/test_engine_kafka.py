@@ -21,10 +21,23 @@ from semel.client.producer import Producer
 from tests.conftest import Address
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
+from tests.sinks.conftest import empty_database
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
 KEYS = 40
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        # What it adds to the suite of the sink alone is the same on every database.
+        pytest.param("mariadb", marks=[pytest.mark.mariadb, pytest.mark.soak]),
+    ]
+)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return empty_database(request, tmp_path)
 
 
 class Workers:

@@ -196,9 +196,9 @@ def test_an_unanswered_commit_of_a_release_is_found_out(
     sink.close()
 
 
-def test_a_constraint_that_only_commit_reports_keeps_its_record_parked(url: str) -> None:
-    parked_sink(url).close()
-    tool = connect(url)
+def test_a_constraint_that_only_commit_reports_keeps_its_record_parked(deferring_url: str) -> None:
+    parked_sink(deferring_url).close()
+    tool = connect(deferring_url)
     tool.execute("CREATE TABLE parent (id BIGINT PRIMARY KEY)")
     tool.execute("CREATE TABLE child (id BIGINT REFERENCES parent(id) DEFERRABLE INITIALLY DEFERRED)")
     tool.close()
@@ -207,13 +207,13 @@ def test_a_constraint_that_only_commit_reports_keeps_its_record_parked(url: str)
         count_all(records, db)
         db.executemany("INSERT INTO child (id) VALUES (?)", [(1,) for item in records if item.key == "eve"])
 
-    sink = ledger.sink(url, orphan)
+    sink = ledger.sink(deferring_url, orphan)
     sink.take_over([claim()])
-    ledger.ask(url, "retry", 1, 4)
+    ledger.ask(deferring_url, "retry", 1, 4)
     sink.carry_out()
-    assert [offset for _, offset, _, _ in ledger.parked(url)] == [4]
-    assert [offset for key, offset in ledger.in_order(url)] == [0, 2, 1, 3, 5]
-    assert [failed.offset for failed in ledger.outcome(url).failed] == [4]
+    assert [offset for _, offset, _, _ in ledger.parked(deferring_url)] == [4]
+    assert [offset for key, offset in ledger.in_order(deferring_url)] == [0, 2, 1, 3, 5]
+    assert [failed.offset for failed in ledger.outcome(deferring_url).failed] == [4]
     sink.close()
 
 

@@ -185,8 +185,8 @@ def test_a_constraint_of_the_database_parks(url: str) -> None:
     sink.close()
 
 
-def test_a_deferred_constraint_that_only_commit_reports_parks(url: str) -> None:
-    tool = connect(url)
+def test_a_deferred_constraint_that_only_commit_reports_parks(deferring_url: str) -> None:
+    tool = connect(deferring_url)
     tool.execute("CREATE TABLE parent (name TEXT PRIMARY KEY)")
     tool.execute("CREATE TABLE child (name TEXT REFERENCES parent (name) DEFERRABLE INITIALLY DEFERRED)")
     tool.execute("INSERT INTO parent VALUES ('ann')")
@@ -195,13 +195,13 @@ def test_a_deferred_constraint_that_only_commit_reports_parks(url: str) -> None:
     def handler(records: Sequence[Any], db: Any) -> None:
         db.executemany("INSERT INTO child VALUES (?)", [(item.key,) for item in records])
 
-    sink = ledger.sink(url, handler)
+    sink = ledger.sink(deferring_url, handler)
     sink.take_over([claim()])
     applied = sink.apply([a_slice(record(0, "ann", 1), record(1, "bob", 1), record(2, "ann", 1), end=9)])
     assert (applied.records, applied.parked) == (3, 1)
-    assert ledger.rows(url, "SELECT name FROM child") == [("ann",), ("ann",)]
-    assert [row[1:3] for row in ledger.parked(url)] == [(1, b"bob")]
-    assert ledger.position(url) == (9, 1)
+    assert ledger.rows(deferring_url, "SELECT name FROM child") == [("ann",), ("ann",)]
+    assert [row[1:3] for row in ledger.parked(deferring_url)] == [(1, b"bob")]
+    assert ledger.position(deferring_url) == (9, 1)
     sink.close()
 
 

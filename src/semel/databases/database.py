@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any, ClassVar
 
+from semel.databases.statements import check_handler_statement
 from semel.errors import ConfigurationError, Retriable
 
 __all__ = [
@@ -26,7 +27,7 @@ Parameters = Sequence[Any]
 LOCK_WAIT_SECONDS = 5.0
 """How long a statement waits for SQLite's write lock before the batch is given back and tried again."""
 IDLE_IN_TRANSACTION_SECONDS = 10
-"""How long PostgreSQL lets a stopped process hold its locks, and so delay the one that takes over."""
+"""How long a server lets a stopped process hold its locks, and so delay the one that takes over."""
 STATEMENT_SECONDS = 30
 
 
@@ -105,7 +106,11 @@ class Database(ABC):
 
     @abstractmethod
     def migrate(self, sql: str) -> None:
-        """Run a script in one transaction, one process at a time."""
+        """Run a script, one process at a time; in one transaction, where the database can do that with DDL."""
+
+    def check_handler_statement(self, sql: str) -> None:
+        """Raise `StatementRefused` for a statement that would end or leave the transaction of a handler."""
+        check_handler_statement(sql)
 
     @abstractmethod
     def driver_cause(self, error: Exception) -> Cause | None:
@@ -143,17 +148,30 @@ def title_of(url: str) -> str:
         return "SQLite"
     if url.startswith(("postgresql:", "postgres:")):
         return "PostgreSQL"
+    if url.startswith("mariadb:"):
+        return "MariaDB"
+    if url.startswith("mysql:"):
+        raise ConfigurationError(
+            f"{without_password(url)!r}: Semel works on MariaDB (mariadb://USER@HOST/NAME), not on MySQL, which has no "
+            "INSERT ... RETURNING and no time-out for transactions that stand still."
+        )
     raise ConfigurationError(
-        f"{without_password(url)!r} is no database that Semel knows. Use sqlite:///PATH or postgresql://USER@HOST/NAME."
+        f"{without_password(url)!r} is no database that Semel knows. "
+        "Use sqlite:///PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME."
     )
 
 
 def open_database(url: str) -> Database:
     """The database of a URL, not yet connected. Raises `ConfigurationError` for one that Semel does not know."""
-    if title_of(url) == "SQLite":
+    title = title_of(url)
+    if title == "SQLite":
         from semel.databases.sqlite import SqliteDatabase
 
         return SqliteDatabase(url)
+    if title == "MariaDB":
+        from semel.databases.mariadb import MariadbDatabase
+
+        return MariadbDatabase(url)
     from semel.databases.postgres import PostgresDatabase
 
     return PostgresDatabase(url)
@@ -168,7 +186,9 @@ def connect(url: str) -> Database:
 
 def is_missing_table(error: Exception) -> bool:
     """Whether a driver's error says that a table does not exist."""
-    return getattr(error, "sqlstate", None) == "42P01" or str(error).startswith("no such table")
+    if getattr(error, "sqlstate", None) == "42P01" or str(error).startswith("no such table"):
+        return True
+    return _mariadb_code(error) == 1146
 
 
 _MARIADB_DENIED = frozenset({1044, 1142, 1143, 1227})
@@ -177,6 +197,12 @@ _MARIADB_DENIED = frozenset({1044, 1142, 1143, 1227})
 
 def is_missing_privilege(error: Exception) -> bool:
     """Whether a driver's error says that the user may not do that to a table."""
-    if getattr(error, "sqlstate", None) == "42501" or getattr(error, "errno", None) in _MARIADB_DENIED:
+    if getattr(error, "sqlstate", None) == "42501" or _mariadb_code(error) in _MARIADB_DENIED:
         return True
     return str(error).startswith(("attempt to write a readonly database", "not authorized"))
+
+
+def _mariadb_code(error: Exception) -> int:
+    """PyMySQL's number of an error; 0 for one of another driver."""
+    code = error.args[0] if error.args and type(error).__module__.startswith("pymysql.") else 0
+    return code if isinstance(code, int) else 0

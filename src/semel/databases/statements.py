@@ -1,4 +1,7 @@
-"""SQL text as handlers write it: `?` placeholders on every database, one statement a call, no transaction control."""
+"""SQL text as handlers write it: `?` placeholders on every database, one statement a call, no transaction control.
+
+PostgreSQL and SQLite share one lexer; MariaDB, in the sql_mode that its sessions get, has its own.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,15 @@ from functools import lru_cache
 
 from semel.errors import SemelError
 
-__all__ = ["StatementRefused", "check_handler_statement", "placeholders_for_psycopg", "split_statements"]
+__all__ = [
+    "StatementRefused",
+    "check_handler_statement",
+    "check_handler_statement_for_mariadb",
+    "placeholders_for_psycopg",
+    "placeholders_for_pymysql",
+    "split_statements",
+    "split_statements_for_mariadb",
+]
 
 _TRANSACTION_CONTROL = frozenset(
     {"ABORT", "ATTACH", "BEGIN", "COMMIT", "DETACH", "END", "PRAGMA", "PREPARE"}
@@ -32,6 +43,26 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# MariaDB's lexical rules (Knowledge Base: "Comment Syntax", "String Literals", "Identifier Names") with
+# NO_BACKSLASH_ESCAPES in its sql_mode. `--` begins a comment only before a blank; block comments do not nest.
+_MARIADB_TOKEN = re.compile(
+    r"""
+    (?P<literal> ' (?: [^'] | '' )* (?: ' | \Z ) | " (?: [^"] | "" )* (?: " | \Z ) | ` (?: [^`] | `` )* (?: ` | \Z ) )
+  | (?P<line_comment> -- (?= [\s\x00-\x1f] | \Z ) [^\n]* | \# [^\n]* )
+  | (?P<block_comment> /\* .*? (?: \*/ | \Z ) )
+  | (?P<question> \?\? )
+  | (?P<placeholder> \? )
+  | (?P<semicolon> ; )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_MARIADB_STATEMENTS = frozenset(
+    {"DELETE", "DESCRIBE", "DO", "EXPLAIN", "INSERT", "REPLACE", "SELECT", "SHOW", "UPDATE", "VALUES", "WITH"}
+)
+"""What never commits there. Most other statements (DDL, GRANT, LOCK TABLES, ...) commit what went before them."""
+_ROUTINE = re.compile(r"\s*CREATE\b[^(]*?\b(TRIGGER|PROCEDURE|FUNCTION|EVENT)\b", re.IGNORECASE)
+_BLOCK_BEGIN = re.compile(r"\bBEGIN\b", re.IGNORECASE)
+_BLOCK_END = re.compile(r"\s*END\b(?!\s+(?:IF|LOOP|CASE|WHILE|REPEAT|FOR)\b)", re.IGNORECASE)
 _COMMENT_EDGE = re.compile(r"/\*|\*/")
 _KEYWORD = re.compile(r"\s*\(*\s*([A-Za-z]+)")
 
@@ -49,14 +80,14 @@ class _Kind(Enum):
     SEMICOLON = auto()
 
 
-def _pieces(sql: str) -> Iterator[tuple[_Kind, str]]:
+def _pieces(sql: str, tokens: re.Pattern[str] = _TOKEN) -> Iterator[tuple[_Kind, str]]:
     """The text cut into pieces; together they are the text."""
     at = 0
-    while (match := _TOKEN.search(sql, at)) is not None:
+    while (match := tokens.search(sql, at)) is not None:
         if match.start() > at:
             yield _Kind.CODE, sql[at : match.start()]
         kind, end = _kind(match), match.end()
-        if match["block_comment"] is not None:
+        if match["block_comment"] == "/*":
             end = _end_of_comment(sql, end)
         yield kind, sql[match.start() : end]
         at = end
@@ -89,8 +120,18 @@ def placeholders_for_psycopg(sql: str) -> str:
 
     `??` stands for PostgreSQL's own operators with a question mark (`??`, `??|` and `??&` on jsonb).
     """
+    return _formatted(sql, _TOKEN)
+
+
+@lru_cache(maxsize=512)
+def placeholders_for_pymysql(sql: str) -> str:
+    """The same for PyMySQL, which formats the text itself. `??` stands for one question mark here too."""
+    return _formatted(sql, _MARIADB_TOKEN)
+
+
+def _formatted(sql: str, tokens: re.Pattern[str]) -> str:
     out = []
-    for kind, text in _pieces(sql):
+    for kind, text in _pieces(sql, tokens):
         if kind is _Kind.PLACEHOLDER:
             out.append("%s")
         elif kind is _Kind.QUESTION:
@@ -102,8 +143,32 @@ def placeholders_for_psycopg(sql: str) -> str:
 
 def split_statements(sql: str) -> list[str]:
     """The statements of a script, without their semicolons; comments stay with the statement that they precede."""
+    return _split(sql, _TOKEN)
+
+
+def split_statements_for_mariadb(sql: str) -> list[str]:
+    """The same by MariaDB's rules; a trigger or routine whose body is BEGIN ... END stays in one piece."""
+    statements: list[str] = []
+    current, depth = "", 0
+    for piece in _split(sql, _MARIADB_TOKEN):
+        code = _code(piece, _MARIADB_TOKEN)
+        current = f"{current};\n{piece}" if depth else piece
+        if depth or _ROUTINE.match(code):
+            depth += len(_BLOCK_BEGIN.findall(code)) - bool(_BLOCK_END.match(code))
+        if depth <= 0:
+            statements.append(current)
+            depth = 0
+    return [*statements, current] if depth else statements
+
+
+def _code(sql: str, tokens: re.Pattern[str]) -> str:
+    """The text without comments, literals and quoted names."""
+    return "".join(text for kind, text in _pieces(sql, tokens) if kind not in (_Kind.COMMENT, _Kind.LITERAL))
+
+
+def _split(sql: str, tokens: re.Pattern[str]) -> list[str]:
     statements, current, has_code = [], "", False
-    for kind, text in _pieces(sql):
+    for kind, text in _pieces(sql, tokens):
         if kind is _Kind.SEMICOLON:
             if has_code:
                 statements.append(current.strip())
@@ -127,4 +192,21 @@ def check_handler_statement(sql: str) -> None:
         raise StatementRefused(
             f"{keyword[1].upper()} is not for this code: Semel begins and commits the transaction, and writes its own "
             "rows in it. Leave the statement out; raise an exception where nothing should be written."
+        )
+
+
+@lru_cache(maxsize=512)
+def check_handler_statement_for_mariadb(sql: str) -> None:
+    """The same for MariaDB, where most statements but reads and changes of rows commit without being asked to."""
+    if len(_split(sql, _MARIADB_TOKEN)) > 1:
+        raise StatementRefused(f"one call takes one statement, this has several: {sql!r:.200}. Call once for each.")
+    for kind, text in _pieces(sql, _MARIADB_TOKEN):
+        if kind is _Kind.COMMENT and text.startswith(("/*!", "/*M!")):
+            raise StatementRefused(f"MariaDB executes what is in the comment {text!r:.100}: write it as a statement.")
+    keyword = _KEYWORD.match(_code(sql, _MARIADB_TOKEN))
+    if keyword is None or keyword[1].upper() not in _MARIADB_STATEMENTS:
+        raise StatementRefused(
+            f"{keyword[1].upper() if keyword else repr(sql[:40])} is not for handlers: MariaDB may commit at it, "
+            "and the position in the topic is in the same transaction. A handler on MariaDB runs "
+            f"{', '.join(sorted(_MARIADB_STATEMENTS))}; tables and the like belong in the database's schema."
         )

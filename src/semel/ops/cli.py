@@ -407,7 +407,7 @@ def top(url: str | None, every: float, count: int, output: str) -> None:
 @click.argument("url")
 @click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
 def migrate(url: str, sql: bool) -> None:
-    """Create Semel's tables in the database at URL (sqlite:///FILE or postgresql://...)."""
+    """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...)."""
     from semel.ops.databases import migrate as run_migration
 
     statements = run_migration(url, print_only=sql, audit=bool(_settings().history))

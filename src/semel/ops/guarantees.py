@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from semel.app import App
+from semel.databases.database import title_of
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
@@ -23,6 +24,7 @@ _OFFSETS_EXPIRE = (
     "Kafka, 400 days on the embedded broker) would start over on a host without this data folder; raise it above the "
     "longest stop"
 )
+_ENGINES = "what a handler writes into a table that is not InnoDB is not undone with its transaction"
 _KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
 
 
@@ -102,10 +104,11 @@ _SINK_STEPS: dict[Delivery, tuple[str, str, tuple[str, ...]]] = {
 
 
 def _sink_edge(sink: SinkSpec) -> Edge:
-    kind = "SQLite" if sink.database.url.startswith("sqlite") else "PostgreSQL"
+    kind = title_of(sink.database.url)
     unit, dedup, breaks = _SINK_STEPS[sink.delivery]
     fence = "owner_epoch in semel_position, compared by the first statement"
-    return Edge(f"{sink.topic.name} -> {sink.name} ({kind})", unit, fence, dedup, weakened=breaks, breaks=breaks)
+    weakened = (*breaks, _ENGINES) if kind == "MariaDB" else breaks
+    return Edge(f"{sink.topic.name} -> {sink.name} ({kind})", unit, fence, dedup, weakened=weakened, breaks=breaks)
 
 
 _STEPS = {

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from semel.databases.database import Parameters
-from semel.databases.statements import StatementRefused, check_handler_statement
+from semel.databases.statements import StatementRefused
 from semel.errors import ConfigurationError, Fatal
 from semel.outbox.records import Outgoing, row_of
 from semel.outbox.session import Session
@@ -90,7 +90,7 @@ class _Sending:
 
     def _check(self, sql: str, parameters: Parameters = ()) -> None:
         self._check_open("runs a statement")
-        check_handler_statement(sql)
+        self._session.database.check_handler_statement(sql)
         if parameters and "?" not in sql and ("%s" in sql or "%(" in sql):
             raise StatementRefused(
                 f"placeholders are ? on every database, also where the driver has %s: {sql!r:.200}. "

@@ -12,11 +12,21 @@ from semel.settings import database_variable
 
 __all__ = ["check_empty", "choose_databases", "describe", "sqlite_files"]
 
-_SQLITE_TABLES = "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'"
-_POSTGRES_TABLES = """
+_TABLES = {
+    "SQLite": """
+SELECT '"' || replace(name, '"', '""') || '"' FROM sqlite_master
+WHERE type = 'table' AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'
+""",
+    "PostgreSQL": """
 SELECT quote_ident(schemaname) || '.' || quote_ident(tablename) FROM pg_tables
 WHERE schemaname <> 'information_schema' AND left(schemaname, 3) <> 'pg_'
-"""
+""",
+    "MariaDB": """
+SELECT CONCAT('`', REPLACE(table_name, '`', '``'), '`') FROM information_schema.tables
+WHERE table_schema = DATABASE() AND table_type = 'BASE TABLE'
+""",
+}
+_VERSIONS = {"SQLite": "SELECT sqlite_version()", "PostgreSQL": "SHOW server_version", "MariaDB": "SELECT VERSION()"}
 
 
 def choose_databases(app: App, given: Mapping[str, str], folder: Path) -> dict[str, str]:
@@ -65,22 +75,18 @@ def describe(app: App) -> list[str]:
     found = []
     for url in sorted({spec.url for spec in app.databases.values()}):
         database = open_database(url)
-        sql = "SELECT sqlite_version()" if database.title == "SQLite" else "SHOW server_version"
         try:
             database.connect()
-            found.append(f"{database.title} {database.query(sql)[0][0]}")
+            found.append(f"{database.title} {database.query(_VERSIONS[database.title])[0][0]}")
         finally:
             database.close()
     return found
 
 
 def _tables_with_rows(database: Database) -> list[str]:
-    is_sqlite = database.title == "SQLite"
     try:
         database.connect()
-        tables = [name for (name,) in database.query(_SQLITE_TABLES if is_sqlite else _POSTGRES_TABLES)]
-        if is_sqlite:
-            tables = ['"' + name.replace('"', '""') + '"' for name in tables]
+        tables = [name for (name,) in database.query(_TABLES[database.title])]
         return [name for name in tables if database.query(f"SELECT 1 FROM {name} LIMIT 1")]  # noqa: S608 - quoted
     except ConfigurationError:
         raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from semel.databases.database import Database, connect, is_missing_table
+from semel.databases.database import Database, connect, is_missing_table, title_of
 from semel.processing.parklog import Outcome
 from semel.prove.check.evidence import InDoubt, LedgerRow, ParkedRow, Position
 from semel.types import TopicPartition
@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 5_000
 """Rows of a ledger in memory; one holds the offsets of one call, at most a thousand."""
 
 _LEDGER = """
-SELECT seq, sink, topic, partition, owner_epoch, attempt, offsets FROM semel_audit WHERE seq > ? ORDER BY seq LIMIT ?
+SELECT seq, sink, topic, part, owner_epoch, attempt, offsets FROM semel_audit WHERE seq > ? ORDER BY seq LIMIT ?
 """
 _POSITIONS = "SELECT sink, topic, part, next_offset FROM semel_position ORDER BY sink, topic, part"
 _PARKED = "SELECT sink, topic, part, record_offset FROM semel_parked ORDER BY sink, topic, part, record_offset"
@@ -69,8 +69,8 @@ def read_parked(url: str) -> list[ParkedRow]:
 
 
 def read_prepared(url: str) -> list[InDoubt]:
-    """Prepared transactions that a PostgreSQL still holds; SQLite has none."""
-    if url.startswith("sqlite:"):
+    """Prepared transactions that a PostgreSQL still holds; Semel makes none elsewhere."""
+    if title_of(url) != "PostgreSQL":
         return []
     rows = _once(url, "SELECT gid FROM pg_prepared_xacts WHERE database = current_database() ORDER BY gid")
     return [InDoubt("PostgreSQL", gid, "prepared", True) for (gid,) in rows]

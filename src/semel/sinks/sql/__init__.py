@@ -1,4 +1,4 @@
-"""The SQL sink: SQLite and PostgreSQL, with the position in the transaction of the effects."""
+"""The SQL sink: SQLite, PostgreSQL and MariaDB, with the position in the transaction of the effects."""
 
 from semel.sinks.sql.parking import list_parked
 from semel.sinks.sql.sink import SqlSink

@@ -21,7 +21,7 @@ from semel.types import TopicPartition
 __all__ = ["Audit", "Given"]
 
 _INSERT = """
-INSERT INTO semel_audit (sink, topic, partition, owner_epoch, attempt, offsets) VALUES (?, ?, ?, ?, ?, ?)
+INSERT INTO semel_audit (sink, topic, part, owner_epoch, attempt, offsets) VALUES (?, ?, ?, ?, ?, ?)
 """
 
 

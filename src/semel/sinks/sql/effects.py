@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from semel.databases.database import Cause, Database, Parameters
-from semel.databases.statements import StatementRefused, check_handler_statement
+from semel.databases.statements import StatementRefused
 from semel.failpoints import failpoint
 
 __all__ = ["Effects"]
@@ -15,14 +15,16 @@ __all__ = ["Effects"]
 class Effects:
     """Valid while the handler runs. Errors are the driver's own.
 
-    A handler may catch a constraint's error on SQLite and go on; PostgreSQL ends the transaction at the first error,
-    so the batch fails then whether it was caught or not (use ON CONFLICT).
+    A handler may catch a constraint's error on SQLite and MariaDB and go on; PostgreSQL ends the transaction at the
+    first error, so the batch fails then whether it was caught or not (use ON CONFLICT).
     """
 
-    __slots__ = ("_database", "failure")
+    __slots__ = ("_database", "failure", "title")
 
     def __init__(self, database: Database) -> None:
         self._database: Database | None = database
+        self.title = database.title
+        """`SQLite`, `PostgreSQL` or `MariaDB`, for a handler that runs on several."""
         self.failure: Exception | None = None
         """The first error that was not the data's fault: the handler may have hidden it behind its own."""
 
@@ -43,7 +45,7 @@ class Effects:
         database = self._database
         if database is None:
             raise StatementRefused("db is used after the handler ended: its transaction is over. Use it inside only.")
-        check_handler_statement(sql)
+        database.check_handler_statement(sql)
         if self.failure is not None or not database.in_transaction:
             # Going on would write outside of the transaction, where nothing is undone with it.
             raise StatementRefused("the transaction ended with an earlier error; nothing more can be written in it.")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from semel.databases.database import Database
+from semel.databases.dialects import dialect_of
 from semel.sinks.contract import Claim, Stop, StopReason
 
 __all__ = ["PositionKey", "PositionRow", "advance", "owners", "read", "take_over"]
@@ -36,8 +37,7 @@ _ROW = "sink = ? AND cluster_id = ? AND topic_id = ? AND part = ?"
 _TAKE_OVER = """
 INSERT INTO semel_position (sink, cluster_id, topic_id, part, topic, next_offset, owner_epoch, owner, applied)
 VALUES (?, ?, ?, ?, ?, ?, 1, ?, 0)
-ON CONFLICT (sink, cluster_id, topic_id, part)
-DO UPDATE SET owner_epoch = semel_position.owner_epoch + 1, owner = excluded.owner
+{on_conflict} owner_epoch = semel_position.owner_epoch + 1, owner = ?
 RETURNING next_offset, owner_epoch, owner
 """
 
@@ -60,6 +60,8 @@ def take_over(
     A partition that this sink knows under another topic id stops: its offsets say nothing about the new topic.
     """
     taken: dict[Claim, PositionRow | Stop] = {}
+    on_conflict = dialect_of(database.title).on_conflict.format(key=", ".join(PositionKey._fields))
+    statement = _TAKE_OVER.format(on_conflict=on_conflict)
     for claim in sorted(claims, key=lambda claim: (str(claim.topic_id), claim.partition.partition)):
         topic, part = claim.partition
         key = PositionKey(sink, cluster_id, str(claim.topic_id), part)
@@ -68,7 +70,7 @@ def take_over(
             if others:
                 taken[claim] = _recreated(claim, *others[0])
                 continue
-        rows = database.query(_TAKE_OVER, (*key, topic, claim.log_start_offset, owner))
+        rows = database.query(statement, (*key, topic, claim.log_start_offset, owner, owner))
         taken[claim] = PositionRow(*rows[0])
     return taken
 

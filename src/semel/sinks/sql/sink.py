@@ -120,10 +120,10 @@ _Work = Callable[[Parking, Sequence[_Move]], None]
 
 
 class SqlSink:
-    """`semel.sinks.contract.Sink` for SQLite and PostgreSQL. All calls come from one thread, as SQLite demands.
+    """`semel.sinks.contract.Sink` for SQLite, PostgreSQL and MariaDB.
 
-    `create_tables` makes what is missing; without it `open` says how to. `owner` goes into the position rows beside
-    the identity of this process.
+    All calls come from one thread, as SQLite demands. `create_tables` makes what is missing; without it `open` says
+    how to. `owner` goes into the position rows beside the identity of this process.
     """
 
     def __init__(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from semel.databases.database import Cause, Database, is_missing_table, open_database, title_of, without_password
+from semel.databases.dialects import dialect_of
 from semel.errors import ConfigurationError
 
 __all__ = ["check_tables", "migrate", "schema_sql"]
@@ -11,59 +14,59 @@ _TABLES = """\
 -- Where each sink is in each partition. `next_offset` changes in the transaction of the effects, and only while
 -- `owner_epoch` is the writer's own: a new owner raises it before it reads anything.
 CREATE TABLE IF NOT EXISTS semel_position (
-  sink TEXT NOT NULL,
-  cluster_id TEXT NOT NULL,
-  topic_id TEXT NOT NULL,
-  topic TEXT NOT NULL,
+  sink {name} NOT NULL,
+  cluster_id {id} NOT NULL,
+  topic_id {id} NOT NULL,
+  topic {name} NOT NULL,
   part INTEGER NOT NULL,
   next_offset BIGINT NOT NULL,
   owner_epoch BIGINT NOT NULL,
-  owner TEXT NOT NULL,
+  owner {text} NOT NULL,
   applied BIGINT NOT NULL,
   PRIMARY KEY (sink, cluster_id, topic_id, part)
-);
+){table};
 
 -- Records that could not be applied (`error_class` says why), and the later ones of their keys, which wait behind
 -- them (`error_class` is NULL). Times are milliseconds since 1970 in UTC; `headers` is JSON with base64 values.
 CREATE TABLE IF NOT EXISTS semel_parked (
-  sink TEXT NOT NULL,
-  cluster_id TEXT NOT NULL,
-  topic_id TEXT NOT NULL,
-  topic TEXT NOT NULL,
+  sink {name} NOT NULL,
+  cluster_id {id} NOT NULL,
+  topic_id {id} NOT NULL,
+  topic {name} NOT NULL,
   part INTEGER NOT NULL,
   record_offset BIGINT NOT NULL,
   record_timestamp BIGINT NOT NULL,
   record_key {bytes},
   record_value {bytes},
-  headers TEXT NOT NULL,
-  error_class TEXT,
-  error_message TEXT,
-  error_frames TEXT,
-  error_group TEXT,
-  error_build TEXT,
+  headers {text} NOT NULL,
+  error_class {text},
+  error_message {text},
+  error_frames {text},
+  error_group {text},
+  error_build {text},
   parked_at BIGINT NOT NULL,
   PRIMARY KEY (sink, cluster_id, topic_id, part, record_offset)
-);
+){table};
 
 -- What operators asked for about parked records, and what came of it (`outcome`, JSON). Only the owner of the
 -- partition carries a command out; rows stay, as the audit of it.
 CREATE TABLE IF NOT EXISTS semel_park_command (
-  id TEXT NOT NULL,
-  sink TEXT NOT NULL,
-  cluster_id TEXT NOT NULL,
-  topic_id TEXT NOT NULL,
+  id {id} NOT NULL,
+  sink {name} NOT NULL,
+  cluster_id {id} NOT NULL,
+  topic_id {id} NOT NULL,
   part INTEGER NOT NULL,
-  verb TEXT NOT NULL,
-  record_offsets TEXT NOT NULL,
+  verb {name} NOT NULL,
+  record_offsets {text} NOT NULL,
   record_value {bytes},
-  requested_by TEXT NOT NULL,
-  reason TEXT NOT NULL,
+  requested_by {text} NOT NULL,
+  reason {text} NOT NULL,
   requested_at BIGINT NOT NULL,
-  least_build TEXT NOT NULL,
-  outcome TEXT,
+  least_build {text} NOT NULL,
+  outcome {text},
   finished_at BIGINT,
   PRIMARY KEY (id, sink, cluster_id, topic_id, part)
-);
+){table};
 """
 _AUDIT = """\
 
@@ -71,29 +74,24 @@ _AUDIT = """\
 -- would hide what this table is to show.
 CREATE TABLE IF NOT EXISTS semel_audit (
   seq {serial},
-  sink TEXT NOT NULL,
-  topic TEXT NOT NULL,
-  partition INTEGER NOT NULL,
+  sink {name} NOT NULL,
+  topic {name} NOT NULL,
+  part INTEGER NOT NULL,
   owner_epoch BIGINT NOT NULL,
-  attempt TEXT NOT NULL,
-  offsets TEXT NOT NULL
-);
+  attempt {name} NOT NULL,
+  offsets {text} NOT NULL
+){table};
 """
-_BYTES = {"SQLite": "BLOB", "PostgreSQL": "BYTEA"}
-_SERIAL = {
-    "SQLite": "INTEGER PRIMARY KEY AUTOINCREMENT",
-    "PostgreSQL": "BIGINT GENERATED ALWAYS AS IDENTITY",
-}
 _NAMES = ("semel_position", "semel_parked", "semel_park_command")
 
 
 def schema_sql(title: str, *, audit: bool = False) -> str:
     """The SQL that makes Semel's tables in the database of this title; it may run again."""
-    return _TABLES.format(bytes=_BYTES[title]) + (_AUDIT.format(serial=_SERIAL[title]) if audit else "")
+    return (_TABLES + _AUDIT if audit else _TABLES).format_map(asdict(dialect_of(title)))
 
 
 def migrate(url: str, *, schema: str | None = None, print_only: bool = False, audit: bool = False) -> str:
-    """Make Semel's tables, and then the app's own `schema`, in one transaction. Returns the SQL.
+    """Make Semel's tables, and then the app's own `schema`, in one transaction where the database can. Returns the SQL.
 
     With `audit` it makes the audit ledger too; with `print_only` nothing is connected to. Raises `ConfigurationError`
     for a URL that cannot work and for SQL that the database refuses; the driver's own error when the database cannot
