@@ -142,6 +142,23 @@ def test_every_setting_and_failpoint_variable_is_documented() -> None:
         assert f"`SEMEL_{item.name.upper()}`" in text
 
 
+def test_every_setting_of_kafkas_clients_is_documented_with_its_default() -> None:
+    from semel.client.config import CONSUMER_DEFAULTS, DEFAULTS, SETTINGS
+
+    page = ROOT / "docs" / "howto.md"
+    text = section(page, "Use a Kafka that wants TLS and a login") + section(page, "Settings of Kafka's clients")
+    assert {name for name in SETTINGS if not re.search(rf"`{re.escape(name)}[`=]", text)} == set()
+    told = {name: value for names, values, _ in rows(text) for name, value in _with_defaults(names, values)}
+    known = {name: str(default.value) for name, default in (DEFAULTS | CONSUMER_DEFAULTS).items()}
+    assert {name: told.get(name) for name in known} == known
+
+
+def _with_defaults(names: str, values: str) -> list[tuple[str, str]]:
+    """Two names with one default are two names of one setting."""
+    found, defaults = re.findall(r"`([^`]+)`", names), values.split(", ")
+    return list(zip(found, defaults * len(found) if len(defaults) == 1 else defaults, strict=False))
+
+
 def test_every_metric_is_documented_and_every_documented_one_exists() -> None:
     sources = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
     made = set(re.findall(r'(?:counter|gauge)\(\s*"(semel_\w+)"', sources))

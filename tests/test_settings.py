@@ -23,6 +23,11 @@ def test_environment_has_librdkafkas_names() -> None:
             "SEMEL_KAFKA_PORT": "tcp://10.0.0.1:9092",
             "SEMEL_KAFKA_PORT_9092_TCP_ADDR": "10.0.0.1",
             "SEMEL_KAFKA_SERVICE_HOST": "10.0.0.1",
+            # And of semel-kafka-bootstrap, as Strimzi names it.
+            "SEMEL_KAFKA_BOOTSTRAP_SERVICE_PORT_TCP_CLIENTS": "9092",
+            "SEMEL_KAFKA_BOOTSTRAP_PORT_9092_TCP": "tcp://10.0.0.1:9092",
+            "SEMEL_KAFKA_BOOTSTRAP_PORT_9092_TCP_PROTO": "tcp",
+            "SEMEL_KAFKA_BOOTSTRAP_SERVICE_HOST": "10.0.0.1",
         }
     )
     assert settings.kafka == "kafka:9093"

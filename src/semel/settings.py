@@ -23,8 +23,8 @@ KAFKA_ADDRESS = "kafka.address"
 
 _CLIENT_PREFIX = "SEMEL_KAFKA_"
 _CLIENT_FILE = "SEMEL_KAFKA_CONFIG"
-_KUBERNETES = ("PORT", "SERVICE_")
-"""What Kubernetes puts into the environment for a service of the name semel-kafka; no setting begins so."""
+_KUBERNETES = re.compile(r"(\w+_)?(PORT|SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_[A-Z]+(_(PROTO|PORT|ADDR))?)")
+"""What Kubernetes puts into the environment for services named semel-kafka and semel-kafka-...; no setting ends so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,6 @@ class Settings:
     commit_interval_ms: int = 100
     session_timeout_ms: int = 6_000
     drain_seconds: float = 25.0
-    consumer: str = "librdkafka"
-    """Who consumes for processors and sinks: `semel` or `librdkafka`."""
     partitions: int = 4
     """Partitions of topics that the app creates without saying how many."""
     build: str = ""
@@ -99,8 +97,6 @@ class Settings:
         """Raise `ConfigurationError` for values that cannot work."""
         if self.profile not in ("dev", "production"):
             raise ConfigurationError(f"SEMEL_PROFILE={self.profile!r} is neither dev nor production.")
-        if self.consumer not in ("semel", "librdkafka"):
-            raise ConfigurationError(f"SEMEL_CONSUMER={self.consumer!r} is neither semel nor librdkafka.")
         if self.history and self.profile == "production" and self.history_in_production != "yes":
             raise ConfigurationError(
                 "SEMEL_HISTORY is set but SEMEL_PROFILE is production: a history makes everything slower and adds a "
@@ -158,7 +154,7 @@ def _client_settings(environ: Mapping[str, str]) -> dict[str, str]:
     found = {} if not path else read_properties(Path(path))
     for variable, value in environ.items():
         name = variable.removeprefix(_CLIENT_PREFIX)
-        if name not in (variable, "CONFIG") and not name.startswith(_KUBERNETES):
+        if name not in (variable, "CONFIG") and not _KUBERNETES.fullmatch(name):
             found[name.lower().replace("_", ".")] = value
     return found
 

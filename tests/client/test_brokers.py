@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import re
 import time
 import uuid
@@ -395,6 +396,31 @@ def test_a_handler_that_holds_the_event_loop_for_longer_than_a_session_keeps_its
         await producer.close()
 
     run(embedded, test)
+
+
+def test_native_code_that_keeps_the_gil_for_a_session_ends_it_and_what_was_open_is_refused(
+    embedded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """No thread of Python can send a heartbeat then. Nothing is done twice for it, and the log says what it was."""
+
+    async def test(cluster: Cluster) -> None:
+        member = Member(cluster, f"{cluster.topic}.group", "one", session_timeout_ms=1_500)
+        await member.consumer.start()
+        await member.until(lambda: len(member.owned) == 2)
+        before = member.consumer.group_metadata()
+        ctypes.PyDLL(None).sleep(4)  # Unlike other foreign functions it does not let the lock go.
+        await member.until(lambda: member.told == ["assigned", "lost", "assigned"])
+        producer = await cluster.producer()
+        producer.begin()
+        await producer.send_offsets({cluster.partitions[0]: 0}, before)
+        with pytest.raises(AbortTransaction):
+            await producer.end_transaction(True)
+        await producer.abort()
+        await member.consumer.close()
+        await producer.close()
+
+    run(embedded, test)
+    assert [line for line in caplog.messages if "Python's lock (GIL)" in line and "SEMEL_SESSION_TIMEOUT_MS" in line]
 
 
 def test_in_a_group_of_the_new_protocol_nobody_stops_who_has_nothing_to_give_back(any_broker: Any) -> None:

@@ -105,19 +105,40 @@ def test_a_lost_connection_is_made_anew() -> None:
         ({"max.in.flight.requests.per.connection": 6}, "written twice"),
         ({"socket.timeout.ms": "soon"}, "whole number"),
         ({"retry.backoff.ms": 0}, "at least 1"),
+        ({"fetch.min.bytes": "few"}, "fetch.min.bytes"),
+        ({"group.protocol": "share"}, "classic or consumer"),
+        ({"group.remote.assignor": "uniform"}, "group.protocol=consumer"),
+        ({"auto.offset.reset": "latest"}, "position is gone stops"),
+        ({"partition.assignment.strategy": "cooperative-sticky"}, "without an owner"),
+        ({"session.timeout.ms": 6_000}, "SEMEL_SESSION_TIMEOUT_MS"),
+        ({"client.rack": "a"}, "leaders of partitions"),
+        ({"fetch.wait.max.mss": 5}, r"Did you mean fetch\.wait\.max\.ms\?"),
+        ({"socket.nagle.disable": "true"}, r"docs/howto\.md"),
     ],
 )
-def test_a_setting_that_weakens_a_promise_is_refused_by_name(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(ConfigurationError, match=words):
+def test_a_setting_that_weakens_a_promise_or_that_nobody_follows_is_refused_by_name(
+    settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=words) as raised:
         ClientSettings.read(settings)
+    assert "secret" not in str(raised.value)
+
+
+def test_a_name_that_is_not_known_is_told_without_its_value() -> None:
+    """It may be a password under a name that is not quite right."""
+    with pytest.raises(ConfigurationError, match=r"Did you mean sasl\.password\?") as raised:
+        ClientSettings.read({"sasl.pasword": "canary-secret"})
+    assert "canary" not in str(raised.value)
 
 
 def test_settings_have_defaults_with_reasons_and_librdkafkas_other_names_pass() -> None:
     assert all(default.reason for default in DEFAULTS.values())
     login = {"security.protocol": "sasl_plaintext", "sasl.mechanism": "PLAIN", "sasl.username": "u"}
     login |= {"sasl.password": "secret"}
-    read = ClientSettings.read({"message.timeout.ms": "7000", "fetch.wait.max.ms": 5} | login)
+    same = {"acks": "all", "auto.offset.reset": "error", "partition.assignment.strategy": "range"}
+    read = ClientSettings.read({"message.timeout.ms": "7000", "fetch.wait.max.ms": 5} | login | same)
     assert read.delivery_timeout == 7.0
+    assert read.consumer.limits.wait_ms == 5
     assert "secret" not in repr(read)
     assert "secret" not in repr(KafkaClient("a:1", settings=login))
 

@@ -138,6 +138,22 @@ def test_an_answer_that_waited_for_longer_than_a_session_does_not_prolong_it(cod
     assert group.member.view.life == 1
 
 
+def test_an_assignment_that_waited_for_longer_than_a_session_is_asked_for_again() -> None:
+    """Who was stopped finds it in its socket, and taking over what is another one's by now would fence that one."""
+    group = Classic()
+    answer = SimpleNamespace(
+        error_code=0, member_id="m1", generation_id=1, leader="m2", members=(), skip_assignment=False
+    )
+    group.member.answered(group.asked(JOIN_GROUP), answer, group.now)
+    request = group.asked(SYNC_GROUP)
+    group.now += TIMES.session + 1
+    share = SimpleNamespace(error_code=0, assignment=_assignment(frozenset({(b"t", 0)})))
+    group.member.answered(request, share, group.now)
+    assert group.member.view.wanted == frozenset()
+    group.member.answered(group.asked(SYNC_GROUP), share, group.now)  # The group is still that one.
+    assert group.member.view.wanted == {P0}
+
+
 def test_who_does_not_poll_gives_its_work_to_others_until_it_polls_again() -> None:
     group = Classic()
     group.join(P0)

@@ -1,4 +1,4 @@
-"""A Kafka that is away: few lines in the log, and afterwards everything goes on - also where librdkafka gives up."""
+"""A Kafka that is away: few lines in the log, and afterwards everything goes on."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from semel.client import consumer, librdkafka
 from semel.client.consumer import Consumer, Reader
 from semel.client.outage import Outage
 from semel.types import TopicPartition
@@ -36,8 +34,7 @@ def test_an_outage_is_told_once_then_every_ten_seconds_then_its_end(caplog: pyte
     caplog.set_level(logging.INFO)
     clock = Clock()
     outage = Outage("of group 'g'", clock)
-    assert not outage.should_probe()
-    for _ in range(25 * 80):  # librdkafka reports every attempt to connect
+    for _ in range(25 * 80):
         outage.lost("1/1 brokers are down")
         outage.trouble("_TRANSPORT", "Connection refused")
         clock.now += 1 / 80
@@ -65,19 +62,6 @@ def test_trouble_with_one_of_several_brokers_is_no_outage(caplog: pytest.LogCapt
         clock.now += 0.1
     assert len(lines(caplog, logging.INFO)) == 2 * 3
     assert lines(caplog, logging.WARNING) == []
-    assert not outage.should_probe()
-
-
-def test_probes_are_a_second_apart() -> None:
-    clock = Clock()
-    outage = Outage("of group 'g'", clock)
-    outage.lost("away")
-    assert not outage.should_probe()
-    clock.now += 1.0
-    assert outage.should_probe()
-    assert not outage.should_probe()
-    clock.now += 1.0
-    assert outage.should_probe()
 
 
 class Member:
@@ -95,11 +79,10 @@ class Member:
         self.told.append(f"lost {len(partitions)}")
 
 
-@pytest.mark.parametrize("module", [consumer, librdkafka])
 def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself(
-    module: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """librdkafka issue 3437: it would end the worker, and twice within a minute the supervisor leaves it alone."""
+    """As librdkafka's is (its issue 3437): it would end the worker, for good when it comes twice within a minute."""
     caplog.set_level(logging.INFO)
     broker = BrokerProcess(tmp_path / "broker")
     broker.start()
@@ -107,7 +90,7 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
     member = Member()
 
     async def test() -> None:
-        member_of_it = module.Consumer(
+        member_of_it = Consumer(
             broker.bootstrap,
             group="g",
             topics=["t"],
@@ -115,7 +98,7 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
             events=member,
             session_timeout_ms=int(SESSION_SECONDS * 1000),
         )
-        reader = module.Reader(broker.bootstrap)
+        reader = Reader(broker.bootstrap)
         await member_of_it.start()
         await reader.start({TopicPartition("t", 0): 0})
         try:
@@ -139,7 +122,7 @@ def test_a_member_that_did_not_poll_while_kafka_was_away_is_not_fenced_by_itself
         broker.stop()
     told = [line for line in lines(caplog, logging.WARNING) if "the consumer of t lost" in line]
     assert len(told) == 1, "an outage of some seconds is one line"
-    assert len(lines(caplog, logging.ERROR)) == 0, "librdkafka's own lines are not for the log"
+    assert len(lines(caplog, logging.ERROR)) == 0
 
 
 async def until(source: Consumer | Reader, condition: object) -> None:

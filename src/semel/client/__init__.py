@@ -1,1 +1,1 @@
-"""Semel's Kafka client: connections, metadata, producers, admin calls, and the seam to librdkafka's consumer."""
+"""Semel's Kafka client: connections, metadata, producers, consumers, admin calls."""

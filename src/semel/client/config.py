@@ -1,19 +1,20 @@
-"""Settings of our Kafka client, under librdkafka's names.
+"""Settings of our Kafka client, under librdkafka's names: the ones that it knows, and what it says to all others.
 
-The producer and the admin calls read the ones in `DEFAULTS`, consumers those in `CONSUMER_DEFAULTS` too; settings of
-librdkafka that have no meaning here are left alone. What would weaken a promise is refused, by name.
+Producers, consumers and admin calls take the same settings. What would weaken a promise is refused by name, and so is
+what nobody here would follow: a setting that is ignored in silence is a mistake that nobody finds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from semel.client.fetcher import FetchLimits
-from semel.client.security import ClientSecurity
+from semel.client.security import REFUSED, SECURITY_SETTINGS, ClientSecurity
 from semel.errors import ConfigurationError
 
-__all__ = ["CONSUMER_DEFAULTS", "DEFAULTS", "ClientSettings", "ConsumerSettings", "Default"]
+__all__ = ["CONSUMER_DEFAULTS", "DEFAULTS", "SETTINGS", "ClientSettings", "ConsumerSettings", "Default"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +57,49 @@ _ALIASES = {
     "max.in.flight": "max.in.flight.requests.per.connection",
     "message.max.bytes": "batch.size",
 }
-_REFUSED = {
-    "enable.idempotence": ("true", "True", "1"),
-    "acks": ("all", "-1"),
-    "request.required.acks": ("all", "-1"),
-    "isolation.level": ("read_committed",),
-    "enable.auto.commit": ("false", "False", "0"),
+_GROUP_SETTINGS = ("group.protocol", "group.remote.assignor")
+_NO = ("false", "False", "0")
+_YES = ("true", "True", "1")
+_WRITING = "exactly-once writing needs an idempotent producer"
+_FIXED = {
+    "enable.idempotence": (_YES, _WRITING),
+    "acks": (("all", "-1"), _WRITING),
+    "request.required.acks": (("all", "-1"), _WRITING),
+    "isolation.level": (("read_committed",), "a reader of uncommitted records sees aborted ones"),
+    "enable.auto.commit": (_NO, "positions are committed with the effects, never beside them"),
+    "auto.offset.reset": (
+        ("error", "none"),
+        "a group without a position begins at the start of the log, and one whose position is gone stops and says so",
+    ),
+    "allow.auto.create.topics": (_NO, "topics are made as the app declares them"),
+    "check.crcs": (_YES, "every batch's checksum is checked"),
+    "partition.assignment.strategy": (
+        ("range",),
+        "members keep their place over a restart, and with cooperative rebalances that can leave a partition without "
+        "an owner; with group.protocol=consumer the broker shares them out, and who has nothing to give back goes on",
+    ),
 }
-_WHY_REFUSED = {
-    "isolation.level": "a reader of uncommitted records sees aborted ones",
-    "enable.auto.commit": "positions are committed with the effects, never beside them",
+"""Settings that may be given as long as they say what is done anyway: the values, and why it is so."""
+
+_ELSEWHERE = {
+    "bootstrap.servers": "the address is SEMEL_KAFKA",
+    "client.id": "every client of Semel has a name that says what it does",
+    "client.rack": "records are read from the leaders of partitions, never from followers",
+    "compression.codec": "Semel writes uncompressed batches, and reads all of Kafka's compressions",
+    "compression.type": "Semel writes uncompressed batches, and reads all of Kafka's compressions",
+    "group.id": "each component's group is named after the app and the component",
+    "group.instance.id": "a worker's place in its groups is made from SEMEL_INSTANCE and its slot",
+    "heartbeat.interval.ms": "they are sent four times a session, whose length is SEMEL_SESSION_TIMEOUT_MS",
+    "linger.ms": "SEMEL_COMMIT_INTERVAL_MS, or latency= in the app, says how long records gather",
+    "queue.buffering.max.ms": "SEMEL_COMMIT_INTERVAL_MS, or latency= in the app, says how long records gather",
+    "session.timeout.ms": "set SEMEL_SESSION_TIMEOUT_MS",
+    "transaction.timeout.ms": "set SEMEL_TRANSACTION_TIMEOUT_MS",
+    "transactional.id": "it is made from the app, the component, SEMEL_INSTANCE and the slot",
 }
+"""What others' clients call so, and what says it here."""
+
+SETTINGS = frozenset([*DEFAULTS, *CONSUMER_DEFAULTS, *_ALIASES, *_FIXED, *_GROUP_SETTINGS, *SECURITY_SETTINGS])
+"""Every name that may be given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +118,15 @@ class ClientSettings:
     buffer_bytes_max: int
     batch_bytes_max: int
     security: ClientSecurity
+    consumer: ConsumerSettings
 
     @classmethod
     def read(cls, settings: Mapping[str, object] | None) -> ClientSettings:
-        """Check and read; raises `ConfigurationError`, which names the setting and what would be right."""
-        values = {name: default.value for name, default in DEFAULTS.items()}
-        for name, value in (settings or {}).items():
-            allowed = _REFUSED.get(name)
-            if allowed is not None and str(value) not in allowed:
-                why = _WHY_REFUSED.get(name, "exactly-once writing needs an idempotent producer")
-                raise ConfigurationError(f"{name}={value} is refused: {why}. Leave it out or set it to {allowed[0]}.")
-            known = _ALIASES.get(name, name)
-            if known in values:
-                values[known] = _positive(name, value)
+        """Check all of them and read; raises `ConfigurationError`, which names the setting and what would be right."""
+        given = settings or {}
+        _check_names(given)
+        security = ClientSecurity.read(given)
+        values = _numbers(DEFAULTS, given)
         if values["max.in.flight.requests.per.connection"] > 5:
             raise ConfigurationError(
                 "max.in.flight.requests.per.connection above 5 is refused: a broker remembers five batches a producer, "
@@ -115,7 +144,8 @@ class ClientSettings:
             max_in_flight=values["max.in.flight.requests.per.connection"],
             buffer_bytes_max=values["queue.buffering.max.kbytes"] * 1024,
             batch_bytes_max=values["batch.size"],
-            security=ClientSecurity.read(settings or {}),
+            security=security,
+            consumer=ConsumerSettings.read(given),
         )
 
 
@@ -129,15 +159,18 @@ class ConsumerSettings:
     assignor: str | None
 
     @classmethod
-    def read(cls, settings: Mapping[str, object] | None) -> ConsumerSettings:
-        """Check and read; raises `ConfigurationError`, which names the setting and what would be right."""
-        values = {name: default.value for name, default in CONSUMER_DEFAULTS.items()}
-        given = {_ALIASES.get(name, name): value for name, value in (settings or {}).items()}
-        values |= {name: _positive(name, value) for name, value in given.items() if name in values}
+    def read(cls, given: Mapping[str, object]) -> ConsumerSettings:
+        """A consumer's part of settings whose names are checked; raises `ConfigurationError`."""
+        values = _numbers(CONSUMER_DEFAULTS, given)
         protocol = str(given.get("group.protocol", "classic"))
         if protocol not in ("classic", "consumer"):
             raise ConfigurationError(f"group.protocol={protocol} is not known. Set it to classic or consumer.")
         assignor = given.get("group.remote.assignor")
+        if assignor is not None and protocol == "classic":
+            raise ConfigurationError(
+                f"group.remote.assignor={assignor} has no meaning with group.protocol=classic, in which a member "
+                "shares the partitions out. Leave it out, or set group.protocol=consumer."
+            )
         return cls(
             limits=FetchLimits(
                 values["fetch.wait.max.ms"],
@@ -149,6 +182,32 @@ class ConsumerSettings:
             group_protocol=protocol,
             assignor=None if assignor is None else str(assignor),
         )
+
+
+def _check_names(settings: Mapping[str, object]) -> None:
+    """Raise `ConfigurationError` for a name that nobody here follows, and for a value that is not what is done."""
+    for name, value in settings.items():
+        allowed, why = _FIXED.get(name, ((), ""))
+        if allowed and str(value) not in allowed:
+            raise ConfigurationError(f"{name}={value} is refused: {why}. Leave it out or set it to {allowed[0]}.")
+        if name in SETTINGS or name in REFUSED:
+            continue
+        if name in _ELSEWHERE:
+            raise ConfigurationError(f"{name} is no setting of Semel's Kafka client: {_ELSEWHERE[name]}. Leave it out.")
+        close = get_close_matches(name, SETTINGS, 1, 0.8)
+        raise ConfigurationError(
+            f"{name} is no setting of Semel's Kafka client, so nobody would follow it. "
+            + (f"Did you mean {close[0]}?" if close else "Leave it out; docs/howto.md lists those that it knows.")
+        )
+
+
+def _numbers(defaults: Mapping[str, Default], given: Mapping[str, object]) -> dict[str, int]:
+    values = {name: default.value for name, default in defaults.items()}
+    for name, value in given.items():
+        known = _ALIASES.get(name, name)
+        if known in values:
+            values[known] = _positive(name, value)
+    return values
 
 
 def _positive(name: str, value: object) -> int:

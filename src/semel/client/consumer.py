@@ -15,7 +15,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from semel.client.cluster import KafkaClient
-from semel.client.config import ConsumerSettings
 from semel.client.connection import check_not_forked
 from semel.client.fetcher import Fetcher
 from semel.client.fetching import FetchLoop
@@ -65,8 +64,8 @@ class _Source:
         self._bootstrap = bootstrap
         self._settings = dict(settings or {})
         self._env = env or Env()
-        self._own = ConsumerSettings.read(self._settings)
         self._client = self._new_client()
+        self._own = self._client.settings.consumer
         self._fetcher = Fetcher(self._own.limits)
         self._name = name
         self._outage = Outage(name, self._env.monotonic)
@@ -168,17 +167,21 @@ class _Source:
             async with asyncio.timeout(_CLOSE_SECONDS):
                 if self._polling is not None:  # It may be in the middle of an event.
                     await asyncio.gather(self._polling, return_exceptions=True)
-                await self._leave()
+                await self._finish()
         except TimeoutError:
-            log.warning("the consumer %s did not leave its group within %g s", self._name, _CLOSE_SECONDS)
+            log.warning("the consumer %s did not give its partitions back within %g s", self._name, _CLOSE_SECONDS)
         finally:
             if self._fetching is not None:
                 self._fetching.cancel()
                 await asyncio.gather(self._fetching, return_exceptions=True)
+            await self._leave()  # Whatever went wrong before: a member that stays behind holds its partitions for ever.
             await self._client.close()
 
+    async def _finish(self) -> None:
+        """Have the owner finish what is open."""
+
     async def _leave(self) -> None:
-        """Give everything back."""
+        """Be no member any more."""
 
     def _begin(self) -> None:
         """Fetch what is assigned from now on."""
@@ -337,16 +340,17 @@ class Consumer(_Source):
             )
             raise self._failure from error
 
-    async def _leave(self) -> None:
-        """Have the owner finish while the group still knows us, then leave it."""
+    async def _finish(self) -> None:
+        """Have the owner give everything back while the group still knows us."""
         if self._member is None:
             return
         self._member.polling(True)
-        try:
-            if self._owned and self._failure is None and self._member.failure is None:
-                with suppress(SemelError):
-                    await self._give_up(self._owned, is_lost=self._member.view.life != self._life)
-        finally:
+        if self._owned and self._failure is None and self._member.failure is None:
+            with suppress(SemelError):
+                await self._give_up(self._owned, is_lost=self._member.view.life != self._life)
+
+    async def _leave(self) -> None:
+        if self._member is not None:
             await self._member.close()
 
 

@@ -1,8 +1,8 @@
 """Keeps us a member of a group: the shell around `client/membership.py` and `client/heartbeating.py`.
 
 A handler may keep the event loop for longer than a session, and the group must not take its partitions for that. So a
-member lives in a thread with a loop, connections and time of its own (`MemberThread`), as it did in librdkafka; what
-it does there are some requests a second. In a simulation it lives in the one loop there is.
+member lives in a thread with a loop, connections and time of its own (`MemberThread`); what it does there are some
+requests a second. In a simulation it lives in the one loop there is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from math import inf
 from semel.client.cluster import GROUP, Backoff, KafkaClient
 from semel.client.membership import GroupRequest, Member, TopicFacts, View
 from semel.env import Env
-from semel.errors import AbortTransaction, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
+from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 
 __all__ = ["GroupMember", "MemberThread"]
 
@@ -98,6 +98,9 @@ class GroupMember:
                 self._say(str(error))
             except (Fenced, Fatal) as error:
                 self.failure = error
+            except SemelError as error:  # To a producer its class says what to do; here it is the end.
+                self.failure = Fatal(f"group {self._member.group!r} cannot be joined: {error}")
+                self.failure.code = error.code
             except Exception as error:
                 log.exception("the member of group %s cannot go on", self._member.group)
                 self.failure = Fatal(f"the member of group {self._member.group!r} cannot go on: {error!r}")
@@ -105,8 +108,23 @@ class GroupMember:
             if self._member.view != before or self.failure is not None:
                 self._on_change()
             if not busy and self.failure is None:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stirred.wait(), wait)
+                await self._wait(wait)
+
+    async def _wait(self, seconds: float) -> None:
+        """Sleep until then, or until there is news. Who sleeps for much longer was kept from running."""
+        began = self._env.monotonic()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._stirred.wait(), seconds)
+        late = self._env.monotonic() - began - seconds
+        if late > self._member.times.session / 2:
+            log.warning(
+                "the member of group %s could not run for %.1f s, and the group gives up who is silent for %g s: "
+                "native code kept Python's lock (GIL), or this process was stopped. Run such code in a process of its "
+                "own, or raise SEMEL_SESSION_TIMEOUT_MS.",
+                self._member.group,
+                late,
+                self._member.times.session,
+            )
 
     def _until_wake(self) -> float:
         wake_at = self._member.wake_at()
@@ -143,10 +161,7 @@ class GroupMember:
     async def _look_up(self, topics: list[str]) -> None:
         for topic in topics:
             self._client.invalidate(topic=topic)
-        try:
-            await self._client.refresh_metadata(*topics)
-        except AbortTransaction as error:  # To a producer its class says what to do; here it is the end.
-            raise Fatal(f"group {self._member.group!r} cannot be joined: {error}") from error
+        await self._client.refresh_metadata(*topics)
         found = {}
         for topic in topics:
             info = self._client.known_topic(topic)

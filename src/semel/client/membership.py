@@ -209,6 +209,7 @@ class Membership(Member):
         if self.state is State.UNJOINED:
             return self._join() if self.is_settled and not self._is_away(now) else None
         if self.state is State.JOINED:
+            self._asked_at = now
             return self._sync() if self._leads is None or self._counts is not None else None
         if self.state is State.FENCED or now < self._beat_at:
             return None
@@ -332,6 +333,9 @@ class Membership(Member):
             self._over()
         elif code != ErrorCode.NONE:
             raise refusal(code, "SyncGroup", self.group, self.instance_id)
+        elif now - self._asked_at >= self.times.session:
+            # Others may have come that late, or we were stopped and the share is another one's: it is said again.
+            self._heard_at = now
         else:
             self._heard_at, self._beat_at = now, now + self.times.heartbeat
             self.state = State.STABLE

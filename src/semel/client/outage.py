@@ -1,7 +1,6 @@
 """What is said about a Kafka that cannot be reached: that it is gone, now and then that it still is, that it is back.
 
-librdkafka reports every attempt to connect, many a second for each consumer. It never says that a connection is there
-again, so its user asks the cluster something while it is away, and tells us that an answer came.
+Every attempt that fails is reported here, and every answer that comes.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ log = logging.getLogger("semel.client.consumer")
 
 REPEAT_SECONDS = 10.0
 """The same trouble is told at most this often."""
-PROBE_SECONDS = 1.0
 
 
 class Outage:
@@ -25,7 +23,6 @@ class Outage:
         self._name = name
         self._monotonic = monotonic
         self._since: float | None = None
-        self._probe_at = 0.0
         self._told: dict[str, float] = {}
 
     def __repr__(self) -> str:
@@ -41,7 +38,6 @@ class Outage:
         now = self._monotonic()
         if self._since is None:
             self._since = self._told["away"] = now
-            self._probe_at = now + PROBE_SECONDS
             log.warning("the consumer %s lost the connection to Kafka and goes on when it is back: %s", self._name, why)
         else:
             self._repeat(now, why)
@@ -54,14 +50,6 @@ class Outage:
         elif now - self._told.get(kind, -REPEAT_SECONDS) >= REPEAT_SECONDS:
             self._told[kind] = now
             log.info("the consumer %s: %s", self._name, why)
-
-    def should_probe(self) -> bool:
-        """Whether it is time to ask the cluster something; true once in a while until `back`."""
-        now = self._monotonic()
-        if self._since is None or now < self._probe_at:
-            return False
-        self._probe_at = now + PROBE_SECONDS
-        return True
 
     def back(self) -> None:
         """The cluster answered."""

@@ -11,28 +11,43 @@ from typing import Any
 from semel.errors import ConfigurationError, ErrorCode, Fatal, kafka_error
 from semel.wire.scram import MECHANISMS, ScramClient, ScramError
 
-__all__ = ["SECRETS", "ClientSecurity", "tls_failure"]
+__all__ = ["REFUSED", "SECRETS", "SECURITY_SETTINGS", "ClientSecurity", "tls_failure"]
 
 SASL_HANDSHAKE, SASL_AUTHENTICATE = 17, 36
 SECRETS = frozenset({"sasl.password", "ssl.key.password", "ssl.keystore.password", "ssl.key.pem", "sasl.jaas.config"})
 """Settings that are never shown."""
 PLAIN = "PLAIN"
+SECURITY_SETTINGS = (
+    "security.protocol",
+    "sasl.mechanism",
+    "sasl.mechanisms",
+    "sasl.username",
+    "sasl.password",
+    "ssl.ca.location",
+    "ssl.ca.pem",
+    "ssl.certificate.location",
+    "ssl.key.location",
+    "ssl.key.password",
+    "ssl.endpoint.identification.algorithm",
+    "enable.ssl.certificate.verification",
+)
+"""The settings that `ClientSecurity` follows."""
 _PROTOCOLS = ("plaintext", "ssl", "sasl_plaintext", "sasl_ssl")
 _KNOWN = (*MECHANISMS, PLAIN)
 _NONCE_BYTES = 18
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
-_REFUSED = {
-    "ssl.keystore.location": "Semel's own client reads PEM: use ssl.certificate.location and ssl.key.location",
+REFUSED = {
+    "ssl.keystore.location": "Semel's client reads PEM: use ssl.certificate.location and ssl.key.location",
     "ssl.certificate.pem": "give the file: ssl.certificate.location",
     "ssl.key.pem": "give the file: ssl.key.location",
-    "ssl.crl.location": "revocation lists are not supported by Semel's own client",
-    "ssl.engine.location": "engines are not supported by Semel's own client",
+    "ssl.crl.location": "revocation lists are not supported by Semel's client",
+    "ssl.engine.location": "engines are not supported by Semel's client",
     "sasl.jaas.config": "that is Java's; use sasl.username and sasl.password",
     "ssl.truststore.location": "that is Java's; use ssl.ca.location, a file of PEM certificates",
-    "sasl.oauthbearer.config": "OAUTHBEARER is not supported by Semel's own client",
-    "sasl.kerberos.principal": "GSSAPI is not supported by Semel's own client",
+    "sasl.oauthbearer.config": "OAUTHBEARER is not supported by Semel's client",
+    "sasl.kerberos.principal": "GSSAPI is not supported by Semel's client",
 }
-"""Settings that the consumer would follow and our own connections would not: half a security is none."""
+"""Names of librdkafka's and Java's that people try, and what to set in their place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +79,7 @@ class ClientSecurity:
     @classmethod
     def read(cls, settings: Mapping[str, object]) -> ClientSecurity:
         """Check and read. Raises `ConfigurationError`, which names the setting and never shows a secret."""
-        for name, why in _REFUSED.items():
+        for name, why in REFUSED.items():
             if settings.get(name):
                 raise ConfigurationError(f"{name} is refused: {why}.")
         text = {name: str(value) for name, value in settings.items() if value is not None}

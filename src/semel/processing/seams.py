@@ -10,9 +10,8 @@ from typing import Any, Literal, Protocol
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import ConsumerEvents
+from semel.client.consumer import Consumer, ConsumerEvents, Reader
 from semel.client.producer import Producer
-from semel.client.reading import make_consumer, make_reader
 from semel.client.turns import ProducersInTurn
 from semel.env import Env
 from semel.errors import Fatal, Retriable
@@ -143,8 +142,7 @@ class RealKafka:
 
     def consumer(self, group: str, topics: Sequence[str], instance_id: str, events: ConsumerEvents) -> ConsumerSeam:
         """A member of a group; it joins when it is started."""
-        return make_consumer(
-            self._settings.consumer,
+        return Consumer(
             self._bootstrap,
             group=group,
             topics=list(topics),
@@ -156,4 +154,4 @@ class RealKafka:
 
     def reader(self) -> ReaderSeam:
         """A reader of partitions, in no group."""
-        return make_reader(self._settings.consumer, self._bootstrap, settings=self._settings.kafka_client)
+        return Reader(self._bootstrap, settings=self._settings.kafka_client)

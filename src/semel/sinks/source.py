@@ -7,8 +7,7 @@ from typing import NamedTuple, Protocol
 
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import ConsumerEvents
-from semel.client.reading import make_consumer
+from semel.client.consumer import Consumer, ConsumerEvents
 from semel.env import Env
 from semel.settings import Settings
 from semel.sinks.contract import Claim
@@ -98,8 +97,7 @@ class RealSource:
 
     def consumer(self, events: ConsumerEvents) -> SourceConsumer:
         """A member of the group; it joins when it is started."""
-        return make_consumer(
-            self._settings.consumer,
+        return Consumer(
             self._bootstrap,
             group=self._group,
             topics=[self._topic],

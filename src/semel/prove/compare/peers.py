@@ -9,7 +9,7 @@ from typing import Literal
 
 from semel.errors import ConfigurationError
 
-__all__ = ["PEERS", "Peer", "peers_named"]
+__all__ = ["PEERS", "Peer", "installed", "peers_named"]
 
 _LOOPS = "semel.prove.compare.loops"
 
@@ -34,12 +34,17 @@ class Peer:
 
     def versions(self) -> str:
         """The installed versions. Raises `ConfigurationError` when one is not installed."""
-        try:
-            return ", ".join(f"{name} {version(name)}" for name in self.packages)
-        except PackageNotFoundError as error:
-            raise ConfigurationError(
-                f"{error.name} is not installed here: pip install 'semel[compare]' brings all that are compared."
-            ) from error
+        return ", ".join(f"{name} {installed(name)}" for name in self.packages)
+
+
+def installed(package: str) -> str:
+    """The version of a distribution. Raises `ConfigurationError` when it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise ConfigurationError(
+            f"{error.name} is not installed here: pip install 'semel[compare]' brings all that are compared."
+        ) from error
 
 
 class _Semel(Peer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from semel.prove.compare.peers import peers_named
+from semel.prove.compare.peers import installed, peers_named
 from semel.prove.compare.strikes import faults_named
 from semel.prove.compare.trial import Trial, run_trial
 
@@ -32,6 +32,7 @@ async def compare(
     """
     chosen = peers_named(peers)
     strikes = faults_named(faults)
+    installed("confluent-kafka")  # Its producer writes the input, whoever works on it.
     for peer in chosen:
         peer.versions()
     trials = []
