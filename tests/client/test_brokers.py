@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import confluent_kafka
 import pytest
 
 from semel.client.admin import Admin, TopicSpec
@@ -298,7 +299,7 @@ class Member:
     """A group member that notes what the group does to it; it begins at the committed offsets."""
 
     def __init__(
-        self, cluster: Cluster, group: str, instance: str, delay: float = 0.0, kind: Any = Consumer, **more: Any
+        self, cluster: Cluster, group: str, instance: str | None, delay: float = 0.0, kind: Any = Consumer, **more: Any
     ) -> None:
         self.cluster = cluster
         self.group = group
@@ -537,6 +538,59 @@ def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker
             await member.consumer.close()
 
     run(any_broker, test)
+
+
+@pytest.mark.parametrize("kind", ["embedded", "kafka"])
+def test_librdkafkas_consumer_shares_a_group_with_ours_whoever_leads_it(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    """So an app may be moved from the one to the other in a rolling restart."""
+
+    async def test(cluster: Cluster) -> None:
+        producer = await cluster.producer()
+        producer.begin()
+        for number in range(2):
+            await producer.produce(cluster.topic, number, records(f"of-{number}"))
+        await producer.end_transaction(True)
+        group = f"{cluster.topic}.group"
+        first, last = Member(cluster, group, None), Member(cluster, group, None)
+        settings = {"group.id": group, "session.timeout.ms": 6_000, "auto.offset.reset": "earliest"}
+        theirs = confluent_kafka.Consumer(
+            settings | {"bootstrap.servers": cluster.bootstrap, "enable.auto.commit": False}
+        )
+        read: list[str] = []
+        owned: set[int] = set()
+
+        def poll() -> None:
+            message = theirs.poll(0.1)
+            if message is not None and message.error() is None:
+                read.append(message.value().decode())
+            owned.clear()
+            owned.update(item.partition for item in theirs.assignment())
+
+        async def until(member: Member, condition: Callable[[], bool]) -> None:
+            async with asyncio.timeout(60):
+                while not condition():
+                    await asyncio.gather(asyncio.to_thread(poll), member.poll())
+
+        def shared(member: Member) -> bool:
+            return len(owned) == len(member.owned) == 1 and {at.partition for at in member.owned} | owned == {0, 1}
+
+        await first.consumer.start()
+        await first.until(lambda: len(first.records) == 2)
+        theirs.subscribe([cluster.topic])
+        await until(first, lambda: shared(first) and bool(read))
+        await first.consumer.close()  # Theirs leads the group now.
+        async with asyncio.timeout(60):
+            while len(owned) < 2:
+                await asyncio.to_thread(poll)
+        await last.consumer.start()
+        await until(last, lambda: shared(last) and bool(last.records))
+        await last.consumer.close()
+        theirs.close()
+        await producer.close()
+
+    run(request.getfixturevalue(kind), test)
 
 
 def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_without_owner(any_broker: Any) -> None:
