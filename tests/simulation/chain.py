@@ -401,7 +401,7 @@ class _Seen:
 def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Iterator[None]:
     """Consumers with the world's time and without threads, and what else stands in the place of the real thing."""
 
-    def consumer(_: str, bootstrap: str, *, group: str, events: ConsumerEvents, **options: Any) -> _Consumer:
+    def consumer(bootstrap: str, *, group: str, events: ConsumerEvents, **options: Any) -> _Consumer:
         process = PROCESS.get()
         assert process is not None
         seen = _Seen(world, group, events)
@@ -412,15 +412,12 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         assert process is not None
         return Reader(bootstrap, env=world.env(process), **options)
 
-    def engine_reader(_: str, bootstrap: str, **options: Any) -> Reader:
-        return reader(bootstrap, **options)
-
     with settings, ExitStack() as stack:
-        stack.enter_context(mock.patch("semel.processing.seams.make_consumer", consumer))
-        stack.enter_context(mock.patch("semel.processing.seams.make_reader", engine_reader))
+        stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))
+        stack.enter_context(mock.patch("semel.processing.seams.Reader", reader))
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
         stack.enter_context(mock.patch("semel.processing.stores.STATE_FRESH_SECONDS", 0.05))
-        stack.enter_context(mock.patch("semel.sinks.source.make_consumer", consumer))
+        stack.enter_context(mock.patch("semel.sinks.source.Consumer", consumer))
         stack.enter_context(mock.patch("semel.databases.postgres.psycopg.connect", world.database.connect))
         stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))
         stack.enter_context(mock.patch.dict("semel.databases.postgres._SESSION", _SESSION))
