@@ -315,10 +315,12 @@ def _idle_listed(program: Program, at: int, ours: Any, kafka: Any) -> bool:
 
 
 def _left_before_joining(program: Program, at: int, ours: Any, kafka: Any) -> bool:
+    """The others rebalance: who waits in SyncGroup is told so (27)."""
     if program[at][0] != "leave" or CLOSED in (ours, kafka) or not ours["never joined"]:
         return False
-    codes = [{slot: found["error_code"] for slot, found in one["answers"].items()} for one in (ours, kafka)]
-    return bool(ours | {"answers": None} == kafka | {"answers": None} and codes[0] == codes[1])
+    mine, theirs = ({slot: found["error_code"] for slot, found in one["answers"].items()} for one in (ours, kafka))
+    told = {slot: 27 for slot, found in kafka["answers"].items() if slot not in mine and "assignment" in found}
+    return bool(ours | {"answers": None} == kafka | {"answers": None} and mine | told == theirs)
 
 
 def _another_leader(program: Program, at: int, ours: Any, kafka: Any) -> bool:
@@ -389,6 +391,18 @@ def _refused_marker(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     return bool(program[at][0] == "end" and later and isinstance(ours, dict) and ours | {"hangs": True} == kafka)
 
 
+def _is_unwritten(program: Program, at: int, ours: list[Any], kafka: list[Any]) -> bool:
+    """A group that began with a refused commit of nobody: who joins it is not shown before something is written."""
+    groups = program[at][1]["groups"]
+    for group, mine, theirs in zip(groups, ours, kafka, strict=True):
+        steps = [(name, step) for name, step in program[:at] if step.get("group") == group]
+        joined = next((number for number, (name, _) in enumerate(steps) if name == "join"), 0)
+        refused = any(name == "commit" and step["member"][0] == "none" for name, step in steps[:joined])
+        if mine != theirs and not (refused and theirs["group_state"] == "Dead"):
+            return False
+    return True
+
+
 def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) -> bool:
     """To a commit of a member there is no such group, or no such member; earlier offsets of nobody may be refused."""
     commits = ("commit", "commit_in_transaction")
@@ -406,7 +420,9 @@ def _group_of_refused_offsets(program: Program, at: int, ours: Any, kafka: Any) 
         mine, theirs = (answer["groups"] for answer in (ours, kafka))
         parted = [item for item in mine if item not in theirs] + [item for item in theirs if item not in mine]
         states = {item.get("group_state", "Empty") for item in parted}
-        return states <= {"Empty", "Dead"} and any(name in commits for name, _ in program[:at])
+        if not any(name in commits for name, _ in program[:at]):
+            return False
+        return states <= {"Empty", "Dead"} or (name == "describe_groups" and _is_unwritten(program, at, mine, theirs))
     if name not in commits:
         return False
     if [len(topic["partitions"]) for topic in ours["topics"]] != [
@@ -629,7 +645,8 @@ DELIBERATE: tuple[Deliberate, ...] = (
     ),
     Deliberate(
         "a group of refused offsets",
-        "An offset commit that is refused makes no group; in Apache Kafka an empty one stays behind.",
+        "An offset commit that is refused makes no group; in Apache Kafka an empty one stays behind, and "
+        "DescribeGroups does not show who joins it before something of the group is written.",
         _group_of_refused_offsets,
         parts=False,
     ),
