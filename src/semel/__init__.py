@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from semel.processing.serdes.cloudevents import CloudEvent, Event
     from semel.processing.serdes.jsonschema import JsonSchema
     from semel.processing.serdes.protobuf import Protobuf
+    from semel.sinks.dedup import Inbox, Version
 
 __all__ = [
     "Accepted",
@@ -18,11 +19,13 @@ __all__ = [
     "CloudEvent",
     "Created",
     "Event",
+    "Inbox",
     "JsonSchema",
     "Ok",
     "Problem",
     "Protobuf",
     "Response",
+    "Version",
 ]
 
 _HOME = {
@@ -30,8 +33,10 @@ _HOME = {
     "Avro": "semel.processing.serdes.avro",
     "CloudEvent": "semel.processing.serdes.cloudevents",
     "Event": "semel.processing.serdes.cloudevents",
+    "Inbox": "semel.sinks.dedup",
     "JsonSchema": "semel.processing.serdes.jsonschema",
     "Protobuf": "semel.processing.serdes.protobuf",
+    "Version": "semel.sinks.dedup",
 }
 
 

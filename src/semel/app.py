@@ -20,6 +20,7 @@ from semel.processing.component import Component, Delivery, Ordering, ProcessorS
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
+from semel.sinks.dedup import Dedup, Inbox, Version
 from semel.sinks.spec import SinkSpec
 
 if TYPE_CHECKING:
@@ -269,6 +270,7 @@ class App:
         database: DatabaseSpec,
         *,
         delivery: Delivery = "exactly-once",
+        dedup: Dedup | None = None,
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a sink: `handler(records, db)` writes a batch to the database, in one database transaction with the
@@ -276,6 +278,9 @@ class App:
 
         `delivery` other than "exactly-once" takes a transaction for the effects and another one for the position:
         "at-least-once" may write effects again after a crash, "at-most-once" may lose them.
+
+        The position keeps records apart, not messages: where one message may stand in the topic twice, `dedup` says how
+        to know it. `Version("field")` passes over what is not newer than its key, `Inbox()` what has a known id.
         """
 
         def register(handler: Handler) -> Handler:
@@ -291,7 +296,9 @@ class App:
                     "sink write the rows."
                 )
             _check_handler(handler, ("records", "db"), what)
-            self.sinks[title] = SinkSpec(title, topic, database, handler, delivery=delivery)
+            if dedup is not None and not isinstance(dedup, Version | Inbox):
+                raise ConfigurationError(f"{what}: dedup={dedup!r} is neither Version(...) nor Inbox(...).")
+            self.sinks[title] = SinkSpec(title, topic, database, handler, delivery=delivery, dedup=dedup)
             return handler
 
         return register

@@ -204,6 +204,8 @@ FAILPOINTS: dict[str, Point] = {
     "sink.before_release": Point(
         "the fence is checked, nothing was done about what is asked for of parked records", _WORKER
     ),
+    "sink.inbox_written": Point("the ids of a batch are in its transaction, its handler did not run", _WORKER),
+    "sink.inbox_floor_raised": Point("ids below the new floor count as unknown, and none of them is deleted", _WORKER),
     "sink.before_park": Point("the effects are written, the parked records of the batch are not", _WORKER),
     "sink.before_db_commit": Point("all effects are written, COMMIT was not sent", _WORKER),
     "sink.after_db_commit": Point("the database committed, the sink does not know yet", _WORKER),

@@ -29,7 +29,7 @@ import semel.processing.engine
 import semel.processing.stores
 import semel.processing.watermarks
 import semel.sinks.engine
-from semel import App, Created, Problem
+from semel import App, Created, Inbox, Problem
 from semel.broker.broker import serve
 from semel.broker.config import BrokerConfig
 from semel.databases.sqlite import SqliteDatabase
@@ -109,7 +109,9 @@ def make_app(database: Path) -> App:
         for position in range(ITEMS):
             yield items.record(order.customer, Item(order.id, position, order.customer, number))
 
-    @app.sink(items, store)
+    known = Inbox(id=lambda record: f"{record.value.id}-{record.value.position}", at=lambda record: record.timestamp_ms)
+
+    @app.sink(items, store, dedup=known)
     def ledger(records: Any, db: Any) -> None:
         bad = "qu" if closed.exists() else "q"
         if any(record.value.customer[0] in bad for record in records):

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 
-from semel import history
+from semel import Inbox, history
+from semel.env import Env
 from semel.failpoints import arm_failpoints
 from semel.sinks.contract import Slice
+from semel.sinks.sql import SqlSink
 from semel.types import Record
 from tests.sinks import ledger
 
+NOW_MS = 1_700_000_000_000
 PARTITIONS = 2
 BATCH = 5
 
@@ -50,6 +54,39 @@ def work(url: str, total: int) -> None:
     sink.close()
 
 
+MESSAGES = 30
+
+
+def copies(part: int) -> list[Record]:
+    """Each message at three offsets, two of them in partition 0, in an order of its own in each."""
+    numbers = [number // 2 if part == 0 else MESSAGES - 1 - number for number in range(MESSAGES * (2 - part))]
+    return [
+        ledger.record(offset, f"k{number}", 1, part)._replace(
+            headers=(("semel-id", str(uuid.UUID(int=NOW_MS << 80 | 7 << 76 | 2 << 62 | number)).encode()),)
+        )
+        for offset, number in enumerate(numbers)
+    ]
+
+
+def work_copies(url: str) -> None:
+    """Apply the copies of all messages, of which each is to have its effects once."""
+    now_ms = int(os.environ.get("NOW_MS", NOW_MS))
+    spec = ledger.spec(url, dedup=Inbox())
+    sink = SqlSink(spec, "shop.totals", ledger.CLUSTER_ID, env=Env(wall_ms=lambda: now_ms), create_tables=True)
+    sink.open()
+    sink.take_over([ledger.claim(part) for part in range(PARTITIONS)])
+    while True:
+        batch = []
+        for part in range(PARTITIONS):
+            at = sink.position(ledger.partition(part)) or 0
+            if records := copies(part)[at : at + BATCH]:
+                batch.append(Slice(ledger.partition(part), records, records[-1].offset + 1))
+        if not batch:
+            break
+        sink.apply(batch)
+    sink.close()
+
+
 def release(url: str) -> None:
     """Carry out what is asked for, with a handler that is mended."""
     sink = ledger.sink(url, ledger.count_all)
@@ -69,5 +106,7 @@ if __name__ == "__main__":
         mariadb._SESSION["idle_transaction_timeout"] = max(1, int(limit.removesuffix("ms")) // 1_000)
     if "RELEASE" in os.environ:
         release(sys.argv[1])
+    elif os.environ.get("DEDUP") == "inbox":
+        work_copies(sys.argv[1])
     else:
         work(sys.argv[1], int(sys.argv[2]))

@@ -33,6 +33,7 @@ class FakeSource:
         self.to_take: list[TopicPartition] = []
         self.consumers: list[FakeConsumer] = []
         self.poll_errors: list[SemelError] = []
+        self.kept_ms: int | None = 7 * 86_400_000
 
     @property
     def latest(self) -> FakeConsumer:
@@ -56,6 +57,9 @@ class FakeSource:
 
     async def close(self) -> None:
         return None
+
+    async def retention_ms(self) -> int | None:
+        return self.kept_ms
 
     async def claims(self, partitions: Sequence[TopicPartition]) -> list[Claim]:
         return [Claim(at, self.topic_id, self.starts[at]) for at in partitions]

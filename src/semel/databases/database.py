@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any, ClassVar
 
+from semel.databases.dialects import dialect_of
 from semel.databases.statements import check_handler_statement
 from semel.errors import ConfigurationError, Retriable
 
@@ -115,6 +116,16 @@ class Database(ABC):
     @abstractmethod
     def driver_cause(self, error: Exception) -> Cause | None:
         """Whose fault a driver's error is; None for an exception that is not the driver's."""
+
+    def insert_if_absent(self, table: str, columns: Sequence[str], rows: int = 1, *, returning: str = "") -> str:
+        """The INSERT of so many rows that passes over those whose key is there, and says nothing about them.
+
+        A transaction that is just writing such a key is waited for. With `returning` it tells of the rows that are new.
+        """
+        row = f"({', '.join('?' * len(columns))})"
+        said = f" RETURNING {returning}" if returning else ""
+        into = f"INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * rows)}"
+        return dialect_of(self.title).insert_new.format(into) + said
 
     def check_constraints_now(self) -> None:  # noqa: B027 - SQLite cannot
         """From here to the end of the transaction no constraint waits for COMMIT, where the database can do that."""

@@ -18,25 +18,48 @@ class Dialect:
     """A name, compared byte by byte, which can be in a key."""
     id: str
     """A short one, as a UUID."""
+    short_bytes: str
+    """Bytes that can be in a key, at most 255."""
     serial: str
     """A column that numbers rows."""
     table: str
     """Behind the closing parenthesis of CREATE TABLE."""
+    by_day: str
+    """After that, for a table with a partition for each `day`; nothing where days are deleted row by row."""
+    insert_new: str
+    """Around `INTO ...`: an INSERT that passes over rows whose key is there, and says nothing about them."""
     on_conflict: str
     """Before the assignments of an upsert; `{key}` is the list of the key's columns."""
 
 
 _STANDARD = "ON CONFLICT ({key}) DO UPDATE SET"
+_DO_NOTHING = "INSERT {} ON CONFLICT DO NOTHING"
 _DIALECTS = {
-    "SQLite": Dialect("BLOB", "TEXT", "TEXT", "TEXT", "INTEGER PRIMARY KEY AUTOINCREMENT", "", _STANDARD),
-    "PostgreSQL": Dialect("BYTEA", "TEXT", "TEXT", "TEXT", "BIGINT GENERATED ALWAYS AS IDENTITY", "", _STANDARD),
+    "SQLite": Dialect(
+        "BLOB", "TEXT", "TEXT", "TEXT", "BLOB", "INTEGER PRIMARY KEY AUTOINCREMENT", "", "", _DO_NOTHING, _STANDARD
+    ),
+    "PostgreSQL": Dialect(
+        "BYTEA",
+        "TEXT",
+        "TEXT",
+        "TEXT",
+        "BYTEA",
+        "BIGINT GENERATED ALWAYS AS IDENTITY",
+        "",
+        " PARTITION BY RANGE (day)",
+        _DO_NOTHING,
+        _STANDARD,
+    ),
     "MariaDB": Dialect(
         "LONGBLOB",
         "LONGTEXT",
         "VARCHAR(255)",  # 4 bytes a character; a key may have 3,072 bytes.
         "VARCHAR(64)",
+        "VARBINARY(255)",
         "BIGINT NOT NULL AUTO_INCREMENT UNIQUE",
         " ENGINE=InnoDB ROW_FORMAT=DYNAMIC CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
+        "",
+        "INSERT IGNORE {}",  # It ignores values that do not fit, too: they are checked before.
         "ON DUPLICATE KEY UPDATE",
     ),
 }

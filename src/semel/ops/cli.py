@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 import msgspec
@@ -555,18 +555,27 @@ def _carry_out(output: str, work: Coroutine[Any, Any, list[dict[str, Any]]]) -> 
 @_BY_COMPONENT
 @_ALL
 @click.option("--build", default="", metavar="BUILD", help="Only by a worker whose SEMEL_BUILD is this or a later one.")
+@click.option(
+    "--assume-not-processed",
+    "assume",
+    is_flag=True,
+    help="Apply messages too that are older than every id in the inbox: you say that they were not applied.",
+)
 @_REASON
 @_WAIT_FOR
 @_KAFKA
 @_FORMAT
-def park_retry(app: str, wait: float, kafka: str | None, output: str, build: str, reason: str, **names: Any) -> None:
+def park_retry(
+    app: str, wait: float, kafka: str | None, output: str, build: str, assume: bool, reason: str, **names: Any
+) -> None:
     """Handle parked records of APP again: every record of each key that is named, in order.
 
     Where one fails again, it and what is behind it stay parked.
     """
     from semel.ops.park_verbs import command
 
-    work = command(app, _looking(kafka), "retry", names, wait=wait, build=build, reason=reason)
+    verb: Literal["assume", "retry"] = "assume" if assume else "retry"
+    work = command(app, _looking(kafka), verb, names, wait=wait, build=build, reason=reason)
     _carry_out(output, work)
 
 

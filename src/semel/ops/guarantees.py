@@ -15,6 +15,7 @@ from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
 from semel.settings import Settings
+from semel.sinks.dedup import Dedup, Version, days_of
 from semel.sinks.spec import SinkSpec
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
@@ -107,8 +108,20 @@ def _sink_edge(sink: SinkSpec) -> Edge:
     kind = title_of(sink.database.url)
     unit, dedup, breaks = _SINK_STEPS[sink.delivery]
     fence = "owner_epoch in semel_position, compared by the first statement"
+    dedup = dedup if sink.dedup is None else _known_by(sink.dedup)
     weakened = (*breaks, _ENGINES) if kind == "MariaDB" else breaks
     return Edge(f"{sink.topic.name} -> {sink.name} ({kind})", unit, fence, dedup, weakened=weakened, breaks=breaks)
+
+
+def _known_by(dedup: Dedup) -> str:
+    """How a sink knows what it has applied, with the days that its window has to cover."""
+    if isinstance(dedup, Version):
+        return "position row; version guard: what is not newer than its key is passed over"
+    name = "semel-id" if dedup.id is None else "the id that the app reads"
+    return (
+        f"position row; inbox: {name}, kept {dedup.window_days} days >= {days_of(dedup, None)} (checked at start); "
+        "what is older is parked as unprovable"
+    )
 
 
 _STEPS = {

@@ -28,7 +28,7 @@ __all__ = [
     "command_record",
 ]
 
-Verb = Literal["retry", "discard", "edit"]
+Verb = Literal["retry", "discard", "edit", "assume"]
 
 COMMAND: Final = b"command"
 OUTCOME: Final = b"outcome"
@@ -49,7 +49,8 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What an operator asks for. `offsets` are the input's.
 
     `retry` handles again, in order, everything that waits with the keys of these records. `discard` drops exactly
-    these records. `edit` is a retry in which the one record named has `value` in place of its own.
+    these records. `edit` is a retry in which the one record named has `value` in place of its own. `assume` is a
+    retry that also applies messages of which nobody can say whether they were: the operator says that they were not.
     """
 
     id: str

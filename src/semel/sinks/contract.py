@@ -66,11 +66,13 @@ class Slice(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """What one call of `apply` made durable. Each of `records` was handled or parked."""
+    """What one call of `apply` made durable. Each of `records` was handled, parked, or one of the `copies`: records
+    whose message had been applied already, which were passed over."""
 
     records: int = 0
     parked: int = 0
     transactions: int = 0
+    copies: int = 0
 
 
 class Unavailable(Retriable):

@@ -36,6 +36,7 @@ from semel.sinks.contract import (
     StopReason,
     Unavailable,
 )
+from semel.sinks.dedup import Inbox, check_window
 from semel.sinks.measures import Measures
 from semel.sinks.source import Bounds, RealSource, Source, SourceBatch, SourceConsumer
 from semel.sinks.spec import SinkSpec
@@ -153,6 +154,8 @@ class SinkEngine:
         try:
             if not await self._insist(self._source.start, "Kafka is away"):
                 return
+            if not await self._insist(self._check_window, "Kafka is away"):
+                return
             self._sink = self._make_sink(self._source.cluster_id)
             if not await self._insist(lambda: self._call(self._sink.open), "the database is away"):
                 return
@@ -166,6 +169,18 @@ class SinkEngine:
             if lag is not None:
                 lag.cancel()
             await self._close()
+
+    async def _check_window(self) -> None:
+        """Raise `ConfigurationError` when ids are kept for a shorter time than a message may come again in."""
+        inbox, topic = self._spec.dedup, self._spec.topic.name
+        if not isinstance(inbox, Inbox):
+            return
+        retention_ms = await self._source.retention_ms()
+        if retention_ms is None:
+            log.warning("%s may not see the settings of topic %s: that its window is long enough is not checked. "
+                        "Grant DESCRIBE_CONFIGS on the topic.", self.group, topic)  # fmt: skip
+            return
+        check_window(inbox, self.group, topic, retention_ms)
 
     async def drain(self) -> None:
         """Finish the transaction in hand and let `run` return."""

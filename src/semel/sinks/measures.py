@@ -27,6 +27,9 @@ class Measures:
         self._records = metrics.counter(
             "semel_records_total", "Input records whose effects are committed.", ("component",)
         )
+        self._copies = metrics.counter(
+            "semel_sink_copies_total", "Records whose message had been applied already.", ("component",)
+        )
         self._lag = metrics.gauge(
             "semel_lag_records", "Offsets between the committed position and the log's end.", ("component", "partition")
         )
@@ -46,6 +49,7 @@ class Measures:
         self._transactions.add(applied.transactions, component=self._component, outcome="committed")
         self._records.add(applied.records, component=self._component)
         self._parked_records.add(applied.parked, component=self._component)
+        self._copies.add(applied.copies, component=self._component)
 
     def failed(self, outcome: str) -> None:
         """A transaction ended without effect: `failed` or `fenced`."""

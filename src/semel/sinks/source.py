@@ -53,6 +53,7 @@ class Source(Protocol):
     async def close(self) -> None: ...
     async def claims(self, partitions: Sequence[TopicPartition]) -> list[Claim]: ...
     async def bounds(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Bounds]: ...
+    async def retention_ms(self) -> int | None: ...
     def consumer(self, events: ConsumerEvents) -> SourceConsumer: ...
 
 
@@ -94,6 +95,14 @@ class RealSource:
         starts = await self._admin.list_offsets(partitions, "earliest")
         ends = await self._admin.list_offsets(partitions, "high_watermark")
         return {partition: Bounds(starts[partition], ends[partition]) for partition in partitions}
+
+    async def retention_ms(self) -> int | None:
+        """For how long the topic keeps records; -1 for ever, None when we may not see its settings."""
+        policy = await self._admin.topic_config(self._topic, "cleanup.policy")
+        if policy is not None and "delete" not in policy:
+            return -1
+        kept = await self._admin.topic_config(self._topic, "retention.ms")
+        return None if kept is None else int(kept)
 
     def consumer(self, events: ConsumerEvents) -> SourceConsumer:
         """A member of the group; it joins when it is started."""

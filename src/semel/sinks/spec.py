@@ -10,6 +10,7 @@ from semel.databases.spec import DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.processing.component import DELIVERIES, Delivery
 from semel.processing.topics import Topic
+from semel.sinks.dedup import Dedup
 
 __all__ = ["SinkHandler", "SinkSpec"]
 
@@ -35,6 +36,8 @@ class SinkSpec:
     """A partition stops when more of its keys than this are parked."""
     max_parked_records: int = 100_000
     """A partition stops when more of its records than this are parked."""
+    dedup: Dedup | None = None
+    """How messages are known that stand in the topic more than once; None where the position is enough."""
 
     delivery: Delivery = "exactly-once"
     """What a crash may cost: nothing, effects that are written again, or effects that are not written."""
@@ -43,6 +46,10 @@ class SinkSpec:
         if self.delivery not in DELIVERIES:
             raise ConfigurationError(
                 f"sink {self.name}: delivery {self.delivery!r} is none of {', '.join(DELIVERIES)}."
+            )
+        if self.dedup is not None and self.delivery != "exactly-once":
+            raise ConfigurationError(
+                f"sink {self.name}: dedup= applies each message once, which delivery={self.delivery!r} does not."
             )
 
     def identity(self, app: str) -> str:

@@ -10,6 +10,7 @@ import msgspec
 from semel.databases.database import Database, connect, is_missing_table, title_of
 from semel.processing.parklog import Outcome
 from semel.prove.check.evidence import InDoubt, LedgerRow, ParkedRow, Position
+from semel.sinks.sql.audit import PASSED_OVER
 from semel.types import TopicPartition
 
 __all__ = ["read_ledger", "read_parked", "read_prepared", "read_sink_positions"]
@@ -28,6 +29,8 @@ JOIN semel_position p ON p.sink = c.sink AND p.cluster_id = c.cluster_id AND p.t
 WHERE c.outcome IS NOT NULL
 """
 
+_PASSED_OVER = "SELECT sink, topic, part, offsets FROM semel_audit WHERE sink LIKE ? ORDER BY seq"
+
 _offsets = msgspec.json.Decoder(list[int]).decode
 
 
@@ -42,6 +45,8 @@ def read_ledger(url: str) -> Iterator[LedgerRow]:
         last = -1
         while rows := _query(database, _LEDGER, (last, ROWS_AT_ONCE)):
             for last, sink, topic, partition, owner_epoch, attempt, offsets in rows:  # noqa: B007
+                if sink.endswith(PASSED_OVER):
+                    continue
                 yield LedgerRow(sink, topic, partition, owner_epoch, attempt, _offsets(offsets))
             last = rows[-1][0]
     finally:
@@ -58,14 +63,24 @@ def read_sink_positions(url: str, begin: Mapping[tuple[str, TopicPartition], int
 
 
 def read_parked(url: str) -> list[ParkedRow]:
-    """Every record of the sinks that waits, or was discarded visibly: nothing of it may be done."""
+    """Every record of the sinks that waits, was discarded visibly, or was passed over as a copy of another: nothing of
+    it may be done."""
     waiting = [ParkedRow(*row) for row in _once(url, _PARKED)]
     discarded = [
         ParkedRow(sink, topic, part, offset)
         for sink, topic, part, outcome in _once(url, _OUTCOMES)
         for offset in msgspec.json.decode(outcome, type=Outcome).discarded
     ]
-    return waiting + discarded
+    database = connect(url)
+    try:
+        copies = [
+            ParkedRow(sink.removesuffix(PASSED_OVER), topic, part, offset)
+            for sink, topic, part, offsets in _query(database, _PASSED_OVER, ("%" + PASSED_OVER,))
+            for offset in _offsets(offsets)
+        ]
+    finally:
+        database.close()
+    return waiting + discarded + copies
 
 
 def read_prepared(url: str) -> list[InDoubt]:
@@ -84,7 +99,7 @@ def _once(url: str, sql: str) -> list[tuple[Any, ...]]:
         database.close()
 
 
-def _query(database: Database, sql: str, parameters: tuple[int, ...]) -> list[tuple[Any, ...]]:
+def _query(database: Database, sql: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
     try:
         return database.query(sql, parameters)
     except Exception as error:

@@ -16,9 +16,12 @@ from semel import history
 from semel.databases.database import Database
 from semel.errors import OutcomeUnknown
 from semel.history import Batch, BatchPart, Outcome
-from semel.types import TopicPartition
+from semel.types import Record, TopicPartition
 
-__all__ = ["Audit", "Given"]
+__all__ = ["PASSED_OVER", "Audit", "Given"]
+
+PASSED_OVER = " (passed over)"
+"""Behind the name of the sink, in rows of the ledger that tell of records without effects."""
 
 _INSERT = """
 INSERT INTO semel_audit (sink, topic, part, owner_epoch, attempt, offsets) VALUES (?, ?, ?, ?, ?, ?)
@@ -54,6 +57,17 @@ class Audit:
         yield
         for item in given:
             self._handed.setdefault(item.partition, []).extend(item.offsets)
+
+    def passed_over(self, database: Database, copies: Sequence[Record]) -> None:
+        """Records whose message had been applied: the ledger has them apart, as having no effects of their own."""
+        offsets: dict[TopicPartition, list[int]] = {}
+        for record in copies:
+            offsets.setdefault(TopicPartition(record.topic, record.partition), []).append(record.offset)
+        name = self._sink + PASSED_OVER
+        database.executemany(
+            _INSERT,
+            [(name, *at, 0, self._attempt, msgspec.json.encode(told).decode()) for at, told in offsets.items()],
+        )
 
     def handed(self, partition: TopicPartition) -> list[int]:
         """Offsets of one partition whose effects are in the transaction."""

@@ -66,6 +66,8 @@ class Parking:
         self._added: dict[TopicPartition, Parked] = {}
         self._rows: list[tuple[Record, Fault | None]] = []
         self._build = build
+        self.copies = 0
+        """Records that the transaction passes over, because their messages had been applied."""
         self.released: list[int] = []
         """Offsets that wait no longer with this transaction, which is about one partition then."""
 

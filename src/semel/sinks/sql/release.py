@@ -61,8 +61,8 @@ ORDER BY record_offset
 _headers = msgspec.json.Decoder(tuple[Header, ...]).decode
 _offsets = msgspec.json.Decoder(list[int]).decode
 
-Handle = Callable[[Record], Exception | None]
-"""Handle a record again; the error, when it is still at fault."""
+Handle = Callable[[Record, bool], Exception | None]
+"""Handle a record again, and with True also one that may have been applied; the error, when it is still at fault."""
 
 
 class Released(NamedTuple):
@@ -218,7 +218,7 @@ class _Step:
         if self._command.verb == "edit" and record.offset in self._command.offsets:
             given = record._replace(value=self._command.value)
             self._edited = history.digest(record.value), history.digest(given.value)
-        error = self._doomed.get(record.offset) or self._handle(given)
+        error = self._doomed.get(record.offset) or self._handle(given, self._command.verb == "assume")
         if error is None:
             self._gone(record.offset)
             self.done.released.append(record.offset)

@@ -23,9 +23,11 @@ from semel.history import BatchPart
 from semel.processing.parklog import ParkPolicy
 from semel.processing.shortage import Shortages
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
+from semel.sinks.dedup import Unprovable
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import positions
 from semel.sinks.sql.audit import Audit, Given
+from semel.sinks.sql.dedup import Conflict, guard_of
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
@@ -59,6 +61,8 @@ class _Item(NamedTuple):
     record: Record
     view: Any
     error: Exception | None
+    mark: Any = None
+    """What the guard knows it by, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +98,6 @@ class _Poison(SemelError):
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
         self.error = error
-
-
-class _Conflict(SemelError):
-    """Another transaction was in the way; nothing is committed."""
 
 
 def _parts(moves: Sequence[_Move], parking: Parking, audit: Audit) -> list[BatchPart]:
@@ -150,6 +150,7 @@ class SqlSink:
         self._doubt: tuple[Sequence[_Move], Parking, Audit | None] | None = None
         self._owing: list[_Move] = []
         """With `at-most-once`: records behind the positions whose effects are still to be written."""
+        self._guard = guard_of(spec.dedup, identity, env.wall_ms)
         self._shortages = Shortages(env.monotonic)
         self._is_audited = history.on()
         self._audit: Audit | None = None
@@ -172,12 +173,15 @@ class SqlSink:
             raise Unavailable("the process that had locked the database was ended; trying again") from error
 
     def _prepare(self) -> None:
-        if not self._create_tables:
-            check_tables(self._database, audit=self._is_audited)
-            return
-        migrate_connected(self._database, schema_sql(self._database.title, audit=self._is_audited))
-        if self._spec.database.schema:
-            migrate_connected(self._database, self._spec.database.schema)
+        guard = self._guard
+        if self._create_tables:
+            migrate_connected(self._database, schema_sql(self._database.title, audit=self._is_audited))
+            if self._spec.database.schema:
+                migrate_connected(self._database, self._spec.database.schema)
+        else:
+            check_tables(self._database, audit=self._is_audited, more=guard.tables if guard else ())
+        if guard is not None:
+            guard.open(self._database)
 
     def close(self) -> None:
         """Close the connection; what was open is rolled back."""
@@ -317,7 +321,8 @@ class SqlSink:
 
     def _decode(self, record: Record) -> _Item:
         try:
-            return _Item(record, self._spec.topic.decode(record), None)
+            view = self._spec.topic.decode(record)
+            return _Item(record, view, None, self._guard.mark(record, view) if self._guard else None)
         except Retriable as error:  # A schema registry that is away.
             raise Unavailable(str(error)) from error
         except Exception as error:  # Whatever else the decoder raises is this record's fault.
@@ -358,7 +363,7 @@ class SqlSink:
         for attempt in range(CONFLICT_TRIES):
             try:
                 return transaction()
-            except _Conflict as conflict:
+            except Conflict as conflict:
                 log.debug("%s: %s; trying again", self._identity, conflict)
                 self._step_aside(attempt)
         raise Unavailable(f"{CONFLICT_TRIES} transactions in a row met others (deadlock or serialization failure).")
@@ -371,6 +376,9 @@ class SqlSink:
         """One transaction. With `at-least-once` the effects are committed first and the position in a second one, which
         also parks: a record is parked once, whatever happens to the effects."""
         self._audit = Audit(self._identity) if self._is_audited else None
+        guard = self._guard
+        if guard is not None:
+            self._read(lambda: guard.prepare(self._database))
 
         def park(parking: Parking, moves: Sequence[_Move]) -> None:
             failpoint("sink.before_park")
@@ -469,8 +477,20 @@ class SqlSink:
                     parking.add(item.record, item.error)
                 else:
                     items.append(item)
+        items = self._admit(items, parking)
         if items:
             self._handle(items)
+
+    def _admit(self, items: list[_Item], parking: Parking) -> list[_Item]:
+        """Those that are not known yet; the others are passed over, and their effects are in the database already."""
+        if self._guard is None or not items:
+            return items
+        news = self._guard.admit(self._database, [item.mark for item in items])
+        copies = [item.record for item, is_new in zip(items, news, strict=True) if not is_new]
+        parking.copies += len(copies)
+        if copies and self._audit is not None:
+            self._audit.passed_over(self._database, copies)
+        return [item for item, is_new in zip(items, news, strict=True) if is_new]
 
     def _one_by_one(self, parking: Parking, moves: Sequence[_Move]) -> None:
         database = self._database
@@ -482,18 +502,22 @@ class SqlSink:
                     parking.add(item.record, None)
                     continue
                 if error is None:
-                    error = self._handle_one(item)
+                    error = self._handle_one(item, parking)
                 if error is not None:
                     log.warning("%s: %s-%d offset %d is parked: %s: %s", self._identity, *item.record[:3],
                                 type(error).__name__, error)  # fmt: skip
                     parking.add(item.record, error)
 
-    def _handle_one(self, item: _Item) -> Exception | None:
-        """Run the handler on one record inside a savepoint; the error for which the record is to be parked."""
+    def _handle_one(self, item: _Item, parking: Parking | None) -> Exception | None:
+        """Run the handler on one record inside a savepoint; the error for which the record is to be parked.
+
+        Without `parking` it is not asked whether the record is a copy.
+        """
         database = self._database
         database.execute("SAVEPOINT semel_record")
         try:
-            self._handle([item])
+            if parking is None or self._admit([item], parking):
+                self._handle([item])
         except _Poison as poison:
             if not database.in_transaction:
                 raise
@@ -504,7 +528,7 @@ class SqlSink:
         return None
 
     def _handle(self, items: Sequence[_Item]) -> None:
-        """Call the handler; raises `_Poison` when the data is at fault, `_Conflict` and `Unavailable` when not."""
+        """Call the handler; raises `_Poison` when the data is at fault, `Conflict` and `Unavailable` when not."""
         effects = Effects(self._database)
         with self._audited(items):
             try:
@@ -545,7 +569,7 @@ class SqlSink:
                 owned.parked = self._read(lambda: load_parked(self._database, owned.key))  # noqa: B023
                 if done is None:
                     break
-                total = Applied(total.records + len(done.released), total.parked, total.transactions + 1)
+                total = total._replace(records=total.records + len(done.released), transactions=total.transactions + 1)
         return total
 
     def _carry_out(self, partition: TopicPartition, owned: _Owned) -> Released | None:
@@ -563,13 +587,15 @@ class SqlSink:
         move = _Move(partition, owned.key, owned.owner_epoch, owned.next_offset, owned.next_offset, ())
         done: list[Released | None] = [None]
 
-        def handle(record: Record) -> Exception | None:
-            if doom is not None:
-                return doom
-            item = self._decode(record)
-            return item.error or self._handle_one(item)
-
         def work(parking: Parking, _: Sequence[_Move]) -> None:
+            def handle(record: Record, assume: bool) -> Exception | None:
+                if doom is not None:
+                    return doom
+                item = self._decode(record)
+                if assume and isinstance(item.error, Unprovable):
+                    return self._handle_one(_Item(record, self._spec.topic.decode(record), None), None)
+                return item.error or self._handle_one(item, parking)
+
             database, now_ms = self._database, self._env.wall_ms()
             database.check_constraints_now()
             failpoint("sink.before_release")
@@ -618,7 +644,7 @@ class SqlSink:
                     self._owing.append(replace(move, stays_at=move.to_offset))
                     records -= len(move.items)
         parking.accept()
-        return Applied(records, len(parking), 1)
+        return Applied(records, len(parking), 1, parking.copies)
 
     def _paid(self, move: _Move) -> None:
         """The effects up to there are written, or may be: either way not again."""
@@ -689,6 +715,8 @@ class SqlSink:
         if not self._database.connected:
             try:
                 self._database.connect()
+                if self._guard is not None:
+                    self._guard.forget()
             except Exception as error:
                 raise self._unavailable(error) from error
 
@@ -698,7 +726,7 @@ class SqlSink:
         if cause is None:
             return error
         if cause is Cause.CONFLICT:
-            return _Conflict(str(error))
+            return Conflict(str(error))
         if cause is Cause.DATA:
             return _Poison(error)
         return self._unavailable(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from semel.databases.database import Cause, Database, is_missing_table, open_database, title_of, without_password
@@ -67,6 +68,34 @@ CREATE TABLE IF NOT EXISTS semel_park_command (
   finished_at BIGINT,
   PRIMARY KEY (id, sink, cluster_id, topic_id, part)
 ){table};
+
+-- The ids of messages that sinks with dedup=Inbox(...) applied, and where each was read. `day` counts from 1970 in UTC
+-- and is a part of the message: copies of it meet there. What a sink's floor has passed is dropped, days at a time.
+CREATE TABLE IF NOT EXISTS semel_inbox (
+  sink {name} NOT NULL,
+  day INTEGER NOT NULL,
+  msg_id {name} NOT NULL,
+  part INTEGER NOT NULL,
+  record_offset BIGINT NOT NULL,
+  PRIMARY KEY (sink, day, msg_id)
+){table}{by_day};
+
+-- Ids of messages from before `floor_ms` (milliseconds since 1970 in UTC) are not kept. It only rises.
+CREATE TABLE IF NOT EXISTS semel_inbox_floor (
+  sink {name} NOT NULL,
+  floor_ms BIGINT NOT NULL,
+  window_days INTEGER NOT NULL,
+  PRIMARY KEY (sink)
+){table};
+
+-- The highest version that was applied of each key, for sinks with dedup=Version(...). A key that is too long for an
+-- index stands there as a digest.
+CREATE TABLE IF NOT EXISTS semel_version (
+  sink {name} NOT NULL,
+  record_key {short_bytes} NOT NULL,
+  version BIGINT NOT NULL,
+  PRIMARY KEY (sink, record_key)
+){table};
 """
 _AUDIT = """\
 
@@ -120,9 +149,9 @@ def migrate_connected(database: Database, sql: str) -> None:
         raise ConfigurationError(f"{without_password(database.url)} refused the schema: {error}") from error
 
 
-def check_tables(database: Database, *, audit: bool = False) -> None:
-    """Raise `ConfigurationError` when Semel's tables are missing; it says how to make them."""
-    for name in (*_NAMES, "semel_audit") if audit else _NAMES:
+def check_tables(database: Database, *, audit: bool = False, more: Sequence[str] = ()) -> None:
+    """Raise `ConfigurationError` when Semel's tables, and `more` of them, are missing; it says how to make them."""
+    for name in (*_NAMES, *more, *(("semel_audit",) if audit else ())):
         try:
             database.query(f"SELECT 1 FROM {name} LIMIT 0")  # noqa: S608 - our own names
         except Exception as error:
