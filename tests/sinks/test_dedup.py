@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +26,7 @@ from semel.types import Record
 from tests.sinks import child, ledger
 from tests.sinks.ledger import a_slice, claim
 from tests.sinks.test_crashes import start
+from tests.sinks.test_engine import Run
 
 NOW_MS = 1_700_000_000_000
 TODAY = NOW_MS // DAY_MS
@@ -371,3 +374,21 @@ def test_copies_are_in_the_ledger_apart_so_that_a_proof_counts_them_as_done(
         history.stop()
     assert [list(row.offsets) for row in read_ledger(url)] == [[0, 2]]
     assert [tuple(row) for row in read_parked(url)] == [("shop.totals", "purchases", 0, 1)]
+
+
+@pytest.mark.parametrize(("kept_days", "said"), [(30, "30 retention.ms"), (None, ""), (7, "")])
+def test_a_sink_whose_window_is_too_short_does_not_start(tmp_path: Path, kept_days: int | None, said: str) -> None:
+    async def start_and_stop() -> None:
+        run = Run(f"sqlite:///{tmp_path}/sink.db", tmp_path, dedup=Inbox())
+        run.source.kept_ms = kept_days and kept_days * DAY_MS
+        task = asyncio.create_task(run.engine.run())
+        if said:
+            with pytest.raises(ConfigurationError, match=said):
+                await task
+            assert not (tmp_path / "sink.db").exists(), "it was refused before the database was touched"
+            return
+        await run.until(lambda: hasattr(run, "sink") and not run.engine.problems, "the sink works")
+        await run.engine.drain()
+        await task
+
+    asyncio.run(start_and_stop())
