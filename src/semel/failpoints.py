@@ -33,8 +33,8 @@ class Point(NamedTuple):
 
     what: str
     role: str
-    """The process that comes by: `http`, `worker`, `broker`, `app` for a program of one's own, or `program` for
-    one that writes to its database."""
+    """The process that comes by: `http`, `worker`, `relay`, `broker`, `app` for a program of one's own, or `program`
+    for one that writes to its database."""
     in_task: bool = False
     """An asyncio task runs there, which `cancel` ends as a shutdown or a client that goes away would."""
     writes: bool = False
@@ -47,7 +47,7 @@ class Point(NamedTuple):
         return ("kill", "stop", "raise", "delay=SECONDS", *more)
 
 
-_HTTP, _WORKER, _BROKER, _APP, _PROGRAM = "http", "worker", "broker", "app", "program"
+_HTTP, _WORKER, _RELAY, _BROKER, _APP, _PROGRAM = "http", "worker", "relay", "broker", "app", "program"
 
 FAILPOINTS: dict[str, Point] = {
     # An HTTP instance.
@@ -224,6 +224,60 @@ FAILPOINTS: dict[str, Point] = {
     "transaction.before_settle": Point("a COMMIT was not answered, its number was not looked for", _PROGRAM),
     "transaction.after_settle": Point(
         "the number said how the unanswered COMMIT ended, the program does not know yet", _PROGRAM
+    ),
+    # The relay of an outbox.
+    "outbox.before_take_over": Point("lanes are given to a relay, nothing is done about it", _RELAY, in_task=True),
+    "outbox.before_owner_commit": Point("the owner epochs of lanes are raised in an open transaction", _RELAY),
+    "outbox.after_owner": Point(
+        "the owner epochs are raised and committed, the predecessor's producers are not fenced", _RELAY, in_task=True
+    ),
+    "outbox.after_init": Point(
+        "the predecessor is fenced in Kafka, the manifests' ends are not known", _RELAY, in_task=True
+    ),
+    "outbox.after_ends": Point("the ends of the manifests are known, nothing of them was read", _RELAY, in_task=True),
+    "outbox.between_polls": Point("a part of a topic is read, a manifest's or one to compare", _RELAY, in_task=True),
+    "outbox.after_manifest": Point(
+        "the last manifests are known, what they list may still be in the table", _RELAY, in_task=True
+    ),
+    "outbox.after_clean_up": Point(
+        "what a dead relay had published is deleted, the lanes are not at work", _RELAY, in_task=True
+    ),
+    "outbox.after_compare": Point(
+        "it is known which resurrected rows are in their topics, all are in the table", _RELAY, in_task=True
+    ),
+    "outbox.after_reconcile": Point(
+        "Kafka has the empty manifest that ends a comparison, the database does not know", _RELAY, in_task=True
+    ),
+    "outbox.after_take_over": Point("lanes are ours, nothing of them was read", _RELAY, in_task=True),
+    "outbox.after_read": Point("rows are in memory, and none of them was published", _RELAY, in_task=True),
+    "outbox.before_hold_commit": Point(
+        "a row is marked as held with its key in an open transaction of the database", _RELAY
+    ),
+    "outbox.after_hold": Point(
+        "a row is held with its key, the others of its batch are in memory", _RELAY, in_task=True
+    ),
+    "outbox.before_begin": Point("the records of a batch are encoded, no transaction is open", _RELAY, in_task=True),
+    "outbox.before_manifest": Point(
+        "the records are handed to the producer, the manifest that lists them is not", _RELAY, in_task=True
+    ),
+    "outbox.before_commit": Point(
+        "records and manifest are handed to the producer, the end was not asked for", _RELAY, in_task=True
+    ),
+    "outbox.after_commit": Point(
+        "Kafka has records and manifest, the relay does not count them as published", _RELAY, in_task=True
+    ),
+    "outbox.after_abort": Point(
+        "a transaction was refused and is aborted, its rows are in no lane's hand", _RELAY, in_task=True
+    ),
+    "outbox.before_delete": Point(
+        "the lanes' rows name the batches that are deleted, in a transaction that has not deleted them", _RELAY
+    ),
+    "outbox.before_delete_commit": Point("published rows are deleted in an open transaction", _RELAY),
+    "outbox.after_delete": Point(
+        "the database has deleted published rows, the relay still has them in hand", _RELAY, in_task=True
+    ),
+    "outbox.after_truncate": Point(
+        "a table of dead rows is truncated, what was left is not back in it, nothing is committed", _RELAY
     ),
     # The broker: records.
     "broker.after_join": Point(

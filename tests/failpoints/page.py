@@ -19,6 +19,7 @@ possible too. **t**: a file is written there, so `torn=BYTES` is.
 _ROLES = {
     "http": "HTTP instance",
     "worker": "Worker",
+    "relay": "Relay of an outbox",
     "broker": "Embedded broker",
     "app": "A program of one's own with two-phase commit",
     "program": "A program of one's own with `app.transaction`",

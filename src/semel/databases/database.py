@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
@@ -54,6 +55,8 @@ class Database(ABC):
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.binary = False
+        """Ask for results in the driver's binary form, where it has one: less work for rows of bytes."""
 
     def __repr__(self) -> str:
         state = "in transaction" if self.in_transaction else "connected" if self.connected else "closed"
@@ -132,6 +135,22 @@ class Database(ABC):
 
     def interrupt(self) -> None:  # noqa: B027 - a driver that cannot lets the statement run to its own limit
         """End, from another thread, the statement that is running; nothing happens when none is. Does not raise."""
+
+    def origin(self) -> str | None:
+        """Which server this is and which history of it: another one after a restore. None where nobody can say."""
+        return None
+
+    def new_id(self) -> str:
+        """An id for a row of ours."""
+        return str(uuid.uuid4())
+
+    def listen(self, channel: str) -> bool:  # noqa: ARG002 - some can
+        """Have `wait` return when somebody calls for this channel; False where the database cannot do that."""
+        return False
+
+    def wait(self, seconds: float) -> bool:  # noqa: ARG002
+        """Wait for a call on the channel, at most so long; whether there was one."""
+        return False
 
     def write_lock_holder(self) -> int | None:
         """The process of this machine that holds a lock on the whole database; None where there is no such lock."""

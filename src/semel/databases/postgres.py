@@ -162,7 +162,7 @@ class PostgresDatabase(Database):
         return count
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
-        cursor = self._open.execute(placeholders_for_psycopg(sql), parameters)
+        cursor = self._open.execute(placeholders_for_psycopg(sql), parameters, binary=self.binary)
         return [] if cursor.description is None else cursor.fetchall()
 
     def migrate(self, sql: str) -> None:
@@ -174,6 +174,20 @@ class PostgresDatabase(Database):
             self.commit()
         finally:
             self.rollback()
+
+    def origin(self) -> str | None:
+        # The time line is that of what is written now; pg_control_checkpoint() tells of a promotion only later.
+        [(system, line)] = self.query(
+            "SELECT system_identifier, substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) FROM pg_control_system()"
+        )
+        return f"{system}/{line}"
+
+    def listen(self, channel: str) -> bool:
+        self._open.execute(f'LISTEN "{channel}"')
+        return True
+
+    def wait(self, seconds: float) -> bool:
+        return any(True for _ in self._open.notifies(timeout=seconds, stop_after=1))
 
     def driver_cause(self, error: Exception) -> Cause | None:
         if not isinstance(error, psycopg.Error):

@@ -1,0 +1,605 @@
+"""The relay of one outbox in one process: takes lanes over, reads rows, publishes them with their manifests, deletes.
+
+The consumer group of the manifest topic shares the lanes out; it decides who tries. Who may commit is decided by Kafka:
+each lane has a transactional id of its own. So every failure is handled in one way: the lane is given up and taken
+over anew, which finds out what happened.
+
+Statements are few: one SELECT reads for all lanes that have room, one transaction deletes what all of them published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import suppress
+from typing import ParamSpec, TypeVar
+
+from semel.client.cluster import Backoff
+from semel.client.consumer import Consumer
+from semel.databases import open_database
+from semel.databases.database import Cause
+from semel.databases.spec import DatabaseSpec
+from semel.env import Env
+from semel.errors import (
+    AbortTransaction,
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    Fenced,
+    OutcomeUnknown,
+    Retriable,
+    SemelError,
+)
+from semel.failpoints import failpoint
+from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_BYTES, READ_ROWS
+from semel.outbox.link import Link
+from semel.outbox.measures import Measures
+from semel.outbox.rows import SHARDS, OutboxRow, lane_of
+from semel.outbox.store import Reading, Settlement, Store, shards_of
+from semel.outbox.takeover import Owned, close, take
+from semel.outbox.waking import Listener, Pace
+from semel.processing.identity import instance_id, transactional_id
+from semel.processing.metrics import Metrics
+from semel.settings import Settings
+from semel.types import TopicPartition
+
+__all__ = ["Relay", "component_name"]
+
+log = logging.getLogger("semel.outbox")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BACKOFF_SECONDS = (0.05, 10.0)
+TELL_SECONDS = 10.0
+GIVE_UP_SECONDS = 5.0
+"""How long a lane that goes to another relay may take to end what it has begun; after that it is fenced anyway."""
+NOTE_BATCHES = 50
+"""How often a lane notes how far it wrote its topics: a comparison after a restore begins there."""
+
+_KAFKA_AWAY = (Retriable, OutcomeUnknown, ConnectionError, TimeoutError)
+_REFUSED_RECORD = frozenset(
+    {
+        ErrorCode.MESSAGE_TOO_LARGE,
+        ErrorCode.RECORD_LIST_TOO_LARGE,
+        ErrorCode.INVALID_RECORD,
+        ErrorCode.INVALID_TIMESTAMP,
+    }
+)
+_REFUSED_TOPIC = frozenset(
+    {
+        ErrorCode.TOPIC_AUTHORIZATION_FAILED,
+        ErrorCode.INVALID_TOPIC_EXCEPTION,
+        ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
+    }
+)
+
+
+def component_name(database: str) -> str:
+    """The relay's name in the app."""
+    return "outbox" if database == "database" else f"outbox-{database}"
+
+
+class Relay:
+    """Publishes one database's outbox until it is drained. `slot` numbers the workers of one host, from 0.
+
+    `run` raises `Fenced` when another process joined the group as us, and `ConfigurationError` when the outbox cannot
+    be worked with. `wake` may be called after a COMMIT, from any thread.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        database: DatabaseSpec,
+        bootstrap: str,
+        settings: Settings,
+        env: Env,
+        metrics: Metrics,
+        *,
+        slot: int = 0,
+        executor: Executor | None = None,
+    ) -> None:
+        self.name = component_name(database.name)
+        self._app = app
+        self._env = env
+        self._member = transactional_id(app, self.name, instance_id(settings, env), slot)
+        self._link = Link(app, bootstrap, settings, env, self._member)
+        self._store = Store(open_database(database.url))
+        self._listener = Listener(open_database(database.url), self.wake)
+        self._measures = Measures(metrics, self.name)
+        self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix=f"semel {self.name}")
+        self._fence_seconds = 2 * settings.session_timeout_ms / 1000
+        self._draining = asyncio.Event()
+        self._news = asyncio.Event()
+        """Something is to be done in the database: rows were written or published, a lane came."""
+        self._claims = asyncio.Event()
+        """A lane is to be taken over."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._due: dict[int, float] = {}
+        """Lanes that the group gave us and that are not ours: when to try to take them over."""
+        self._owned: dict[int, Owned] = {}
+        self._unread: set[int] = set()
+        """Lanes that may have rows which were not read."""
+        self._from_shard = 0
+        """Where the next SELECT begins: shards are served in turn."""
+        self._pace = Pace()
+        self._backoff = Backoff(env, *BACKOFF_SECONDS)
+        self._outage = "not connected to Kafka and the database yet"
+        self._told_at = -TELL_SECONDS
+        self._is_open = False
+        self._failure: BaseException | None = None
+        self._unpaused: list[TopicPartition] = []
+        self._consumer: Consumer
+
+    def __repr__(self) -> str:
+        return f"<Relay {self._member} [{self._outage or f'{len(self._owned)} lanes'}]>"
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the relay does not do all of its work now; empty when it does."""
+        return [self._outage] if self._outage else []
+
+    @property
+    def statements(self) -> int:
+        """How many statements it ran, for the benches."""
+        return self._store.statements
+
+    def wake(self) -> None:
+        """Rows were committed: look now."""
+        loop = self._loop
+        if loop is not None:
+            with suppress(RuntimeError):  # It is over.
+                loop.call_soon_threadsafe(self._look)
+
+    def _look(self) -> None:
+        self._unread.update(self._owned)
+        self._pace.woken()
+        self._news.set()
+
+    # --- Life ---
+
+    async def run(self) -> None:
+        """Publish until `drain` is called. Kafka and the database may be away at any time."""
+        self._loop = asyncio.get_running_loop()
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            if not await self._insist(self._link.start) or not await self._insist(self._open):
+                return
+            self._consumer = self._link.consumer(f"{self._app}.{self.name}", self)
+            await self._consumer.start()
+            work = (self._membership, self._keep, self._turns, self._watch)
+            tasks = [asyncio.create_task(item(), name=f"{self.name} {item.__name__}") for item in work]
+            self._listener.start()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._close()
+
+    async def drain(self) -> None:
+        """Finish what is in hand and let `run` return."""
+        self._draining.set()
+        self._news.set()
+
+    async def _close(self) -> None:
+        self._listener.stop()
+        if hasattr(self, "_consumer"):
+            with suppress(SemelError):
+                await self._consumer.close()
+        await self._drop(list(self._owned))
+        await self._call(self._store.close)
+        self._thread.shutdown(wait=False)
+        with suppress(SemelError):
+            await self._link.close()
+
+    async def _open(self) -> None:
+        meta = await self._call(self._store.open, self._app, self._link.cluster_id)
+        await self._link.prepare(meta.lanes)
+        self._is_open = True
+        self._recovered()
+
+    async def _insist(self, call: Callable[[], Awaitable[None]]) -> bool:
+        """Repeat a call until it succeeds; False when we drain first."""
+        while not self._draining.is_set():
+            try:
+                await call()
+                return True
+            except Exception as error:
+                wait = self._failed(error)
+                await self._pause_for(wait)
+        return False
+
+    def _failed(self, error: Exception) -> float:
+        """What failed is told and tried again after so many seconds; what trying again cannot mend is raised."""
+        if not self._is_passing(error):
+            raise error
+        wait = self._backoff.next()
+        self._outage = f"{type(error).__name__}: {error}"
+        now = self._env.monotonic()
+        is_due = now - self._told_at >= TELL_SECONDS
+        if is_due:
+            self._told_at = now
+        text = "%s waits, nothing is lost: %s. Trying again in %.1f s."
+        log.log(logging.WARNING if is_due else logging.DEBUG, text, self._member, " ".join(str(error).split()), wait)
+        return wait
+
+    def _is_passing(self, error: Exception) -> bool:
+        if isinstance(error, ConfigurationError | Fenced):
+            return False
+        return isinstance(error, _KAFKA_AWAY) or self._is_of_database(error)
+
+    def _is_of_database(self, error: Exception) -> bool:
+        return self._store.database.driver_cause(error) not in (None, Cause.DATA)
+
+    def _recovered(self) -> None:
+        self._outage = ""
+        self._backoff.reset()
+        self._measures.database_up(True)
+
+    async def _pause_for(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._draining.wait(), seconds)
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a method of the store in its thread, which alone touches the connection."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    # --- Lanes come and go (client.consumer.ConsumerEvents) ---
+
+    async def _membership(self) -> None:
+        """Stay in the group. What comes in the topic is our own, and is not looked at."""
+        while not self._draining.is_set():
+            try:
+                await self._consumer.poll(1, 0.5)
+                if self._unpaused:
+                    paused, self._unpaused = self._unpaused, []
+                    await self._consumer.pause([at for at in paused if at.partition in {*self._due, *self._owned}])
+            except _KAFKA_AWAY as error:
+                log.debug("%s cannot poll: %s", self._member, error)
+                await self._pause_for(self._backoff.next())
+        while any(own.lane.in_hand for own in self._owned.values()):
+            await asyncio.sleep(0.01)  # The others finish; the group keeps us until then.
+
+    async def on_assigned(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+        """Lanes are to be ours. They are taken over beside this; the topic is not read on."""
+        now = self._env.monotonic()
+        self._due.update(dict.fromkeys((at.partition for at in partitions), now))
+        self._unpaused += partitions
+        self._claims.set()
+        while True:
+            try:
+                return await self._link.ends(partitions)
+            except _KAFKA_AWAY:
+                if self._draining.is_set():
+                    raise
+                await self._pause_for(self._backoff.next())
+
+    async def on_revoked(self, partitions: list[TopicPartition]) -> None:
+        """Lanes go to another relay: end what was begun, so that it does not have to be found out."""
+        lanes = [at.partition for at in partitions]
+        for lane in lanes:
+            self._due.pop(lane, None)
+        ending = [own.task for lane in lanes if (own := self._owned.get(lane)) is not None and own.task is not None]
+        if ending:
+            await asyncio.wait(ending, timeout=GIVE_UP_SECONDS)
+        await self._drop(lanes)
+
+    async def on_lost(self, partitions: list[TopicPartition]) -> None:
+        """Lanes are another relay's already; the fence keeps us out."""
+        log.warning("%s lost %d lanes", self._member, len(partitions))
+        for at in partitions:
+            self._due.pop(at.partition, None)
+        await self._drop([at.partition for at in partitions])
+
+    async def _drop(self, lanes: Iterable[int]) -> None:
+        """These lanes are not ours any more, whatever is in hand: who takes them over finds out."""
+        gone = [own for lane in lanes if (own := self._owned.pop(lane, None)) is not None]
+        self._measures.lanes(len(self._owned))
+        current = asyncio.current_task()
+        tasks = [own.task for own in gone if own.task is not None and own.task is not current]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await close(own.producer for own in gone)
+
+    async def _give_up(self, lanes: Iterable[int], seconds: float) -> None:
+        """Take these lanes over anew after so long, if the group leaves them with us."""
+        lanes = list(lanes)
+        at = self._env.monotonic() + seconds
+        self._due.update({lane: at for lane in lanes if lane in self._owned})
+        await self._drop(lanes)
+        self._claims.set()
+
+    async def _keep(self) -> None:
+        """Take over what is due."""
+        while not self._draining.is_set():
+            self._claims.clear()
+            now = self._env.monotonic()
+            lanes = [lane for lane, at in self._due.items() if at <= now]
+            if lanes:
+                await self._take(lanes)
+                continue
+            next_at = min(self._due.values(), default=now + 60.0)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._claims.wait(), max(0.01, next_at - now))
+
+    async def _take(self, lanes: list[int]) -> None:
+        try:
+            if not self._is_open:
+                await self._open()
+            owned, lost = await take(self._link, self._store, self._call, lanes, self._app, self._member)
+        except Exception as error:
+            seconds = self._fence_seconds if isinstance(error, Fenced) else self._failed(error)
+            if self._is_of_database(error):
+                self._lose_database()
+            self._due.update({lane: self._env.monotonic() + seconds for lane in lanes if lane in self._due})
+            return
+        self._recovered()
+        mine = {lane: own for lane, own in owned.items() if lane in self._due}
+        await close(own.producer for lane, own in owned.items() if lane not in mine)
+        for lane in lanes:
+            self._due.pop(lane, None)
+        self._due.update(dict.fromkeys(lost, self._env.monotonic() + self._fence_seconds))
+        self._owned.update(mine)
+        self._unread.update(mine)
+        self._measures.lanes(len(self._owned))
+        if mine:
+            log.info("%s took over lanes %s", self._member, ", ".join(map(str, sorted(mine))))
+        failpoint("outbox.after_take_over")
+        self._news.set()
+
+    # --- The database ---
+
+    async def _turns(self) -> None:
+        """Delete what was published, read what is next, again and again."""
+        while True:
+            self._news.clear()
+            if self._failure is not None:
+                raise self._failure
+            try:
+                is_done = not await self._turn()
+            except Exception as error:
+                wait = self._failed(error)
+                if self._is_of_database(error) or isinstance(error, OutcomeUnknown):
+                    self._lose_database()
+                    await self._give_up(list(self._owned), 0)
+                await self._pause_for(wait)
+                continue
+            if not is_done:
+                continue
+            if self._draining.is_set() and not any(own.lane.in_hand for own in self._owned.values()):
+                return
+            await self._wait_for_news()
+
+    def _lose_database(self) -> None:
+        """It may come back as another one: lanes are taken over anew from its first word on."""
+        self._is_open = False
+        self._measures.database_up(False)
+
+    async def _wait_for_news(self) -> None:
+        """Wait for a commit, here or there, or until it is time to look anyway."""
+        try:
+            await asyncio.wait_for(self._news.wait(), self._pace.seconds(is_called=self._listener.is_listening))
+        except TimeoutError:
+            self._unread.update(self._owned)
+
+    async def _turn(self) -> bool:
+        """One transaction that deletes, one SELECT; whether there was anything to do, and may be more."""
+        did = await self._settle()
+        if self._draining.is_set() or not self._unread:
+            return did
+        owned = self._owned
+        lanes = {lane for lane in self._unread if lane in owned and owned[lane].lane.has_room}
+        if not lanes or sum(own.lane.size for own in owned.values()) >= BYTES_IN_HAND_MAX:
+            return did
+        shards = shards_of(lanes, self._store.meta.lanes)
+        ahead = [shard for shard in shards if shard >= self._from_shard] or shards
+        without = set().union(*(owned[lane].lane.numbers for lane in lanes))
+        readers = {lane: (owned[lane], owned[lane].lane.aborts) for lane in lanes}
+        self._unread -= lanes  # Before the SELECT: whoever calls from now on wrote what it may not see.
+        is_over = False
+        try:
+            reading = await self._call(self._store.read, ahead, without, READ_ROWS, READ_BYTES)
+            is_over = not reading.is_full and len(ahead) == len(shards)
+            last = max((row.shard for row in (*reading.rows, *reading.ruled)), default=-1)
+            self._from_shard = (last + 1) % SHARDS if reading.is_full else 0
+            is_over &= await self._distribute(reading, readers)
+        finally:
+            if not is_over:
+                self._unread |= lanes
+        return True
+
+    async def _settle(self) -> bool:
+        """Delete what is committed in Kafka."""
+        settlements = []
+        for lane, own in self._owned.items():
+            done = own.lane.undeleted
+            if not done:
+                continue
+            number, positions = done[-1].number, None
+            if own.noted is not None and own.noted[0] <= number:
+                positions, own.noted = own.noted[1], None
+            rows = [row for batch in done for row in batch.ids]
+            settlements.append(Settlement(lane, own.lane.owner_epoch, number, rows, positions))
+        if not settlements:
+            return False
+        lost = await self._call(self._store.settle, settlements)
+        failpoint("outbox.after_delete")
+        for item in settlements:
+            current = self._owned.get(item.lane)
+            if current is not None and current.lane.owner_epoch == item.owner_epoch:
+                current.lane.settled(item.number)
+        if lost:
+            log.warning("%s: lanes %s have another owner", self._member, lost)
+            await self._give_up(lost, self._fence_seconds)
+        return True
+
+    async def _distribute(self, reading: Reading, readers: Mapping[int, tuple[Owned, int]]) -> bool:
+        """Rows to their lanes; what cannot be published is held, and with it what comes after it of its key.
+
+        Rows that were read for a lane which failed meanwhile are dropped: what it had in hand comes before them.
+        False when rows were left that may be published later.
+        """
+        if reading.ruled:
+            await self._call(self._store.mark, reading.ruled)
+        if not reading.rows:
+            return True
+        self._pace.busy()
+        failpoint("outbox.after_read")
+        lanes, count = self._store.meta.lanes, len(reading.rows)
+        rows: dict[int, list[OutboxRow]] = defaultdict(list)
+        sizes: dict[int, int] = defaultdict(int)
+        unfit = await self._unfit(reading.rows)
+        for index in range(count):
+            row = reading.rows[index]
+            if unfit and (row.topic in unfit or (row.topic, row.key) in unfit):
+                continue
+            lane = lane_of(row.shard, lanes)
+            rows[lane].append(row)
+            sizes[lane] += reading.sizes[index]
+        is_whole = not unfit
+        for lane, items in rows.items():
+            own, aborts = readers[lane]
+            if self._owned.get(lane) is own and own.lane.aborts == aborts:
+                own.lane.read(items, sizes[lane])
+                self._publish_beside(own)
+            else:
+                is_whole = False
+        return is_whole
+
+    async def _unfit(self, rows: list[OutboxRow]) -> set[object]:
+        """Hold rows that can never be published; their topics, and pairs of topic and key, are not published now."""
+        unfit: set[object] = set()
+        for topic in {row.topic for row in rows}:
+            if await self._link.limits(topic) is None:
+                first = next(row for row in rows if row.topic == topic)
+                await self._hold(first, f"there is no topic {topic}, or none that we may write to", whole_topic=True)
+                unfit.add(topic)
+        for row in rows:
+            limits = None if row.topic in unfit else await self._link.limits(row.topic)
+            if limits is None or (row.topic, row.key) in unfit:
+                continue
+            reason = self._link.fits(row, limits)
+            if reason:
+                await self._hold(row, reason)
+                unfit.add((row.topic, row.key))
+        return unfit
+
+    async def _hold(self, row: OutboxRow, reason: str, *, whole_topic: bool = False) -> None:
+        log.error(
+            "row %d (id %s, topic %s) cannot be published and is held%s: %s. See semel outbox status.",
+            row.seq,
+            row.msg_id,
+            row.topic,
+            ", with its topic" if whole_topic else ", with what comes after it of its key" if row.key else "",
+            reason,
+        )
+        await self._call(self._store.hold, row, reason, self._env.wall_ms(), whole_topic=whole_topic)
+        failpoint("outbox.after_hold")
+
+    # --- Kafka ---
+
+    def _publish_beside(self, own: Owned) -> None:
+        if own.task is None or own.task.done():
+            own.task = asyncio.create_task(self._publish(own), name=f"{self.name} lane {own.lane.number}")
+            own.task.add_done_callback(lambda task: self._ended(own, task))
+
+    def _ended(self, own: Owned, task: asyncio.Task[None]) -> None:
+        """A mistake of ours, or somebody's cancelling, must not leave a lane that stands still."""
+        if task.cancelled():
+            if self._owned.get(own.lane.number) is own:
+                self._failure = Fatal(f"the task of lane {own.lane.number} was cancelled from outside")
+        else:
+            self._failure = task.exception() or self._failure
+        if self._failure is not None:
+            self._news.set()
+
+    async def _publish(self, own: Owned) -> None:
+        """Publish what was read for a lane, one transaction after the other."""
+        lane = own.lane
+        while (begun := lane.begin()) is not None:
+            batch, manifest = begun
+            try:
+                await self._link.write(own.producer, batch.rows, manifest, own.positions)
+            except AbortTransaction as error:
+                self._measures.failed("failed")
+                if not await self._refused(own, error):
+                    return
+            except (Fenced, Fatal, *_KAFKA_AWAY) as error:
+                await self._lane_failed(own, error)
+                return
+            else:
+                lane.committed()
+                own.failures = 0
+                if batch.number % NOTE_BATCHES == 1:
+                    own.noted = batch.number, own.positions.encode()
+                self._measures.committed(len(batch.rows))
+                self._news.set()
+
+    async def _lane_failed(self, own: Owned, error: SemelError | ConnectionError | TimeoutError) -> None:
+        """How the transaction ended is not known, or it can have no other: the lane is taken over anew."""
+        number = own.lane.number
+        if self._owned.get(number) is not own:
+            return
+        if isinstance(error, Fenced):
+            self._measures.failed("fenced")
+            log.warning("%s: lane %d has another owner: %s", self._member, number, error)
+            await self._give_up([number], self._fence_seconds)
+            return
+        self._measures.failed("failed")
+        if isinstance(error, Fatal):
+            log.error("%s: lane %d stands still: %s", self._member, number, error)
+            await self._give_up([number], BACKOFF_SECONDS[1])
+            return
+        await self._give_up([number], self._failed(error))
+
+    async def _refused(self, own: Owned, error: AbortTransaction) -> bool:
+        """Nothing of the transaction is there. Find the row whose data is at fault, if that is the reason."""
+        try:
+            await own.producer.abort()
+        except (Fenced, Fatal, *_KAFKA_AWAY) as failure:
+            await self._lane_failed(own, failure)
+            return False
+        failpoint("outbox.after_abort")
+        is_refused = error.code in _REFUSED_RECORD or error.code in _REFUSED_TOPIC
+        culprit = own.lane.aborted(is_refused=is_refused)
+        if culprit is not None:
+            row = culprit.rows[0]
+            try:
+                await self._hold(row, str(error), whole_topic=error.code in _REFUSED_TOPIC)
+            except Exception as failure:
+                wait = self._failed(failure)
+                await self._give_up([own.lane.number], wait)
+                return False
+            self._link.forget(row.topic)
+        elif not is_refused:
+            own.failures += 1
+            await self._pause_for(min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(own.failures, 10)))
+            log.warning("%s: lane %d tries again: %s", self._member, own.lane.number, error)
+        self._unread.add(own.lane.number)
+        self._news.set()
+        return True
+
+    # --- What others see ---
+
+    async def _watch(self) -> None:
+        """Every few seconds: measure age and depth, and keep the tables small."""
+        while not self._draining.is_set():
+            if self._is_open:
+                try:
+                    depth = await self._call(self._store.depth)
+                    self._measures.depth(depth, self._env.wall_ms())
+                    if 0 in self._owned:  # One relay is enough.
+                        await self._call(self._store.tidy)
+                except Exception as error:
+                    if not self._is_passing(error):
+                        raise
+                    log.debug("%s cannot measure: %s", self._member, error)
+            await self._pause_for(CHECK_SECONDS)
+        await asyncio.Event().wait()  # The turns end the run.

@@ -1,0 +1,84 @@
+"""The relay's statements, where the databases say them differently: lists of rows and numbers as parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from semel.outbox.manifest import RowId
+
+__all__ = ["Statement", "delete_rows", "hold_rows", "read_rows", "rows_in"]
+
+Statement = tuple[str, tuple[Any, ...]]
+
+_LIST_MAX = 500
+"""Rows of one IN list, where a database takes no list as one parameter."""
+
+_COLUMNS = "shard, seq, msg_id, topic, record_key, record_value, headers, created_at"
+
+_READ = """
+SELECT {columns}, is_ruled, size FROM (
+  SELECT o.*,
+    CASE WHEN h.rules > 0 AND EXISTS (
+      SELECT 1 FROM semel_outbox_hold r
+      WHERE (r.topic IS NULL OR r.topic = o.topic) AND (r.record_key IS NULL OR r.record_key = o.record_key)
+    ) THEN 1 ELSE 0 END AS is_ruled,
+    SUM(o.size) OVER (ORDER BY o.shard, o.seq) AS total
+  FROM (
+    SELECT {columns}, COALESCE(LENGTH(record_value), 0) + COALESCE(LENGTH(record_key), 0) + LENGTH(headers) AS size
+    FROM semel_outbox WHERE {shards} AND held IS NULL{without} ORDER BY shard, seq LIMIT ?
+  ) o CROSS JOIN (SELECT COUNT(*) AS rules FROM semel_outbox_hold) h
+) x WHERE total - size < ? ORDER BY shard, seq
+"""
+# `is_ruled` comes from the same snapshot as the row. Asked for apart, a hold that was released in between would let a
+# row overtake those of its key that were held until then.
+
+
+def read_rows(title: str, shards: Sequence[int], without: Collection[int], limit: int, bytes_max: int) -> Statement:
+    """The next rows of these shards, at most `limit`, and so many that all but the last have less than `bytes_max`."""
+    where, parameters = rows_in(title, "shard", shards)
+    excluded = ""
+    if without:
+        inside, more = rows_in(title, "seq", sorted(without))
+        excluded, parameters = f" AND NOT ({inside})", parameters + more
+    sql = _READ.format(columns=_COLUMNS, shards=where, without=excluded)
+    return sql, (*parameters, limit, bytes_max)
+
+
+def rows_in(title: str, column: str, numbers: Sequence[int]) -> Statement:
+    """The condition that a column is one of these numbers."""
+    if title == "PostgreSQL":
+        return f"{column} = ANY(?::bigint[])", (list(numbers),)
+    if title == "SQLite":
+        return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(list(numbers)),)  # noqa: S608
+    return f"{column} IN ({', '.join('?' * len(numbers))})", tuple(numbers)
+
+
+def delete_rows(title: str, rows: Sequence[RowId]) -> Iterator[Statement]:
+    """Delete exactly these rows: the number and the id have to be theirs. Never a range."""
+    yield from _on_rows(title, rows, "DELETE FROM semel_outbox", ())
+
+
+def hold_rows(title: str, rows: Sequence[RowId], reason: str) -> Iterator[Statement]:
+    """Mark exactly these rows as held."""
+    yield from _on_rows(title, rows, "UPDATE semel_outbox SET held = ?", (reason,))
+
+
+def _on_rows(title: str, rows: Sequence[RowId], verb: str, first: tuple[Any, ...]) -> Iterator[Statement]:
+    if title == "PostgreSQL":
+        columns = list(zip(*rows, strict=True))
+        listed = "SELECT * FROM unnest(?::smallint[], ?::bigint[], ?::text[])"
+        yield f"{verb} WHERE (shard, seq, msg_id) IN ({listed})", (*first, *map(list, columns))
+    elif title == "SQLite":
+        listed = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
+        pairs = json.dumps([(row.seq, row.msg_id) for row in rows])
+        yield f"{verb} WHERE (seq, msg_id) IN ({listed})", (*first, pairs)
+    else:
+        for start in range(0, len(rows), _LIST_MAX):
+            part = rows[start : start + _LIST_MAX]
+            listed = ", ".join(["(?, ?, ?)"] * len(part))
+            yield (
+                f"{verb} WHERE (shard, seq, msg_id) IN ({listed})",
+                (*first, *(field for row in part for field in row)),
+            )

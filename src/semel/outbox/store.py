@@ -1,0 +1,294 @@
+"""The relay's half of the database: lanes, rows, holds. Blocking; one thread at a time. Errors are the driver's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
+
+from semel.databases.database import Cause, Database, is_missing_privilege
+from semel.failpoints import failpoint
+from semel.outbox.lane import LaneRow
+from semel.outbox.limits import TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
+from semel.outbox.manifest import RowId
+from semel.outbox.rows import SHARDS, OutboxRow, lane_of
+from semel.outbox.statements import Statement, delete_rows, hold_rows, read_rows, rows_in
+from semel.outbox.tables import OutboxMeta, claim_environment, read_meta
+
+log = logging.getLogger("semel.outbox")
+
+__all__ = ["Depth", "Reading", "Settlement", "Store", "shards_of"]
+
+_PLANNER = (
+    "SELECT set_config(name, 'off', false) FROM "
+    "unnest(ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_hashjoin', 'enable_mergejoin', 'enable_sort']) AS name"
+)
+"""The table is empty or full from one moment to the next, and its statistics are always of another moment: by them
+PostgreSQL sorts a whole backlog to give its first rows. The index is in the right order."""
+IDS_PAGE = 10_000
+"""Ids of one SELECT while a restored table is compared."""
+
+
+class Reading(NamedTuple):
+    """What one SELECT gave."""
+
+    rows: list[OutboxRow]
+    sizes: list[int]
+    ruled: list[OutboxRow]
+    """Rows that somebody holds back, and that are not marked yet."""
+    is_full: bool
+    """Whether there may be more."""
+
+
+class Settlement(NamedTuple):
+    """A lane's published batches that are to be deleted, up to batch `number`."""
+
+    lane: int
+    owner_epoch: int
+    number: int
+    rows: list[RowId]
+    positions: str | None
+    """Where the topics were written to; None leaves what is there."""
+
+
+class Depth(NamedTuple):
+    """What is in the outbox."""
+
+    rows: int
+    held: int
+    oldest_ms: int | None
+    """When the oldest row that is not held was written, in milliseconds since 1970."""
+
+
+def shards_of(lanes: Iterable[int], count: int) -> list[int]:
+    """The shards of some of `count` lanes."""
+    wanted = set(lanes)
+    return [shard for shard in range(SHARDS) if lane_of(shard, count) in wanted]
+
+
+class Store:
+    """One connection of the relay."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.statements = 0
+        """How many were run, for the benches: a transaction's BEGIN and COMMIT count."""
+        self._may_not_tidy = False
+        self.meta: OutboxMeta
+
+    def __repr__(self) -> str:
+        return f"<Store {self.database!r}>"
+
+    def open(self, app: str, environment: str) -> OutboxMeta:
+        """Connect, and see that this outbox is ours. Raises `ConfigurationError` when it is not.
+
+        A server that is another one than last time, or has another history, is a restored database: the outbox gets
+        a new incarnation, and each lane is compared with its topics by whoever takes it over.
+        """
+        self.database.connect()
+        self.database.binary = True
+        if self.database.title == "PostgreSQL":
+            self.database.execute(_PLANNER)
+        claim_environment(self.database, app, environment)
+        origin = self.database.origin()
+        if origin is not None:
+            self.database.begin()
+            try:
+                self._run("UPDATE semel_outbox_meta SET origin = ? WHERE origin IS NULL", (origin,))
+                self._run(
+                    "UPDATE semel_outbox_meta SET incarnation = ?, origin = ? WHERE origin <> ?",
+                    (self.database.new_id(), origin, origin),
+                )
+                self.database.commit()
+            finally:
+                self.database.rollback()
+        self.meta = read_meta(self.database)
+        return self.meta
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.database.close()
+
+    # --- Lanes ---
+
+    def acquire(self, lanes: Sequence[int], owner: str) -> dict[int, LaneRow]:
+        """Raise the lanes' owner epochs; how they stand now. Who owned them until now can delete and note nothing."""
+        where, numbers = rows_in(self.database.title, "lane", lanes)
+        self.database.begin()
+        try:
+            self._run(
+                f"UPDATE semel_outbox_lane SET owner = ?, owner_epoch = owner_epoch + 1 WHERE {where}",  # noqa: S608
+                (owner, *numbers),
+            )
+            self.meta = read_meta(self.database)
+            rows = self.database.query(
+                f"SELECT lane, owner_epoch, batch, positions FROM semel_outbox_lane WHERE {where}",  # noqa: S608
+                numbers,
+            )
+            failpoint("outbox.before_owner_commit")
+            self.database.commit()
+        finally:
+            self.database.rollback()
+        self.statements += 4
+        return {row[0]: LaneRow(*row) for row in rows}
+
+    def settle(self, settlements: Sequence[Settlement]) -> list[int]:
+        """Delete what was published, in one transaction; lanes of which somebody else is the owner now.
+
+        Rows of such a lane are deleted too: they are in a committed manifest of ours.
+        """
+        rows = [row for settlement in settlements for row in settlement.rows]
+        self.database.begin()
+        try:
+            lost = [item.lane for item in settlements if not self._note(item)]
+            failpoint("outbox.before_delete")
+            self._delete(rows)
+            failpoint("outbox.before_delete_commit")
+            self.database.commit()
+        finally:
+            self.database.rollback()
+        self.statements += 2
+        return lost
+
+    def _note(self, item: Settlement) -> bool:
+        where = "WHERE lane = ? AND owner_epoch = ?"
+        if item.positions is None:
+            sql = f"UPDATE semel_outbox_lane SET batch = ? {where}"  # noqa: S608
+            return self._run(sql, (item.number, item.lane, item.owner_epoch)) == 1
+        sql = f"UPDATE semel_outbox_lane SET batch = ?, positions = ? {where}"  # noqa: S608
+        return self._run(sql, (item.number, item.positions, item.lane, item.owner_epoch)) == 1
+
+    def _delete(self, rows: Sequence[RowId]) -> None:
+        if rows:
+            self._run_all(delete_rows(self.database.title, rows))
+
+    # --- Rows ---
+
+    def read(self, shards: Sequence[int], without: Collection[int], limit: int, bytes_max: int) -> Reading:
+        """The next rows of these shards, in order of shard and number."""
+        found = self.database.query(*read_rows(self.database.title, shards, without, limit, bytes_max))
+        self.statements += 1
+        rows, sizes, ruled = [], [], []
+        for shard, seq, msg_id, topic, key, value, headers, created_at, is_ruled, size in found:
+            row = OutboxRow(shard, seq, msg_id, topic, key, value, headers, created_at)
+            if is_ruled:
+                ruled.append(row)
+            else:
+                rows.append(row)
+                sizes.append(size)
+        is_full = len(found) == limit or sum(item[9] for item in found) >= bytes_max
+        return Reading(rows, sizes, ruled, is_full)
+
+    def ids(self, shards: Sequence[int]) -> list[RowId]:
+        """Every row of these shards, held ones too."""
+        found: list[RowId] = []
+        where, numbers = rows_in(self.database.title, "shard", shards)
+        after = 0
+        while True:
+            page = self.database.query(
+                f"SELECT shard, seq, msg_id FROM semel_outbox WHERE {where} AND seq > ? ORDER BY seq LIMIT ?",  # noqa: S608
+                (*numbers, after, IDS_PAGE),
+            )
+            found += [RowId(*row) for row in page]
+            if len(page) < IDS_PAGE:
+                return found
+            after = page[-1][1]
+
+    def topics(self, shards: Sequence[int]) -> list[str]:
+        """The topics of the rows of these shards."""
+        where, numbers = rows_in(self.database.title, "shard", shards)
+        sql = f"SELECT DISTINCT topic FROM semel_outbox WHERE {where} ORDER BY topic"  # noqa: S608
+        return [row[0] for row in self.database.query(sql, numbers)]
+
+    # --- What is held ---
+
+    def hold(self, row: OutboxRow, reason: str, now_ms: int, *, whole_topic: bool = False) -> None:
+        """Hold a row that cannot be published, and with it the later ones of its key (of its topic, if that is at
+        fault). A row without a key is held alone: no order was promised for it."""
+        self.database.begin()
+        try:
+            if whole_topic or row.key is not None:
+                self._run(
+                    "INSERT INTO semel_outbox_hold (hold_id, topic, record_key, reason, requested_by, requested_at) "
+                    "VALUES (?, ?, ?, ?, ?, ?)",
+                    (self.database.new_id(), row.topic, None if whole_topic else row.key, reason, "relay", now_ms),
+                )
+            self._run_all(hold_rows(self.database.title, [RowId(row.shard, row.seq, row.msg_id)], reason))
+            failpoint("outbox.before_hold_commit")
+            self.database.commit()
+        finally:
+            self.database.rollback()
+
+    def mark(self, rows: Sequence[OutboxRow]) -> None:
+        """Mark rows that wait behind a hold, as far as the hold is still there."""
+        self.database.begin()
+        try:
+            rules = self.database.query(
+                f"SELECT topic, record_key, reason FROM semel_outbox_hold{self.database.lock_rows}"  # noqa: S608
+            )
+            by_reason: dict[str, list[RowId]] = {}
+            for row in rows:
+                for topic, key, reason in rules:
+                    if topic in (None, row.topic) and (key is None or (row.key is not None and bytes(key) == row.key)):
+                        by_reason.setdefault(reason, []).append(RowId(row.shard, row.seq, row.msg_id))
+                        break
+            for reason, ids in by_reason.items():
+                self._run_all(hold_rows(self.database.title, ids, reason))
+            self.database.commit()
+        finally:
+            self.database.rollback()
+
+    # --- Looking after it ---
+
+    def depth(self) -> Depth:
+        """How many rows there are, and how old the oldest is."""
+        [(rows, held, oldest)] = self.database.query(
+            "SELECT COUNT(*), COUNT(held), MIN(CASE WHEN held IS NULL THEN created_at END) FROM semel_outbox"
+        )
+        return Depth(rows, held, oldest)
+
+    def tidy(self) -> None:
+        """PostgreSQL: make large tables small again in which nearly every row is dead.
+
+        Vacuum cannot while any old transaction is open somewhere, and every SELECT has to step over the dead rows. The
+        rows that are left are put into a truncated table, under a lock that is only taken if it is free: then nobody
+        has a row in it that is not committed.
+        """
+        if self.database.title != "PostgreSQL" or self._may_not_tidy:
+            return
+        for table, bytes_max in (("semel_outbox", TIDY_BYTES), ("semel_outbox_lane", TIDY_LANE_BYTES)):
+            [(size,)] = self.database.query("SELECT pg_relation_size(?::regclass)", (table,))
+            if size > bytes_max:
+                self._tidy(table, size)
+
+    def _tidy(self, table: str, size: int) -> None:
+        self.database.begin()
+        try:
+            self.database.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT")
+            [(count,)] = self.database.query(f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {TIDY_ROWS + 1}) r")  # noqa: S608
+            if count > TIDY_ROWS:
+                return
+            self.database.execute(f"CREATE TEMPORARY TABLE semel_kept ON COMMIT DROP AS SELECT * FROM {table}")  # noqa: S608
+            self.database.execute(f"TRUNCATE {table}")
+            failpoint("outbox.after_truncate")
+            self.database.execute(f"INSERT INTO {table} OVERRIDING SYSTEM VALUE SELECT * FROM semel_kept")  # noqa: S608
+            self.database.commit()
+            log.info("%s had %d bytes and %d rows, and was made small", table, size, count)
+        except Exception as error:
+            if is_missing_privilege(error):
+                self._may_not_tidy = True
+                log.warning("%s grows while old transactions are open: %s", table, " ".join(str(error).split()))
+            elif self.database.driver_cause(error) is not Cause.LOCKED:
+                raise
+        finally:
+            self.database.rollback()
+
+    # --- Statements ---
+
+    def _run(self, sql: str, parameters: Sequence[object]) -> int:
+        self.statements += 1
+        return self.database.execute(sql, parameters)
+
+    def _run_all(self, statements: Iterable[Statement]) -> None:
+        for sql, parameters in statements:
+            self._run(sql, parameters)
