@@ -21,7 +21,7 @@ from semel.settings import Settings
 def main() -> int:
     bootstrap, url, folder, app, slot = sys.argv[1:6]
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s")
-    settings = Settings.from_environment(data=Path(folder), consumer="semel", session_timeout_ms=3_000)
+    settings = Settings.from_environment(data=Path(folder), session_timeout_ms=3_000)
     arm_failpoints(settings.failpoint)
     relay = Relay(app, DatabaseSpec("database", url), bootstrap, settings, Env(), Metrics(), slot=int(slot))
     try:

@@ -81,7 +81,7 @@ class Outbox:
         return int(count)
 
     def relay(self, folder: Path, slot: int = 0, **settings: Any) -> Relay:
-        values = {"data": folder, "consumer": "semel", "session_timeout_ms": 6_000, **settings}
+        values = {"data": folder, "session_timeout_ms": 6_000, **settings}
         spec = DatabaseSpec("database", self.url)
         return Relay(self.app, spec, self.bootstrap, Settings(**values), Env(), Metrics(), slot=slot)
 

@@ -10,9 +10,8 @@ import msgspec
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Consumer, ConsumerEvents
+from semel.client.consumer import Consumer, ConsumerEvents, Reader
 from semel.client.producer import TransactionalProducer
-from semel.client.reading import make_consumer, make_reader
 from semel.env import Env
 from semel.errors import Fatal
 from semel.failpoints import failpoint
@@ -112,8 +111,7 @@ class Link:
 
     def consumer(self, group: str, events: ConsumerEvents) -> Consumer:
         """A member of the group that shares the lanes out."""
-        return make_consumer(  # type: ignore[return-value]  # The two have one shape.
-            self._settings.consumer,
+        return Consumer(
             self._bootstrap,
             group=group,
             topics=[self.manifests],
@@ -193,7 +191,7 @@ class Link:
         missing = {at for at, start in starts.items() if start < ends[at]}
         if not missing:
             return
-        reader = make_reader(self._settings.consumer, self._bootstrap, settings=self._settings.kafka_client)
+        reader = Reader(self._bootstrap, settings=self._settings.kafka_client)
         try:
             await reader.start({at: starts[at] for at in missing})
             while missing:
@@ -230,7 +228,9 @@ class Link:
         failpoint("outbox.before_begin")
         producer.begin()
         for topic, outputs in by_topic.items():
-            for partition, builder in encode_batches(outputs, self._limits[topic].partitions, BATCH_BYTES_MAX):
+            limits = self._limits[topic]
+            limit = min(BATCH_BYTES_MAX, limits.bytes_max)
+            for partition, builder in encode_batches(outputs, limits.partitions, limit):
                 await producer.produce(topic, partition, builder)
         failpoint("outbox.before_manifest")
         await producer.produce(self.manifests, manifest.lane, own)
