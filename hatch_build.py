@@ -27,15 +27,18 @@ class CannotBuild(Exception):
     """There is no extension on this machine; the message says why."""
 
 
-def build(extension: str, target: Path, *options: str) -> Path:
-    """Compile one of EXTENSIONS to `target`; raises `CannotBuild`. CC and CFLAGS say with what, as everywhere."""
+def build(extension: str, target: Path, *options: str, root: Path = ROOT) -> Path:
+    """Compile one of EXTENSIONS, whose source is under `root`, to `target`. CC and CFLAGS say with what, as everywhere.
+
+    Raises `CannotBuild`.
+    """
     if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED") or os.name != "posix":
         raise CannotBuild("the extensions are for CPython with its lock, on Linux and macOS")
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
     shared = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared", "-fPIC"]
     include = [f"-I{sysconfig.get_path(name)}" for name in ("include", "platinclude")]
     argv = [*compiler, *shared, "-std=c11", "-O3", "-fvisibility=hidden", *include]
-    argv += [*shlex.split(os.environ.get("CFLAGS", "")), *options, str(ROOT / f"{extension}.c"), "-o", str(target)]
+    argv += [*shlex.split(os.environ.get("CFLAGS", "")), *options, str(root / f"{extension}.c"), "-o", str(target)]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -136,11 +136,11 @@ def codec_choice() -> str:
 
 
 def quick_choice() -> bool:
-    """Whether SEMEL_QUICK asks for the inner loop in C. Raises `ConfigurationError`. Asked once in a process."""
+    """Whether the inner loop in C is wanted: SEMEL_QUICK. Raises `ConfigurationError`. Asked once in a process."""
     choice = os.environ.get("SEMEL_QUICK", "")
     if choice not in ("", "on", "off"):
         raise ConfigurationError(f"SEMEL_QUICK={choice!r} is neither on nor off.")
-    return choice == "on"
+    return choice != "off"
 
 
 def database_variable(name: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -17,7 +18,9 @@ from semel import history
 from semel.app import App
 from semel.env import Env
 from semel.errors import Fenced, Retriable
-from semel.failpoints import arm_failpoints
+from semel.failpoints import FailpointRaised, arm_failpoints, failpoint
+from semel.processing import effects as effects_module
+from semel.processing import handling as handling_module
 from semel.processing import quick as module
 from semel.processing.handling import Handling
 from semel.processing.inputs import Input, Inputs
@@ -27,12 +30,6 @@ from semel.processing.metrics import Metrics
 from semel.processing.parklog import ParkLog
 from semel.processing.stores import Stores
 from semel.types import Record
-from tests.services.extensions import compiled
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return compiled("semel/processing/_quick", tmp_path_factory.mktemp("quick")).run
 
 
 class Order(msgspec.Struct):
@@ -57,9 +54,15 @@ KEYS = st.sampled_from([b"a", b"b", b"c", b"\xff", None])
 RECORDS = st.lists(st.tuples(st.integers(0, 2), KEYS, VALUES, st.integers(1, 2)), max_size=30)
 
 
-def ran(records: list[Record], run: Any, until: float = 100.0) -> dict[str, Any]:
-    """Everything that came of records, with `run` as the quick way or None without it."""
+def ran(
+    records: list[Record], run: Any, until: float = 100.0, *, armed: str = "", raising: BaseException | None = None
+) -> dict[str, Any]:
+    """Everything that came of records, with `run` as the quick way or None without it.
+
+    The handler raises `raising` when it sees the value "trouble", and failpoints are `armed`.
+    """
     calls: list[Any] = []
+    hits: list[str] = []
     app = App("a")
     source = app.topic("in", key=str, value=Order)
     target = app.topic("out", key=str, value=Order)
@@ -87,6 +90,8 @@ def ran(records: list[Record], run: Any, until: float = 100.0) -> dict[str, Any]
 
     def yielding(record: Any) -> Any:
         what = record.value.what
+        if what == "trouble" and raising is not None:
+            raise raising
         yield target.record(record.key, Order(what, record.value.number + 1))
         if what == "raises":
             raise ValueError("no")
@@ -122,8 +127,9 @@ def ran(records: list[Record], run: Any, until: float = 100.0) -> dict[str, Any]
     later: list[str] = []
     before, module._run = module._run, run
     try:
+        env = Env(wall_ms=lambda: 1, monotonic=lambda: 0.0)  # No slice ends, whatever the machine does beside.
         handling = Handling(
-            *(app.components()[0], Kafka(), Env(wall_ms=lambda: 1), inputs, Stores(lambda: ("boot", 0.0))),  # type: ignore[arg-type]
+            *(app.components()[0], Kafka(), env, inputs, Stores(lambda: ("boot", 0.0))),  # type: ignore[arg-type]
             build="b",
             may_work=lambda: not later,
             later=later.append,
@@ -135,13 +141,31 @@ def ran(records: list[Record], run: Any, until: float = 100.0) -> dict[str, Any]
     handling.pending = deque(records)
     unit = handling.new_unit()
     unit.now_ms = 1
-    asyncio.run(handling.work(unit, time.monotonic() + until, 10_000))
+    raised = ""
+    try:
+        if armed:
+            arm_failpoints(f"*:count,{armed}")
+        with pytest.MonkeyPatch.context() as patch:
+            for place in (handling_module, effects_module):
+                patch.setattr(place, "failpoint", lambda name: (hits.append(name), failpoint(name)))
+            asyncio.run(handling.work(unit, until, 10_000))
+    except (FailpointRaised, asyncio.CancelledError, Fenced) as error:
+        raised = repr(error)
+    finally:
+        arm_failpoints("")
+    if unit.provenance is not None:
+        unit.provenance.begin("p", "id")
     return {
+        "raised": raised,
+        "hits": hits,
         "calls": [[call[0], msgspec.to_builtins(call[1]), *call[2:]] for call in calls],
         # Headers of parked records say when and where it went wrong: not the same twice.
         "outputs": {
             topic: [
-                (*output[:4], [item for item in output[4] if "semel.processing" not in str(item)][:1])
+                (
+                    *output[:4],
+                    [item for item in output[4] if item[0] == history.PROOF or "semel.processing" not in str(item)][:1],
+                )
                 for output in made
             ]
             for topic, made in unit.outputs.items()
@@ -164,31 +188,71 @@ def records_of(drawn: list[tuple[int, bytes | None, bytes | None, int]]) -> list
     return made
 
 
-@given(RECORDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_comes_the_quick_way_takes_it_as_the_other_does(native: Any, drawn: Any) -> None:
+ARMED = st.sampled_from(["handler.before", "handler.between_effects", "handler.after", "handler.before_park"])
+ARMED_AT = st.builds("{}:{}:{}".format, ARMED, st.sampled_from(["raise", "cancel", "delay=0"]), st.integers(1, 8))
+
+
+@pytest.fixture
+def _quiet() -> Iterator[None]:
     logging.disable(logging.CRITICAL)
-    try:
-        records = records_of(drawn)
-        assert ran(records, native) == ran(records, None)
-    finally:
-        logging.disable(logging.NOTSET)
+    yield
+    logging.disable(logging.NOTSET)
 
 
-def test_most_records_go_the_quick_way(native: Any) -> None:
-    """All but the first of a topic, from which it is learned."""
-    taken = 0
+@given(RECORDS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("_quiet")
+def test_whatever_comes_the_quick_way_takes_it_as_the_other_does(native: Any, drawn: Any) -> None:
+    """Whoever watches sees the same, too: every failpoint in its order."""
+    records = records_of(drawn)
+    assert ran(records, native) == ran(records, None)
 
-    def counting(*args: Any) -> Any:
-        nonlocal taken
+
+@given(RECORDS, ARMED_AT)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("_quiet")
+def test_a_failpoint_strikes_there_and_leaves_what_it_leaves_in_the_other(native: Any, drawn: Any, armed: str) -> None:
+    records = records_of(drawn)
+    assert ran(records, native, armed=armed) == ran(records, None, armed=armed)
+
+
+@given(RECORDS)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.usefixtures("_quiet")
+def test_a_history_tells_the_same(native: Any, drawn: Any) -> None:
+    """Which inputs were worked on, how many outputs each had, and in every output's header where it comes from."""
+    records = records_of(drawn)
+    told = []
+    for run in (native, None):
+        with history.captured(lambda: 0) as events:
+            found = ran(records, run)
+        told.append((found, [(type(event), msgspec.to_builtins(event)) for event in events]))
+    assert told[0] == told[1]
+    outputs = [output for made in told[0][0]["outputs"].values() for output in made]
+    assert all(output[4] for output in outputs)
+
+
+def counted(native: Any, taken: list[int]) -> Any:
+    """The quick way, with the number of records that each of its calls took."""
+
+    def run(*args: Any) -> Any:
         try:
             return native(*args)
         finally:
-            taken += args[-1][0]
+            taken.append(args[-1][0])
 
+    return run
+
+
+@pytest.mark.parametrize("watched", ["", "failpoints", "history"])
+def test_most_records_go_the_quick_way_whoever_watches(native: Any, watched: str) -> None:
+    """All but the first of a topic, from which it is learned."""
+    taken: list[int] = []
     records = records_of([(0, b"k", msgspec.json.encode(Order("one")), 1)] * 500)
-    assert ran(records, counting) == ran(records, None)
-    assert taken == 499
+    armed = "handler.after:raise:501" if watched == "failpoints" else ""
+    with history.captured() if watched == "history" else nullcontext():
+        assert ran(records, counted(native, taken), armed=armed)["records"][0] == 500
+    assert sum(taken) == 499
 
 
 def test_time_ends_it_after_a_record(native: Any) -> None:
@@ -200,43 +264,15 @@ def test_time_ends_it_after_a_record(native: Any) -> None:
 
 @pytest.mark.parametrize("error", [Retriable("away"), ConnectionError("away"), Fenced("no"), KeyboardInterrupt()])
 def test_what_is_not_the_records_fault_keeps_what_was_done_before_it(native: Any, error: BaseException) -> None:
-    seen: list[int] = []
-
-    def run(*args: Any) -> Any:
-        *_, progress = args
-        if len(seen) > 5:
-            seen.append(0)
-            raise error
-        result = native(*args[:8], (*args[8][:2], 3, *args[8][3:]), progress)
-        seen.append(progress[0])
-        return result
-
-    records = records_of([(0, b"k", msgspec.json.encode(Order("one")), 1)] * 50)
-    if isinstance(error, Retriable | ConnectionError):
-        found = ran(records, run)
-        done = found["records"][0]
-        assert 0 < done < 50
-        assert found["positions"]["in", 0] == (done + 1, "")
-        assert len(found["calls"]) == done
-    else:
-        with pytest.raises(type(error)):
-            ran(records, run)
-
-
-def test_who_watches_every_record_sees_every_record(native: Any, tmp_path: Any) -> None:
-    """Failpoints and a history have steps within a record."""
-
-    def never(*_: Any) -> Any:
-        raise AssertionError("the quick way was taken")
-
-    records = records_of([(0, b"k", msgspec.json.encode(Order("one")), 1)] * 5)
-    arm_failpoints("handler.after:delay=0:3")
-    try:
-        assert ran(records, never)["records"][0] == 5
-    finally:
-        arm_failpoints("")
-    history.start(str(tmp_path), "worker", 0)
-    try:
-        assert ran(records, never)["records"][0] == 5
-    finally:
-        history.stop()
+    good, bad = (msgspec.json.encode(Order(what)) for what in ("one", "trouble"))
+    records = records_of([(0, b"k", good, 1)] * 30 + [(0, b"k", bad, 1)] + [(0, b"k", good, 1)] * 5)
+    if isinstance(error, KeyboardInterrupt):
+        for run in (native, None):
+            with pytest.raises(KeyboardInterrupt):
+                ran(records, run, raising=error)
+        return
+    found = ran(records, native, raising=error)
+    assert found == ran(records, None, raising=error)
+    assert found["records"][0] == 30
+    assert found["positions"]["in", 0] == (31, "")
+    assert found["raised"] == ("Fenced('no')" if isinstance(error, Fenced) else "")

@@ -28,6 +28,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hatch_build import EXTENSIONS, SUFFIX, build
+
 __all__ = ["MUTANTS", "Mutant", "Trial", "apply", "kill"]
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,6 +63,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "            if offsets and not await self._steer(self._consumer.seek(offsets)):\n                return\n",
         "",
         "^unit.before_end_transaction:raise:second",
+    ),
+    _mutant(
+        "the inner loop stands one record behind",
+        "processing/_quick.c",
+        "    run->position = offset + 1;\n",
+        "    run->position = offset;\n",
     ),
     _mutant(
         "offsets outside the transaction",
@@ -263,6 +271,9 @@ def kill(mutant: Mutant, seed: int = 1) -> Trial:
     with tempfile.TemporaryDirectory(prefix="semel-mutant-") as folder:
         shutil.copytree(ROOT / "src", folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         apply(mutant, Path(folder) / "semel")
+        if any(name.endswith(".c") for name, _, _ in mutant.edits):
+            for extension in EXTENSIONS:
+                build(extension, Path(folder) / f"{extension}{SUFFIX}", root=Path(folder))
         while not found and (left := began + LIMIT_SECONDS - time.monotonic()) > 0:
             run = _cases if mutant.cases else _campaign
             found = run(mutant, Path(folder), seed + tries, left)

@@ -28,6 +28,7 @@ from semel.settings import Settings
 from semel.types import TopicPartition
 from tests.simulation.actors import Actor, read_whole
 from tests.simulation.callers import Caller, GatewayActor, Purger, Trouble, check_asked, owner
+from tests.simulation.copying import COPIED, COPY_GROUP, COPY_PARKED, copier, copies, quick_run
 from tests.simulation.database import DatabaseHost
 from tests.simulation.fibers import Fiber, sleep
 from tests.simulation.history import Seen, Violation
@@ -96,6 +97,8 @@ class ChainWorld(World):
     def components(self, process: Process) -> list[Component]:
         """What a worker runs, each with an engine of its own."""
         found = [Counting(self.plan.knobs, self.stream(f"handler of {process.name}")).component]
+        if self.plan.copiers:
+            found.append(copier(self, process.name))
         return [*found, owner(self, process)] if self.plan.gateways else found
 
     def sinks(self, settings: Settings, env: Env, slot: int) -> dict[str, Runnable]:
@@ -129,6 +132,9 @@ class ChainWorld(World):
         await client.start()
         topics: list[Topic[Any, Any]] = [Topic(name, bytes, bytes) for name in (FED, COUNTED)]
         components = [Counting({}, self.stream("none")).component]
+        if self.plan.copiers:
+            topics.append(Topic(COPIED, bytes, bytes))
+            components.append(copier(self))
         more = {}
         if self.plan.gateways:
             components.append(owner_component(APP, []))
@@ -220,8 +226,11 @@ class ChainWorld(World):
             await self._answered(client, deadline)
         fed = await self._logs(client, deadline, FED, committed=True)
         await self._reach(client, deadline, COUNT_GROUP, _ends(fed))
+        counted = _ends(await self._logs(client, deadline, COUNTED, committed=True))
+        if self.plan.copiers:
+            await self._reach(client, deadline, COPY_GROUP, dict(counted))
         if self.plan.sinks:
-            await self._applied(_ends(await self._logs(client, deadline, COUNTED, committed=True)), deadline)
+            await self._applied(counted, deadline)
         self.is_draining = True
         workers = [actor for actor in self.actors if isinstance(actor, (WorkerActor, GatewayActor))]
         for worker in workers:
@@ -293,6 +302,9 @@ class ChainWorld(World):
         changes = await self._logs(client, deadline, CHANGELOG, committed=True)
         self._check_counting(fed, counted, parked)
         self._check_state(fed, changes)
+        if self.plan.copiers:
+            copied = await self._logs(client, deadline, COPIED, committed=True)
+            self._check_copying(counted, copied, await self._logs(client, deadline, COPY_PARKED, committed=True))
         if self.plan.sinks:
             check_database(self, {at: [record.value for record in seen] for at, seen in counted.items()})
         if history.problem is not None:
@@ -309,6 +321,18 @@ class ChainWorld(World):
         for what, due, logs in (("output", outputs, counted), ("parked record", waiting, parked)):
             got = _by_key(record.value for seen in logs.values() for record in seen)
             self._compare(what, due, got)
+
+    def _check_copying(
+        self,
+        counted: dict[TopicPartition, list[Seen]],
+        copied: dict[TopicPartition, list[Seen]],
+        parked: dict[TopicPartition, list[Seen]],
+    ) -> None:
+        inputs = _by_key(record.value for seen in counted.values() for record in seen)
+        due = {key: copies(values, self.plan.knobs["poison"]) for key, values in inputs.items()}
+        for number, (what, logs) in enumerate((("copy", copied), ("parked copy", parked))):
+            got = _by_key(record.value for seen in logs.values() for record in seen)
+            self._compare(what, {key: made[number] for key, made in due.items() if made[number]}, got)
 
     def _compare(self, what: str, due: dict[str, list[str]], got: dict[str, list[str]]) -> None:
         for key in sorted({*due, *got}):
@@ -416,6 +440,7 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         stack.enter_context(mock.patch("semel.processing.seams.Consumer", consumer))
         stack.enter_context(mock.patch("semel.processing.seams.Reader", reader))
         stack.enter_context(mock.patch("semel.ingress.link.Reader", reader))
+        stack.enter_context(mock.patch("semel.processing.quick._run", quick_run() if world.plan.quick else None))
         stack.enter_context(mock.patch("semel.processing.stores.STATE_FRESH_SECONDS", 0.05))
         stack.enter_context(mock.patch("semel.sinks.source.Consumer", consumer))
         stack.enter_context(mock.patch("semel.databases.postgres.psycopg.connect", world.database.connect))

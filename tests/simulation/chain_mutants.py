@@ -10,6 +10,7 @@ from semel.coordinator.offsets import OffsetStore
 from semel.ingress import rules
 from semel.ingress.rules import Verdict
 from semel.processing.engine import Engine
+from semel.processing.quick import Quick, Unfinished
 from semel.processing.scope import RecordScope
 from semel.processing.stores import Store, Stores
 from semel.sinks.engine import SinkEngine
@@ -43,6 +44,25 @@ def _(real: Any, self: Any, changelog: Any, *args: Any) -> int:
 @instead(CHAIN_MUTANTS, "state on disk claims more of the changelog than it has", Stores, "apply")
 def _(real: Any, self: Any, changes: Any, written: Any, began: float) -> None:
     real(self, changes, {at: end + 3 for at, end in written.items()}, began)
+
+
+@instead(CHAIN_MUTANTS, "the inner loop passes over a record that its handler fails at", Quick, "work")
+def _(real: Any, self: Any, pending: Any, *args: Any) -> Any:
+    rest = real(self, pending, *args)
+    if isinstance(rest, Unfinished) and rest.error is not None:
+        pending.popleft()
+        return True
+    return rest
+
+
+@instead(CHAIN_MUTANTS, "what the inner loop hands over begins anew", Quick, "work")
+def _(real: Any, self: Any, pending: Any, held: Any, unit: Any, *args: Any) -> Any:
+    before = {topic: len(made) for topic, made in unit.outputs.items()}
+    rest = real(self, pending, held, unit, *args)
+    if isinstance(rest, Unfinished):
+        for topic, made in unit.outputs.items():
+            made += made[before.get(topic, 0) :]
+    return rest
 
 
 @instead(CHAIN_MUTANTS, "state changes before the transaction is committed", Engine, "_transact")

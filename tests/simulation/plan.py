@@ -60,7 +60,10 @@ def stream(seed: int, name: str) -> random.Random:
     return random.Random(f"{seed}/{name}")
 
 
-COUNTS = ("writers", "idempotent", "processors", "readers", "workers", "feeders", "gateways", "callers", "sinks")
+COUNTS = (
+    *("writers", "idempotent", "processors", "readers"),
+    *("workers", "feeders", "gateways", "callers", "sinks", "copiers"),
+)
 """What shrinking takes away one by one."""
 MINIMA = {("chain", "workers"): 1}
 
@@ -101,6 +104,10 @@ class Plan:
     callers: int = 0
     sinks: int = 0
     """Whether the workers have a sink."""
+    copiers: int = 0
+    """Whether they have a plain processor beside the one with state."""
+    quick: bool = False
+    """Whether plain processors have the inner loop in C."""
 
     @classmethod
     def of(cls, seed: int, world: str = "broker") -> Plan:
@@ -158,6 +165,7 @@ class Plan:
             "handler trouble": rng.choice((0.0, 0.05)),
         }
         by_http = rng.random() < 0.5
+        plain = stream(self.seed, "plain")
         return replace(
             self,
             world="chain",
@@ -171,6 +179,8 @@ class Plan:
             gateways=rng.choice((1, 2)) if by_http else 0,
             callers=rng.choice((1, 2)) if by_http else 0,
             sinks=rng.choice((0, 1, 1)),
+            copiers=plain.choice((0, 1)),
+            quick=plain.random() < 0.7,
             operations=rng.choice((3, 6, 10)),
             faults=_faults(rng, CHAIN_FAULTS, self.fsync, CHAIN_HORIZON, (0.05, 0.5, 2.0)),
             knobs=knobs,

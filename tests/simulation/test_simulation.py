@@ -30,6 +30,7 @@ QUICK = (
 LATE_END_TXN = "the client goes on after an answer that never came"
 """Hit once in thousands of seeds, so it has a test of its own."""
 MUTANT_SEEDS = 600
+WAYS_COMPARED = 2
 SOAK_SEEDS = 20_000
 
 
@@ -68,6 +69,20 @@ def test_a_seed_is_one_run_in_every_process() -> None:
     first, again = digests(seeds, "0"), digests(seeds[::-1], "7")
     assert eval(first) == eval(again)[::-1], f"seeds {seeds}"
     assert len(set(eval(first))) == len(seeds)
+
+
+def test_a_seed_is_the_same_run_with_the_inner_loop_in_c_and_without() -> None:
+    """Whatever strikes a plain processor strikes it at the same step, and leaves the same."""
+    start, compared = fresh_start(), 0
+    for seed in range(start, start + 50):
+        plan = Plan.of(seed, "chain")
+        if plan.copiers:
+            ways = [run(replace(plan, quick=quick)) for quick in (True, False)]
+            assert ways[0].digest == ways[1].digest, f"seed {seed}: {[str(way.problem) for way in ways]}"
+            compared += 1
+            if compared == WAYS_COMPARED:
+                return
+    pytest.fail("hardly any seed has a plain processor")
 
 
 def found(name: str, seeds: int) -> Outcome:

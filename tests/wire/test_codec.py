@@ -232,7 +232,7 @@ def test_in_ci_the_extension_is_built_and_at_work() -> None:
     """What `make test` runs on must be what users get: a build that fails there is a failure, not a fallback."""
     if os.environ.get("CI") == "true" and not os.environ.get("SEMEL_CODEC"):
         assert codec.chosen.name == "native", codec.chosen.why
-        assert callable(import_module("semel.processing._quick").run), "it is built, and at work when it is asked for"
+        assert callable(import_module("semel.processing._quick").run), "it is built, and at work"
 
 
 @pytest.mark.soak

@@ -8,13 +8,14 @@
 #include <Python.h>
 #include <stdbool.h>
 
-enum { RECORD_OVERHEAD = 32, EFFECTS_MAX = 1000, REPR_MAX = 80 };
+enum { RECORD_OVERHEAD = 32, HEADER_OVERHEAD = 8, EFFECTS_MAX = 1000, REPR_MAX = 80 };
 
 typedef struct {
     PyObject *input;     /* topics.InputRecord, a NamedTuple */
     PyObject *produce;   /* effects.Produce */
     PyObject *generator; /* types.GeneratorType */
     PyObject *topic, *key, *value, *headers, *popleft; /* names of attributes */
+    PyObject *before, *between, *after;                /* names of failpoints */
     newfunc new_tuple;   /* tuple.__new__, which makes instances of classes derived from it, too */
 } State;
 
@@ -23,6 +24,8 @@ typedef struct {
     const State *state;
     PyObject *pending, *topic, *partition, *handler, *key_kind, *decode;
     PyObject *plans, *counts, *outputs, *monotonic, *now_ms;
+    PyObject *reached; /* called with the name of each failpoint that is passed; None when nobody watches */
+    PyObject *header, *place, *offsets, *numbers; /* for the history, see `marked`; NULL when there is none */
     double until;
     long long position, records_max, bytes_max, output_bytes_max;
     PyObject *popleft;
@@ -32,6 +35,7 @@ typedef struct {
     PyObject *made;    /* lists of outputs, each followed by what it is to get when the record is through */
     PyObject *last;    /* the last record that is through, our own reference */
     long long count, bytes;
+    bool is_handlers; /* whether the exception that is set is the handler's */
 } Run;
 
 /* What came of a step. An exception is set with FAILED and with nothing else. */
@@ -45,6 +49,17 @@ static Outcome special(void)
     }
     PyErr_Clear();
     return SPECIAL;
+}
+
+/* Pass a failpoint; false with an exception set when it raises. */
+static bool reach(const Run *run, PyObject *name)
+{
+    if (run->reached == Py_None) {
+        return true;
+    }
+    PyObject *done = PyObject_CallFunctionObjArgs(run->reached, name, NULL);
+    Py_XDECREF(done);
+    return done != NULL;
 }
 
 static bool is_same(PyObject *one, PyObject *other)
@@ -206,6 +221,9 @@ static Outcome take_result(Run *run, PyObject *result, long long *bytes)
             outcome = check_answer(effect);
         } else if (sent == PYGEN_NEXT && PyList_Append(run->effects, effect) == 0) {
             outcome = take_effect(run, effect, bytes);
+            if (outcome == DONE && !reach(run, run->state->between)) {
+                outcome = FAILED;
+            }
         }
         Py_XDECREF(effect);
         if (sent != PYGEN_NEXT || outcome != DONE) {
@@ -216,9 +234,45 @@ static Outcome take_result(Run *run, PyObject *result, long long *bytes)
 
 /* --- The loop --- */
 
+/* An output with the header that says where it comes from: see `history.PROOF`. */
+static PyObject *marked(const Run *run, PyObject *output, long long offset, Py_ssize_t number, Py_ssize_t total,
+                        long long *bytes)
+{
+    char which[64];
+    PyOS_snprintf(which, sizeof which, "%lld|%zd|%zd", offset, number, total);
+    PyObject *proof = PyBytes_FromFormat("%s%s", PyBytes_AsString(run->place), which);
+    if (proof == NULL) {
+        return NULL;
+    }
+    *bytes += 4 * PyUnicode_GetLength(run->header) + PyBytes_Size(proof) + HEADER_OVERHEAD;
+    return Py_BuildValue("OOOO((ON))", PyTuple_GetItem(output, 0), PyTuple_GetItem(output, 1),
+                         PyTuple_GetItem(output, 2), PyTuple_GetItem(output, 3), run->header, proof);
+}
+
+/* Have the history know of the record at hand and of its outputs, and these of it. */
+static bool tell_history(Run *run, long long offset, long long *bytes)
+{
+    Py_ssize_t total = PyList_Size(run->made) / 2;
+    for (Py_ssize_t number = 0; number < total; number++) {
+        PyObject *output = marked(run, PyList_GetItem(run->made, 2 * number + 1), offset, number, total, bytes);
+        if (output == NULL || PyList_SetItem(run->made, 2 * number + 1, output) < 0) {
+            return false;
+        }
+    }
+    PyObject *at = PyLong_FromLongLong(offset), *count = PyLong_FromSsize_t(total);
+    bool done = at != NULL && count != NULL && PyList_Append(run->offsets, at) == 0
+        && PyList_Append(run->numbers, count) == 0;
+    Py_XDECREF(at);
+    Py_XDECREF(count);
+    return done;
+}
+
 /* The record is through: the unit gets its outputs, and it is taken off. */
 static Outcome pass(Run *run, PyObject *record, long long offset, long long bytes)
 {
+    if (run->header != NULL && !tell_history(run, offset, &bytes)) {
+        return FAILED;
+    }
     for (Py_ssize_t at = 0; at + 1 < PyList_Size(run->made); at += 2) {
         if (PyList_Append(PyList_GetItem(run->made, at), PyList_GetItem(run->made, at + 1)) < 0) {
             return FAILED;
@@ -250,6 +304,11 @@ static Outcome work_on(Run *run, PyObject *record, long long offset, PyObject **
         *rest = Py_NewRef(Py_False);
         return special();
     }
+    if (!reach(run, run->state->before)) {
+        Py_DECREF(input);
+        return FAILED;
+    }
+    run->is_handlers = true;
     PyObject *result = PyObject_CallFunctionObjArgs(run->handler, input, NULL);
     Py_DECREF(input);
     if (result == NULL || PyList_SetSlice(run->made, 0, PyList_Size(run->made), NULL) < 0
@@ -262,7 +321,8 @@ static Outcome work_on(Run *run, PyObject *record, long long offset, PyObject **
         *rest = PyTuple_Pack(2, run->effects, result);
         outcome = *rest == NULL ? FAILED : SPECIAL;
     } else if (outcome == DONE) {
-        outcome = pass(run, record, offset, bytes);
+        run->is_handlers = false;
+        outcome = reach(run, run->state->after) ? pass(run, record, offset, bytes) : FAILED;
     }
     Py_DECREF(result);
     return outcome;
@@ -309,7 +369,8 @@ static bool tell(const Run *run, PyObject *progress)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *told = Py_BuildValue("[LLLO]", run->count, run->position, run->bytes, run->last ? run->last : Py_None);
+    PyObject *told = Py_BuildValue("[LLLOO]", run->count, run->position, run->bytes, run->last ? run->last : Py_None,
+                                   run->is_handlers && type != NULL ? Py_True : Py_False);
     bool done = told != NULL && PyList_SetSlice(progress, 0, PyList_Size(progress), told) == 0;
     Py_XDECREF(told);
     if (done || type != NULL) {
@@ -319,18 +380,21 @@ static bool tell(const Run *run, PyObject *progress)
 }
 
 PyDoc_STRVAR(run_doc,
-"run(pending, topic, partition, position, input_plan, plans, counts, outputs, bounds, progress)\n--\n\n"
+"run(pending, topic, partition, position, input_plan, plans, counts, outputs, bounds, reached, proof, progress)\n--\n\n"
 "Work on the first records of `pending`: see `semel.processing.quick`.");
 
 static PyObject *run(PyObject *module, PyObject *args)
 {
     Run run = {.state = PyModule_GetState(module)};
-    PyObject *progress, *rest = NULL;
-    if (!PyArg_ParseTuple(args, "OUO!L(OOO)O!O!O!(OdLLLO)O!:run", &run.pending, &run.topic, &PyLong_Type, &run.partition,
+    PyObject *progress, *proof, *rest = NULL;
+    if (!PyArg_ParseTuple(args, "OUO!L(OOO)O!O!O!(OdLLLO)OO!O!:run", &run.pending, &run.topic, &PyLong_Type, &run.partition,
                           &run.position, &run.handler, &run.key_kind, &run.decode, &PyDict_Type, &run.plans,
                           &PyDict_Type, &run.counts, &PyDict_Type, &run.outputs, &run.monotonic, &run.until,
-                          &run.records_max, &run.bytes_max, &run.output_bytes_max, &run.now_ms, &PyList_Type,
-                          &progress)) {
+                          &run.records_max, &run.bytes_max, &run.output_bytes_max, &run.now_ms, &run.reached,
+                          &PyTuple_Type, &proof, &PyList_Type, &progress)
+        || (PyTuple_Size(proof) != 0
+            && !PyArg_ParseTuple(proof, "USO!O!", &run.header, &run.place, &PyList_Type, &run.offsets, &PyList_Type,
+                                 &run.numbers))) {
         return NULL;
     }
     Outcome outcome = FAILED;
@@ -378,9 +442,12 @@ static int start(PyObject *module)
     state->value = PyUnicode_InternFromString("value");
     state->headers = PyUnicode_InternFromString("headers");
     state->popleft = PyUnicode_InternFromString("popleft");
+    state->before = PyUnicode_InternFromString("handler.before");
+    state->between = PyUnicode_InternFromString("handler.between_effects");
+    state->after = PyUnicode_InternFromString("handler.after");
     state->new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
     bool done = state->input && state->produce && state->generator && state->topic && state->key && state->value
-        && state->headers && state->popleft && state->new_tuple;
+        && state->headers && state->popleft && state->before && state->between && state->after && state->new_tuple;
     return done ? 0 : -1;
 }
 
@@ -404,6 +471,9 @@ static int clear(PyObject *module)
     Py_CLEAR(state->value);
     Py_CLEAR(state->headers);
     Py_CLEAR(state->popleft);
+    Py_CLEAR(state->before);
+    Py_CLEAR(state->between);
+    Py_CLEAR(state->after);
     return 0;
 }
 

@@ -72,7 +72,7 @@ class _Waiting:
 
 
 unarmed = failpoint
-"""The simulation puts another function in the place of `failpoint`, and wants to see every record pass it."""
+"""The simulation and tests put another function in the place of `failpoint`, which the quick way then calls, too."""
 
 _UNFINISHED = Exception("the handler's call has to be awaited")
 """Stands for a call that did not come to its end."""
@@ -317,15 +317,13 @@ class Handling:
         given: Unfinished | None = None
         error: Exception | None = None
         if self._quick is not None and self._is_plain(unit, held):
-            try:
-                rest = self._quick.work(self.pending, held, unit, self._partition_counts, until, self._most)
-                if rest is True:
-                    return
-                given = rest or None
-            except Fenced:
-                raise
-            except Exception as problem:
-                error = self._at_fault((self.pending[0],), problem)
+            reached = failpoint if is_armed() or failpoint is not unarmed else None
+            rest = self._quick.work(self.pending, held, unit, self._partition_counts, until, self._most, reached)
+            if rest is True:
+                return
+            given = rest or None
+            if given is not None and given.error is not None:
+                error = self._at_fault((self.pending[0],), given.error)
         record, scope = self.pending[0], self._scope
         if error is None and not self._is_held_up(unit, record, held):
             error = self._begin(unit, (record,), scope, given)
@@ -338,9 +336,8 @@ class Handling:
 
     def _is_plain(self, unit: UnitOfWork, held: Input) -> bool:
         """Whether nothing is expected of a record but its outputs."""
-        is_watched = is_armed() or failpoint is not unarmed or unit.provenance is not None
         is_in_trouble = self._is_troubled or self._careful or self._refused
-        return not (is_watched or is_in_trouble or held.parked.keys or unit.has_parked)
+        return not (is_in_trouble or held.parked.keys or unit.has_parked)
 
     async def _next_batch(self, unit: UnitOfWork, first: Record, held: Input) -> None:
         """Work on the pending records of the first one's partition, up to the next one of another partition.
@@ -440,13 +437,11 @@ class Handling:
         A call that was begun in the quick way is `given`.
         """
         scope.begin(unit, records[-1], unit.now_ms)
-        failpoint("handler.before")
+        if given is None:
+            failpoint("handler.before")
         try:
             scope.expire()
-            for effect in given.effects if given else ():
-                take(effect, scope.emit)
-            result = given.result if given else self._component.handle(self._seen(records), scope)
-            scope.rest = begin(result, scope.emit)
+            scope.rest = begin(self._call(records, scope, given), scope.emit)
             if scope.rest is not None or not scope.check_partitions(self._partition_counts):
                 return _UNFINISHED
         except Fenced:
@@ -458,8 +453,15 @@ class Handling:
             self._flows(records[0][:2])
         return None
 
-    def _seen(self, records: Sequence[Record]) -> Any:
-        return records if self._component.batch else records[0]
+    def _call(self, records: Sequence[Record], scope: RecordScope, given: Unfinished | None) -> Any:
+        """What the handler's call gives, or is still to give after the effects that the quick way got of it."""
+        if given is None:
+            return self._component.handle(records if self._component.batch else records[0], scope)
+        for effect in given.effects[:-1]:  # These were taken, and their failpoints passed.
+            scope.emit(effect)
+        for effect in given.effects[-1:]:
+            take(effect, scope.emit)
+        return given.result
 
     async def _finish(self, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """What `_begin` left to be awaited."""

@@ -23,13 +23,21 @@ class Provenance:
         self._parked: list[UnitParked] = []
         self._released: list[UnitParked] = []
 
+    def quick(self, topic: str, partition: int) -> tuple[str, bytes, list[int], list[int]]:
+        """For the quick way: the header's name, how its value begins, and where it adds offsets and their outputs."""
+        held = self._input(topic, partition)
+        return PROOF, f"{self.attempt}|{topic}|{partition}|".encode(), held.offsets, held.outputs
+
+    def _input(self, topic: str, partition: int) -> UnitInput:
+        held = self._inputs.get((topic, partition))
+        if held is None:
+            held = self._inputs[topic, partition] = UnitInput(topic, partition, [], [])
+        return held
+
     def worked_on(self, records: Sequence[Record], writes: Sequence[Write]) -> Sequence[Write]:
         """The outputs of one input, each with its header; those of a batch count as its last input's."""
         last = records[-1]
-        at = (last.topic, last.partition)
-        held = self._inputs.get(at)
-        if held is None:
-            held = self._inputs[at] = UnitInput(*at, [], [])
+        held = self._input(last.topic, last.partition)
         for record in records:
             held.offsets.append(record.offset)
             held.outputs.append(0)
@@ -59,7 +67,7 @@ class Provenance:
                 a=self.attempt,
                 component=component,
                 transactional_id=transactional_id,
-                inputs=list(self._inputs.values()),
+                inputs=[held for _, held in sorted(self._inputs.items()) if held.offsets],
                 parked=self._parked,
                 released=self._released,
             )

@@ -5,8 +5,9 @@ keys of str or bytes and values that msgspec reads. It works on the neighbouring
 the first that needs more: damaged data, an effect with headers or without a key, a topic that is seen for the first
 time, something to await. `handling.py` goes on from there, and does everything itself where there is no extension.
 
-It is at work with SEMEL_QUICK=on only: a campaign's history, failpoints and the simulation need the general way, so
-what proves the engine does not yet prove this.
+Whoever watches the general way sees the same here: the loop passes the failpoints of a record, and gives outputs the
+headers of a history and the history their inputs. What proves the engine therefore proves this, too.
+`SEMEL_QUICK=off` does without it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, NamedTuple, get_origin
 
 import msgspec
 
+from semel.errors import Fenced
 from semel.processing.component import Component
 from semel.processing.effects import Produce
 from semel.processing.inputs import Input
@@ -34,13 +36,15 @@ __all__ = ["Quick", "Unfinished", "quick_way"]
 class Unfinished(NamedTuple):
     """A call of the handler that needs more than the quick way has: what it gave so far, and what goes on with it."""
 
-    effects: Sequence[Any]
+    effects: Sequence[Any] = ()
     """The last one was not taken: it may be anything."""
-    result: Any
+    result: Any = None
+    error: Exception | None = None
+    """What the handler raised."""
 
 
 def _native() -> Callable[..., Any] | None:
-    if not quick_choice() or chosen.name != "native":  # Nobody asked, or wants Python alone, or has no compiler.
+    if not quick_choice() or chosen.name != "native":  # Nobody wants it, or wants Python alone, or has no compiler.
         return None
     try:
         found: Callable[..., Any] = import_module("semel.processing._quick").run
@@ -103,13 +107,15 @@ class Quick:
         partitions: Mapping[str, int],
         until: float,
         most: int,
+        reached: Callable[[str], None] | None,
     ) -> Unfinished | bool:
         """Take the first records of `pending` into the unit, which are of one partition, up to the time `until`.
 
-        A unit of `most` records is looked at before it takes more.
+        A unit of `most` records is looked at before it takes more. `reached` is called at each failpoint, if somebody
+        watches them.
 
-        True when nothing is left to do for the first that is still pending, False when it was not begun. Raises what
-        the handler raises at that one.
+        True when nothing is left to do for the first that is still pending, False when it was not begun. Raises
+        `Fenced` if the handler does, and what `reached` raises outside of it.
         """
         topic, partition = pending[0][:2]
         position = held.position
@@ -117,14 +123,21 @@ class Quick:
         if unit.records < most:
             records_max = min(records_max, most - unit.records)
         bounds = (self._monotonic, until, records_max, bytes_max, OUTPUT_BYTES_MAX, unit.now_ms)
-        progress: list[Any] = [0, position, 0, None]
+        proof = () if unit.provenance is None else unit.provenance.quick(topic, partition)
+        progress: list[Any] = [0, position, 0, None, False]
         try:
             rest = self._run(
                 *(pending, topic, partition, position, self._plan, self._plans),
-                *(partitions, unit.outputs, bounds, progress),
+                *(partitions, unit.outputs, bounds, reached, proof, progress),
             )
+        except Fenced:
+            raise
+        except Exception as error:
+            if not progress[4]:  # Not the handler's.
+                raise
+            return Unfinished(error=error)
         finally:
-            count, held.position, size, last = progress
+            count, held.position, size, last, _ = progress
             unit.passed(count, size, last)
         if rest is None:
             return bool(count)
