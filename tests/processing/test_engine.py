@@ -68,7 +68,7 @@ def engine_of(kafka: FakeKafka, component: Component, metrics: Metrics | None = 
     return Engine(component, "unused", SETTINGS, Env(), metrics or Metrics(), kafka=kafka)
 
 
-async def run_until(engine: Engine, done: Callable[[], bool], timeout: float = 5.0) -> None:
+async def run_until(engine: Engine, done: Callable[[], bool], timeout: float = 60.0) -> None:
     running = asyncio.create_task(engine.run())
     try:
         async with asyncio.timeout(timeout):
