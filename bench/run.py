@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.services.kafka import missing_tools
 
-from bench import clients, copying, raw
+from bench import clients, copying, latency, raw
 from bench.servers import Kafka, Semel, Server, cpu_seconds, create_topic, drop_topic, memory_mb
 
 Figures = dict[str, float]
@@ -98,6 +98,9 @@ ROWS = {
             ("_mb", "  memory of the larger worker", "MB"),
         )
     },
+    "late_p50": Row("our engine at 1,000 records/s, interval 10 ms, produce to visible: p50", "ms", False),
+    "late_p99": Row("  p99", "ms", False),
+    **{f"late_{rate}": Row(f'  latency="50ms" at {rate:,} records/s: p99', "ms", False) for rate in (100, 1000, 20000)},
     "wide_full": Row("fetch over 1,000 partitions, one moved: without session, p50", "ms", False),
     "wide_incremental": Row("  with a session (KIP-227), p50", "ms", False),
     "beside_0_p50": Row("small produce every 0.5 ms, alone, p50", "ms", False),
@@ -240,6 +243,15 @@ def growth(server: Server, options: Options) -> Figures:
     return figures
 
 
+def late(server: Server, options: Options) -> Figures:
+    """Our engine at a steady rate, from produce() to the committed output in a reader's hands."""
+    found = latency.measure(server.bootstrap, 1_000, options.seconds, interval_ms=10)
+    figures = {"late_p50": found["p50_ms"], "late_p99": found["p99_ms"]}
+    for rate in (100, 1000, 20000):
+        figures[f"late_{rate}"] = latency.measure(server.bootstrap, rate, options.seconds, objective="50ms")["p99_ms"]
+    return figures
+
+
 def fairness(server: Server, options: Options) -> Figures:
     """What one client feels of the others."""
     figures: Figures = {}
@@ -267,6 +279,7 @@ PARTS: dict[str, Callable[[Server, Options], Figures]] = {
     "transactions": transactions,
     "loops": loops,
     "growth": growth,
+    "late": late,
     "fairness": fairness,
     "wide": wide,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,9 @@ def copying_app(name: str, source: str, target: str, partitions: int, **options:
 
 def main() -> None:
     what, partitions = sys.argv[1], int(sys.argv[2])
-    options = {} if bench.EXACTLY_ONCE else {"delivery": "at-least-once"}
+    options: dict[str, Any] = {} if bench.EXACTLY_ONCE else {"delivery": "at-least-once"}
+    if os.environ.get("LATENCY"):
+        options["latency"] = os.environ["LATENCY"]
     name = bench.GROUP.removesuffix(f".{COMPONENT}")
     app = copying_app(name, bench.SOURCE, bench.TARGET, partitions, **options)
     if what == "prepare":

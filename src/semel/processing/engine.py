@@ -294,8 +294,10 @@ class Engine:
                 break
             if self._is_flying and self._unit.records:
                 failpoint("unit.under_way")
-            if not batch.records and not await self._may_wait():
-                break
+            if not batch.records:
+                if not await self._may_wait():
+                    break
+                await self._poll(0)  # What came meanwhile belongs to this unit, also when its time is over.
         async with self._turn:
             await self._land()
             if not (self._handling.pending or self._handling.has_waiting) and self._recovery is None:

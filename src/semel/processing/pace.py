@@ -24,7 +24,7 @@ OBJECTIVE_SECONDS_MIN = 0.002
 OBJECTIVE_SECONDS_MAX = 60.0
 """Above, a commit interval says it better."""
 
-_OWN_SHARE = 0.75
+_OWN_SHARE = 0.7
 """Of the objective, for what is measured here: the rest is for the way into the log, the fetch and the reader's."""
 _MEAN_GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
 _DEVIATIONS = 4
