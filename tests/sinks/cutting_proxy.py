@@ -69,3 +69,6 @@ class CuttingProxy:
                 if swallow.is_set():
                     return
                 client.sendall(data)
+        if not swallow.is_set():
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)  # The server hung up.
