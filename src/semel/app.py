@@ -339,7 +339,7 @@ class App:
                 spec = self.databases[name]
                 url = os.environ.get(database_variable(name), spec.url)
                 _check_url(url, f"database {name}")
-                writer = self._writers[name] = Writer(self.name, name, url, self.topics, connections=spec.connections)
+                writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
 
     def close(self) -> None:

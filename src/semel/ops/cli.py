@@ -404,13 +404,22 @@ def top(url: str | None, every: float, count: int, output: str) -> None:
 
 
 @main.command()
-@click.argument("url")
+@click.argument("target", metavar="URL|APP")
 @click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
-def migrate(url: str, sql: bool) -> None:
-    """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...)."""
+@click.option("--outbox", is_flag=True, help="The tables of an outbox, too. An APP says itself whether it has one.")
+def migrate(target: str, sql: bool, outbox: bool) -> None:
+    """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...), or what the
+    databases of APP (module:attribute) need: Semel's tables, an outbox where it declares one, and its own tables.
+    """
     from semel.ops.databases import migrate as run_migration
+    from semel.ops.databases import migrate_app
+    from semel.ops.loading import load_app
 
-    statements = run_migration(url, print_only=sql, audit=bool(_settings().history))
+    audit = bool(_settings().history)
+    if "://" in target:
+        statements = run_migration(target, print_only=sql, audit=audit, outbox=outbox)
+    else:
+        statements = migrate_app(load_app(target), print_only=sql, audit=audit)
     click.echo(statements if sql else "Semel's tables are there.")
 
 

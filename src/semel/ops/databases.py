@@ -5,20 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from semel.databases.database import Database, open_database, without_password
+from semel.app import App
+from semel.databases.database import Database, open_database, title_of, without_password
 from semel.errors import Retriable, SemelError
+from semel.outbox.tables import schema_sql
 from semel.sinks.sql import migrate as run_migration
 
-__all__ = ["connected", "migrate"]
+__all__ = ["connected", "migrate", "migrate_app"]
 
 
-def migrate(url: str, *, print_only: bool, audit: bool = False) -> str:
-    """Make Semel's tables, with `audit` the ledger that a history needs too; the SQL.
+def migrate(url: str, *, print_only: bool, audit: bool = False, outbox: bool = False, schema: str | None = None) -> str:
+    """Make Semel's tables and then `schema`; with `audit` the ledger that a history needs, too, with `outbox` those of
+    an outbox. The SQL.
 
     Raises `Retriable` when the database cannot be reached.
     """
+    more = [text for text in (schema_sql(title_of(url)) if outbox else "", schema) if text]
     with _reaching(url):
-        return run_migration(url, print_only=print_only, audit=audit)
+        return run_migration(url, schema="\n".join(more), print_only=print_only, audit=audit)
+
+
+def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
+    """Make what an app's databases need: Semel's tables, an outbox where it declares one, its own tables. The SQL."""
+    done = []
+    for spec in app.databases.values():
+        sql = migrate(spec.url, print_only=print_only, audit=audit, outbox=spec.outbox, schema=spec.schema)
+        done.append(f"-- Database {spec.name}, {without_password(spec.url)}\n\n{sql}")
+    return "\n".join(done)
 
 
 @contextmanager

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from semel.databases.database import open_database, title_of
+from semel.databases.database import Cause, is_missing_privilege, open_database, title_of, without_password
 from semel.databases.pool import Pool
-from semel.errors import ConfigurationError
+from semel.databases.spec import DatabaseSpec
+from semel.errors import ConfigurationError, Retriable
+from semel.outbox.calling import Caller
 from semel.outbox.session import Session
+from semel.outbox.tables import read_meta, schema_sql
 from semel.processing.effects import Produce
 from semel.processing.serdes.prepare import attach_with, registered
 from semel.processing.topics import Topic
@@ -35,28 +38,21 @@ WAIT_SECONDS = 10.0
 class Writer:
     """Made at the first transaction. `wake` is called after every COMMIT that wrote records, from any thread."""
 
-    def __init__(
-        self,
-        app: str,
-        name: str,
-        url: str,
-        topics: Mapping[str, Topic[Any, Any]],
-        *,
-        connections: int | None = None,
-        wait_seconds: float = WAIT_SECONDS,
-    ) -> None:
-        self.app, self.name, self.url, self.pid = app, name, url, os.getpid()
-        self._topics = topics
+    def __init__(self, app: str, spec: DatabaseSpec, topics: Mapping[str, Topic[Any, Any]]) -> None:
+        self.app, self.name, self.pid = app, spec.name, os.getpid()
+        self._spec, self._topics = spec, topics
+        title = title_of(spec.url)
         # SQLite has one writer at a time. Those of this process queue here, in order, instead of polling for its lock.
-        size = 1 if title_of(url) == "SQLite" else connections or CONNECTIONS
+        size = 1 if title == "SQLite" else spec.connections or CONNECTIONS
         self.pool: Pool[Session] = Pool(
-            lambda: Session(open_database(url), app),
+            lambda: Session(open_database(spec.url), app),
             size=size,
-            wait_seconds=wait_seconds,
-            what=f"connections to database {name}",
+            wait_seconds=WAIT_SECONDS,
+            what=f"connections to database {spec.name}",
         )
-        self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"semel-{name}")
-        self._wakers: list[Callable[[], None]] = []
+        self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"semel-{spec.name}")
+        self._caller = Caller(spec.url) if title == "PostgreSQL" else None
+        self._wakers: list[Callable[[], None]] = [] if self._caller is None else [self._caller.wake]
         self._prepare_lock = threading.Lock()
         self.is_prepared = False
 
@@ -64,18 +60,43 @@ class Writer:
         return f"<Writer of app {self.app}, database {self.name}: {self.pool!r}>"
 
     def prepare(self) -> None:
-        """Before the first transaction: the schemas of the app's topics are registered, where they have any.
+        """Before the first transaction: the schemas of the app's topics are registered, where they have any, and in
+        development the tables are made.
 
-        Blocks. Raises as `semel.processing.serdes.prepare.prepare_schemas`.
+        Blocks. Raises `ConfigurationError`, and `Retriable` while the database or the registry cannot be reached.
         """
         if self.is_prepared:
             return
         with self._prepare_lock:
             if not self.is_prepared:
+                settings = Settings.from_environment()
                 waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
                 if waiting:
-                    attach_with(waiting, Settings.from_environment())
+                    attach_with(waiting, settings)
+                if settings.profile == "dev":
+                    self._make_tables()
                 self.is_prepared = True
+
+    def _make_tables(self) -> None:
+        database = open_database(self._spec.url)
+        where = without_password(self._spec.url)
+        try:
+            database.connect()
+            try:
+                read_meta(database)
+            except ConfigurationError:
+                database.migrate(schema_sql(database.title))
+            if self._spec.schema:
+                database.migrate(self._spec.schema)
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split())
+            if database.cause(error) is Cause.DATA or is_missing_privilege(error):
+                raise ConfigurationError(f"{where} refused the tables: {said}") from error
+            raise Retriable(f"the tables in {where} could not be made or looked at now: {said}") from error
+        finally:
+            database.close()
 
     def check_topic(self, record: Any) -> None:
         """Raise `ConfigurationError` for a record of a topic that is not the app's."""
@@ -111,6 +132,8 @@ class Writer:
     def close(self) -> None:
         """Close the connections that nobody uses now, and the others when they come back."""
         self._close_idle()
+        if self._caller is not None:
+            self._caller.stop()
         self._executor.shutdown(wait=False)
 
     def _close_idle(self) -> None:
