@@ -11,13 +11,12 @@ import os
 import threading
 
 from semel.databases.database import Database, open_database
+from semel.outbox.waking import CHANNEL
 
-__all__ = ["CHANNEL", "Caller", "call"]
+__all__ = ["Caller", "call"]
 
 log = logging.getLogger("semel.outbox")
 
-CHANNEL = "semel_outbox"
-"""What relays listen to."""
 PAUSE_SECONDS = 0.005
 """Between two calls: who commits more often calls once for several transactions."""
 
