@@ -40,6 +40,7 @@ __all__ = [
     "Strike",
     "Torn",
     "Unit",
+    "UnitChange",
     "UnitInput",
     "UnitParked",
     "attempt",
@@ -80,6 +81,17 @@ class UnitParked(NamedTuple):
     offset: int
 
 
+class UnitChange(NamedTuple):
+    """What one call of a handler does to a key of a store: the digest of the value that it found, and of the one that
+    it left; "" is no value. `key` is its bytes as Latin-1."""
+
+    store: str
+    partition: int
+    key: str
+    before: str
+    after: str
+
+
 class BatchPart(NamedTuple):
     """One partition's part of a sink's transaction: the position moves from `from_offset` to `to_offset`."""
 
@@ -113,6 +125,8 @@ class Unit(_Event, tag="unit"):
     parked: list[UnitParked] = []
     released: list[UnitParked] = []
     """Records that an earlier unit parked: those among `inputs` were worked on now, the others were discarded."""
+    changes: list[UnitChange] = []
+    """What it does to keyed state, in the order of its inputs."""
 
 
 class Batch(_Event, tag="batch"):

@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from semel.history import Batch, BatchPart, Event, Http, Read, Send, Unit, UnitInput, UnitParked, digest
+from semel.history import Batch, BatchPart, Event, Http, Read, Send, Unit, UnitChange, UnitInput, UnitParked, digest
 from semel.prove.check import Evidence, InDoubt, Ingress, LedgerRow, Log, ParkedRow, Position
 from semel.wire.records import BatchBuilder, control_batch
 
@@ -198,6 +198,8 @@ class World:
         self.done_keys: set[bytes] = set()
         self.waiting: list[tuple[str, str, str, int, int]] = []
         self.in_doubt: list[InDoubt] = []
+        self.stored: dict[str, str] = {}
+        """What is committed of the stored outcomes, as digests."""
         self.numbers = 0
         self.keys = 0
         self.count = 0
@@ -368,9 +370,25 @@ class World:
             transactional_id=f"app.{component}.0",
             inputs=[UnitInput(topic, number, worked, counts)] if worked else [],
             parked=parked,
+            changes=self.changes(component, number, inputs),
         )
         self.note(event)
         return UnitSim(attempt, component, number, self.producers[component], position, [], event, inputs)
+
+    def changes(self, component: str, number: int, inputs: list[int]) -> list[UnitChange]:
+        """Every request leaves an outcome under its key, in the place of the one before."""
+        found: dict[str, UnitChange] = {}
+        for offset in inputs if component == "requests" else ():
+            key = self.key_of(number, offset).decode("latin-1")
+            before = found[key].before if key in found else self.stored.get(key, "")
+            found[key] = UnitChange("idempotency", number, key, before, digest(b"stored %d" % offset))
+        return list(found.values())
+
+    def key_of(self, number: int, offset: int) -> bytes:
+        record = self.logs[REQUESTS, number].records[offset]
+        assert record is not None
+        assert record.key is not None
+        return record.key
 
     def outputs(self, component: str, number: int, offset: int) -> list[tuple[str, int, bytes]] | None:
         """(topic, partition, value) of each output; None for an input that is parked."""
@@ -416,7 +434,7 @@ class World:
                 found.setdefault((to, partition), []).append(Record(b"k", value, f"{front}|{j}|{len(outputs)}"))
             if unit.component == "requests":
                 key = self.logs[REQUESTS, unit.partition].records[offset].key  # type: ignore[union-attr]
-                found.setdefault((OUTCOMES, unit.partition), []).append(Record(key, b"stored"))
+                found.setdefault((OUTCOMES, unit.partition), []).append(Record(key, b"stored %d" % offset))
         return found
 
     def produce(self, unit: UnitSim, records: dict[tuple[str, int], list[Record]] | None = None) -> None:
@@ -476,11 +494,8 @@ class World:
         at = (unit.component, unit.partition)
         self.positions[at] = max(self.positions.get(at, 0), unit.position)
         if unit.component == "requests":
-            for offset in unit.inputs:
-                record = self.logs[REQUESTS, unit.partition].records[offset]
-                assert record is not None
-                assert record.key is not None
-                self.done_keys.add(record.key)
+            self.done_keys.update(self.key_of(unit.partition, offset) for offset in unit.inputs)
+            self.stored.update((change.key, change.after) for change in unit.event.changes)
 
     def end_late(self) -> None:
         """A zombie wakes up and is told that it was fenced."""
@@ -589,5 +604,6 @@ class World:
             "parked": self.parked,
             "in_doubt": self.in_doubt,
             "ingress": Ingress(REQUESTS, RESPONSES, OUTCOMES, scope),
+            "changelogs": frozenset((OUTCOMES,)),
         }
         return Evidence(**{**given, **changes})

@@ -10,9 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from semel.history import Batch, BatchPart, Http, Read, Send, Unit, UnitInput, UnitParked, digest
+from semel.history import Batch, BatchPart, Http, Read, Send, Unit, UnitChange, UnitInput, UnitParked, digest
 from semel.prove.check import Evidence, InDoubt, LedgerRow, ParkedRow
-from tests.prove.histories import CONTROL, GONE, INPUTS, REQUESTS, SINKS, TOPICS, VISIBLE, Record, UnitSim, World
+from tests.prove.histories import (
+    CONTROL,
+    GONE,
+    INPUTS,
+    OUTCOMES,
+    REQUESTS,
+    SINKS,
+    TOPICS,
+    VISIBLE,
+    Record,
+    UnitSim,
+    World,
+)
 
 __all__ = ["KINDS", "Planted", "plant"]
 
@@ -151,7 +163,7 @@ def sent_twice(world: World) -> Any:
     return {(f"feed-{event.partition}@{base}",)}
 
 
-@during("L3", "L7", "E17")
+@during("L3", "L7", "E17", "E8")
 def told_committed(world: World) -> Any:
     unit = make(world)
     if unit is None:
@@ -196,7 +208,7 @@ def half_committed(world: World) -> Any:
     return {(unit.attempt,)}
 
 
-@during("L6 of a changelog", "E1")
+@during("L6 of a changelog", "E1", "E8")
 def changelog_aborted(world: World) -> Any:
     if world.version == 1:
         return None
@@ -925,6 +937,43 @@ def refused_and_done(world: World, evidence: Evidence) -> Any:
     event = world.rng.choice(single)
     event.type, event.status = "fail", 400
     return evidence, {(asked[event.a].key,)}
+
+
+# --- State ---
+
+
+def name_of(change: UnitChange) -> str:
+    return f"idempotency-{change.partition}[0x{change.key.encode('latin-1').hex()}]"
+
+
+@after("E8 of a lost update")
+def stale(world: World, evidence: Evidence) -> Any:
+    """A committed unit worked on state as if the one before it had never been."""
+    done = {event.a for event in world.events if type(event) is Unit and event.type == "ok"}
+    found = [
+        (event, number)
+        for event in world.events
+        if type(event) is Unit and event.a in done
+        for number, change in enumerate(event.changes)
+        if change.before
+    ]
+    if not found:
+        return None
+    event, number = world.rng.choice(found)
+    event.changes[number] = event.changes[number]._replace(before="")
+    return evidence, {("requests", name_of(event.changes[number]))}
+
+
+@after("E8 of a changelog")
+def spoilt_changelog(world: World, evidence: Evidence) -> Any:
+    """The last record of a key is not what its unit wrote there."""
+    changes = [event.changes for event in world.events if type(event) is Unit and event.changes]
+    change = world.rng.choice(changes)[0]
+    if change.key not in world.stored:
+        return None
+    log = world.logs[OUTCOMES, change.partition]
+    offset = log.append([Record(change.key.encode("latin-1"), b"spoilt")])
+    return world.evidence(), {(f"{log}@{offset}", name_of(change))}
 
 
 KINDS = sorted(PLANS)

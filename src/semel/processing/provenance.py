@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from semel import history
-from semel.history import PROOF, Outcome, Unit, UnitInput, UnitParked
+from semel.history import PROOF, Outcome, Unit, UnitChange, UnitInput, UnitParked
 from semel.processing.effects import Write
+from semel.processing.tables import Entry
 from semel.types import Record
 
 __all__ = ["Provenance"]
@@ -15,13 +16,14 @@ __all__ = ["Provenance"]
 class Provenance:
     """One unit of work as the history tells of it. A unit that is thrown away leaves no trace."""
 
-    __slots__ = ("_inputs", "_parked", "_released", "attempt")
+    __slots__ = ("_changes", "_inputs", "_parked", "_released", "attempt")
 
     def __init__(self) -> None:
         self.attempt = history.attempt()
         self._inputs: dict[tuple[str, int], UnitInput] = {}
         self._parked: list[UnitParked] = []
         self._released: list[UnitParked] = []
+        self._changes: list[UnitChange] = []
 
     def quick(self, topic: str, partition: int) -> tuple[str, bytes, list[int], list[int]]:
         """For the quick way: the header's name, how its value begins, and where it adds offsets and their outputs."""
@@ -47,6 +49,15 @@ class Provenance:
         place, count = self._place(last), len(writes)
         return [_marked(write, b"%b|%d|%d" % (place, number, count)) for number, write in enumerate(writes)]
 
+    def changed(
+        self, store: str, partition: int, changes: Mapping[bytes, Entry | None], before: Mapping[tuple[str, bytes], str]
+    ) -> None:
+        """What one call changed of a store, and the digests of what it found there."""
+        for key, entry in changes.items():
+            left = history.digest(None if entry is None else entry.value)
+            name = key.decode("latin-1")
+            self._changes.append(UnitChange(store, partition, name, before.get((store, key), ""), left))
+
     def parked(self, record: Record, write: Write) -> Write:
         """A parked input, with its header in the place of the one that it came with."""
         self._parked.append(UnitParked(record.topic, record.partition, record.offset))
@@ -70,6 +81,7 @@ class Provenance:
                 inputs=[held for _, held in sorted(self._inputs.items()) if held.offsets],
                 parked=self._parked,
                 released=self._released,
+                changes=self._changes,
             )
         )
 

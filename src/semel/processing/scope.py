@@ -11,6 +11,7 @@ from heapq import merge
 from itertools import islice
 from typing import Any, Protocol
 
+from semel import history
 from semel.processing.effects import Change, Effect, Write, lower
 from semel.processing.limits import (
     OUTPUT_BYTES_MAX,
@@ -56,6 +57,8 @@ class RecordScope:
         self.changes: dict[str, dict[bytes, Entry | None]] = {}
         self.growth: dict[str, int] = {}
         """Bytes by which stores with a limit grow by this call."""
+        self.before: dict[tuple[str, bytes], str] = {}
+        """Digests of what this call found where it changed something, while a history is written."""
         self.rest: Any = None
         """What of the handler's call is left to be awaited."""
 
@@ -69,6 +72,7 @@ class RecordScope:
         self.writes = []
         self.changes = {}
         self.growth = {}
+        self.before = {}
 
     # --- Reading ---
 
@@ -165,6 +169,9 @@ class RecordScope:
 
     def _put(self, store: str, key: bytes, value: bytes | None) -> None:
         entry = None if value is None else Entry(value, self._now_ms)
+        if history.on() and (store, key) not in self.before:
+            found = self._entry(store, key)
+            self.before[store, key] = history.digest(None if found is None else found.value)
         limit = self._options[store].bytes_max
         if limit is not None:
             before = self._entry(store, key)

@@ -78,6 +78,8 @@ class UnitOfWork:
         for write in writes:
             self._append(write, partition, self.now_ms)
         for store, changed in scope.changes.items():
+            if self.provenance is not None:
+                self.provenance.changed(store, partition, changed, scope.before)
             self.changes.setdefault((store, partition), {}).update(changed)
             self.size += sum(len(key) + (len(entry.value) if entry else 0) for key, entry in changed.items())
             grown = scope.growth.get(store)

@@ -16,6 +16,7 @@ from semel.prove.check.evidence import Evidence, InDoubt, Ingress
 from semel.prove.check.findings import Findings
 from semel.prove.check.logs import CONTROL, GONE, HOLE, VISIBLE, LogFacts, LogPass
 from semel.prove.check.model import Model
+from semel.prove.check.states import judge_states
 
 __all__ = ["check"]
 
@@ -39,6 +40,7 @@ def check(evidence: Evidence) -> Findings:
     judge_units(model, logs, facts, findings)
     sinks = take_ledger(model, evidence.ledger(), facts, findings)
     judge_positions(evidence, model, logs, facts, sinks, findings)
+    judge_states(evidence, model, facts, findings)
     judge_flow(model.units, facts, findings)
     _judge_strangers(evidence, model, logs, findings)
     _judge_sends(model, facts, findings)
