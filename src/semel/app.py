@@ -17,6 +17,7 @@ from semel.databases.spec import DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
+from semel.processing.overdue import parse_deadline
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable
@@ -220,6 +221,7 @@ class App:
         concurrency: int = 1,
         delivery: Delivery = "exactly-once",
         latency: str | None = None,
+        deadline: str | None = None,
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a processor: `handler(record, *states)` yields effects, all in one Kafka transaction with the
@@ -237,6 +239,10 @@ class App:
 
         With `latency="50ms"` the engine chooses how long and how large a transaction gathers, by what it measures, so
         that 99 of 100 records have their effects within that time; without it SEMEL_COMMIT_INTERVAL_MS is the limit.
+
+        With `deadline="30s"` no call of the handler takes longer. An async one is cancelled, a sync one ends its
+        process, which is started again; the record is tried again, and parked when it turns out to be at fault
+        (`HandlerOverdue`).
         """
 
         def register(handler: Handler) -> Handler:
@@ -255,8 +261,9 @@ class App:
                     "write 'async def', or leave concurrency out."
                 )
             objective = self.latency if latency is None else parse_latency(latency, what)
+            limit = None if deadline is None else parse_deadline(deadline, what)
             spec = ProcessorSpec(
-                title, topic, handler, states, ordering, batch, concurrency, delivery, objective, self.trace
+                title, topic, handler, states, ordering, batch, concurrency, delivery, objective, limit, self.trace
             )
             spec.component(self.name)  # Raises what is wrong with the settings together.
             self.processors[title] = spec

@@ -19,6 +19,7 @@ __all__ = [
     "ErrorCode",
     "Fatal",
     "Fenced",
+    "HandlerOverdue",
     "OutcomeUnknown",
     "ProtocolError",
     "Reject",
@@ -48,6 +49,11 @@ class Retriable(SemelError):
 
 class Reject(SemelError):
     """For handlers to raise: this record can never be processed. Its key is parked without another try."""
+
+
+class HandlerOverdue(SemelError):
+    """A handler took longer than its deadline; the message names component and record. Whose fault that is nobody
+    knows yet: the record is tried again, and parked when it fails again while others succeed."""
 
 
 class AbortTransaction(SemelError):

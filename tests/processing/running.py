@@ -1,7 +1,7 @@
 """Running engines against a real broker: topics, input, output, and a child process to kill.
 
 `python -m tests.processing.running APP SLOT [DELIVERY]` is the child: a worker with the processor of `counting_app`, or
-of `copying_app` where a delivery mode is given.
+of `copying_app` where a delivery mode is given, or of `hanging_app` where that is "hanging".
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from semel.processing import EXIT_FENCED
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
+from semel.processing.overdue import Overdue
 from semel.processing.topology import prepare_topics
 from semel.processing.worker import Worker
 from semel.settings import Settings
@@ -60,6 +62,24 @@ def copying_app(name: str, delivery: Any) -> App:
 
     @app.processor(source, delivery=delivery)
     def count(record: Any) -> Any:
+        yield target.record(record.key, record.value)
+
+    return app
+
+
+HANGING = 7
+"""The value over which the handler of `hanging_app` never comes back."""
+
+
+def hanging_app(name: str) -> App:
+    """Writes each input's value to `<name>.out`, slowly, and hangs over one."""
+    app = App(name)
+    source = app.topic(f"{name}.in", key=str, value=int, partitions=PARTITIONS)
+    target = app.topic(f"{name}.out", key=str, value=int, partitions=3)
+
+    @app.processor(source, deadline="2s")
+    def count(record: Any) -> Any:
+        time.sleep(3600 if record.value == HANGING else 0.01)
         yield target.record(record.key, record.value)
 
     return app
@@ -163,9 +183,13 @@ def check_counts(records: Sequence[Record], items: Sequence[tuple[str, int]]) ->
 async def _child(name: str, slot: int, delivery: str = "") -> None:
     settings = Settings.from_environment()
     arm_failpoints(settings.failpoint)
-    app = copying_app(name, delivery) if delivery else counting_app(name)
-    engine = Engine(app.components()[0], settings.kafka, settings, Env(), Metrics(), slot=slot)
-    await Worker({"count": engine}, heartbeat=Heartbeat.from_environment()).run()
+    app = counting_app(name)
+    if delivery:
+        app = hanging_app(name) if delivery == "hanging" else copying_app(name, delivery)
+    heartbeat = Heartbeat.from_environment()
+    overdue = Overdue(settings.data, heartbeat.beat)
+    engine = Engine(app.components()[0], settings.kafka, settings, Env(), Metrics(), slot=slot, overdue=overdue)
+    await Worker({"count": engine}, heartbeat=heartbeat).run()
 
 
 if __name__ == "__main__":

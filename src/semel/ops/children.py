@@ -26,6 +26,7 @@ from semel.processing.disktables import DiskTables
 from semel.processing.engine import Engine
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
+from semel.processing.overdue import Overdue
 from semel.processing.serdes.prepare import prepare_schemas
 from semel.processing.topology import prepare_topics
 from semel.processing.watermarks import Watermarks
@@ -53,7 +54,8 @@ async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
     await _prepare(app, settings, env)
     process = f"worker-{slot}"
     watermarks = Watermarks(settings.data, process)
-    runnables = _runnables(app, settings, env, metrics, watermarks, slot)
+    overdue = Overdue(settings.data, heartbeat.beat)
+    runnables = _runnables(app, settings, env, metrics, watermarks, overdue, slot)
     worker = Worker(runnables, drain_seconds=settings.drain_seconds, heartbeat=heartbeat)
     async with publishing(metrics, settings.data, process), watermarks.written(), _purging(app, settings, env):
         await worker.run()
@@ -77,7 +79,7 @@ async def _purging(app: App, settings: Settings, env: Env) -> AsyncIterator[None
 
 
 def _runnables(
-    app: App, settings: Settings, env: Env, metrics: Metrics, watermarks: Watermarks, slot: int
+    app: App, settings: Settings, env: Env, metrics: Metrics, watermarks: Watermarks, overdue: Overdue, slot: int
 ) -> Mapping[str, Runnable]:
     runnables: dict[str, Runnable] = {
         component.name: Engine(
@@ -89,6 +91,7 @@ def _runnables(
             slot=slot,
             watermarks=watermarks,
             tables=DiskTables(settings.data, app.name, env.new_id),
+            overdue=overdue,
         )
         for component in _components(app, env, metrics)
     }

@@ -13,7 +13,7 @@ from enum import Enum
 import msgspec
 
 from semel.env import Env
-from semel.errors import Fenced, OutcomeUnknown, Reject, Retriable, SemelError
+from semel.errors import Fenced, HandlerOverdue, OutcomeUnknown, Reject, Retriable, SemelError
 from semel.processing.shortage import Shortages
 
 __all__ = ["WAIT", "Blame", "Breaker", "Kind", "classify"]
@@ -68,6 +68,8 @@ def classify(error: BaseException) -> Kind:
         return Kind.FENCED
     if isinstance(error, WAIT):
         return Kind.WORLD
+    if isinstance(error, HandlerOverdue):
+        return Kind.UNKNOWN
     return Kind.DATA if isinstance(error, _DATA) else Kind.UNKNOWN
 
 

@@ -79,6 +79,8 @@ class Component:
     delivery: Delivery = "exactly-once"
     latency: float | None = None
     """Seconds from a record's arrival to its committed effects, for which interval and size of units are chosen."""
+    deadline: float | None = None
+    """Seconds that one call of the handler may take."""
     plain: tuple[Topic[Any, Any], Callable[[Any], Any]] | None = None
     """The input and a handler that sees its decoded records one by one and nothing else, where that is all there is."""
 
@@ -145,6 +147,7 @@ class ProcessorSpec:
     concurrency: int = 1
     delivery: Delivery = "exactly-once"
     latency: float | None = None
+    deadline: float | None = None
     trace: bool = False
     """Whether outputs belong to the trace of their input."""
 
@@ -163,6 +166,7 @@ class ProcessorSpec:
             concurrency=self.concurrency,
             delivery=self.delivery,
             latency=self.latency,
+            deadline=self.deadline,
         )
 
     def _traced(self, name: str) -> Handle:
@@ -175,7 +179,7 @@ class ProcessorSpec:
         return traced
 
     def _plain(self) -> tuple[Topic[Any, Any], Callable[[Any], Any]] | None:
-        more = self.states or self.batch or self.concurrency > 1 or self.trace
+        more = self.states or self.batch or self.concurrency > 1 or self.trace or self.deadline is not None
         return None if more else (self.topic, self.handler)
 
     def _handle(self) -> Handle:

@@ -48,6 +48,7 @@ from semel.processing.limits import (
 )
 from semel.processing.measures import Measures
 from semel.processing.metrics import Metrics
+from semel.processing.overdue import Overdue
 from semel.processing.pace import FixedPace, LatencyPace, Pace
 from semel.processing.parking import ParkedKeys
 from semel.processing.release import Releases
@@ -112,6 +113,7 @@ class Engine:
         kafka: Kafka | None = None,
         watermarks: Watermarks | None = None,
         tables: Tables | None = None,
+        overdue: Overdue | None = None,
     ) -> None:
         self.component = component
         self.identity = transactional_id(component.app, component.name, instance_id(settings, env), slot)
@@ -147,6 +149,7 @@ class Engine:
             may_work=lambda: self._recovery is None,
             may_commit=lambda: not self._is_flying,
             later=self._need,
+            overdue=overdue,
         )
         self._unit = self._handling.new_unit()
         self._flight: _Flight | None = None

@@ -24,6 +24,7 @@ from semel.processing.component import Component
 from semel.processing.effects import begin, perform, take
 from semel.processing.inputs import Input, Inputs
 from semel.processing.limits import BATCH_RECORDS_MAX, SLICE_SECONDS, UNIT_BYTES_MAX, UNIT_RECORDS_MAX
+from semel.processing.overdue import LIVES, Overdue, overdue
 from semel.processing.parking import park
 from semel.processing.quick import Unfinished, quick_way
 from semel.processing.scope import RecordScope
@@ -97,6 +98,7 @@ class Handling:
         may_work: Callable[[], bool],
         may_commit: Callable[[], bool],
         later: Callable[[str], None],
+        overdue: Overdue | None = None,
     ) -> None:
         self._component = component
         self._kafka = kafka
@@ -114,6 +116,7 @@ class Handling:
         self._careful = 0
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._blame = Blame(env.monotonic)
+        self._overdue = overdue or Overdue()
         self._breaker = Breaker(env)
         self._waiting: dict[tuple[str, int], _Waiting] = {}
         self._probed = 0
@@ -367,9 +370,12 @@ class Handling:
                 break
             batch.append(record)
             size += len(record.value or b"")
-            if self._careful:
+            if self._careful or (self._overdue.has_suspects and self._ended_others(record) is not None):
                 break
         return batch
+
+    def _ended_others(self, record: Record) -> int | None:
+        return self._overdue.lives(self._component.name, record)
 
     async def _work_at_once(self, unit: UnitOfWork, deadline: float) -> None:
         """Several calls at once, taken into the unit in the order of the input; none is left running.
@@ -439,7 +445,12 @@ class Handling:
         scope.begin(unit, records[-1], unit.now_ms)
         if given is None:
             failpoint("handler.before")
+        component = self._component
+        if self._overdue.has_suspects and (lives := self._ended_others(records[0]) or 0) >= LIVES:
+            return overdue(component.name, records, f"it ended {lives} processes, which its deadline cut off")
         try:
+            if component.deadline is not None:
+                self._overdue.begin(component.name, records, component.deadline)
             scope.expire()
             scope.rest = begin(self._call(records, scope, given), scope.emit)
             if scope.rest is not None or not scope.check_partitions(self._partition_counts):
@@ -448,6 +459,9 @@ class Handling:
             raise
         except Exception as error:
             return self._at_fault(records, error)
+        finally:
+            if component.deadline is not None:
+                self._overdue.done()
         failpoint("handler.after")
         if self._is_troubled:
             self._flows(records[0][:2])
@@ -466,7 +480,7 @@ class Handling:
     async def _finish(self, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """What `_begin` left to be awaited."""
         try:
-            answer = await perform(scope.rest, scope.emit)
+            answer = await self._in_time(records, scope)
             if answer is not None:
                 raise TypeError(f"the handler returned {answer!r:.80}, which is not an effect")
             while not scope.check_partitions(self._partition_counts):
@@ -481,6 +495,20 @@ class Handling:
         if self._is_troubled:
             self._flows(records[0][:2])
         return None
+
+    async def _in_time(self, records: Sequence[Record], scope: RecordScope) -> Any:
+        """What `_begin` left, to its end or to the deadline: then it is cancelled."""
+        seconds = self._component.deadline
+        if seconds is None:
+            return await perform(scope.rest, scope.emit)
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                return await perform(scope.rest, scope.emit)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # Its own.
+            why = f"it took longer than its deadline of {seconds:g} s and was cancelled"
+            raise overdue(self._component.name, records, why) from error
 
     def _at_fault(self, records: Sequence[Record], error: Exception) -> Exception:
         """The error itself when it is the records'; raises `_Later` when it is the world's.
@@ -508,6 +536,8 @@ class Handling:
             if not self._park(unit, record, held, error or refused):
                 return False
         held.position = records[-1].offset + 1
+        if self._overdue.has_suspects:
+            self._overdue.passed(self._component.name, records)
         if self._is_troubled:
             for passed in records:
                 self._blame.passed(passed[:3])

@@ -56,7 +56,7 @@ class Heartbeat:
     def start(self) -> None:
         """Begin to beat; call it inside the event loop that does the work."""
         if self._fd is not None and self._task is None:
-            self._beat()
+            self.beat()
             self._task = asyncio.create_task(self._run(), name="heartbeat")
 
     async def stop(self) -> None:
@@ -69,10 +69,12 @@ class Heartbeat:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_SECONDS)
-            self._beat()
+            self.beat()
 
-    def _beat(self) -> None:
-        assert self._fd is not None
+    def beat(self) -> None:
+        """Say that all is well; from any thread, while something holds the event loop that may."""
+        if self._fd is None:
+            return
         try:
             os.write(self._fd, b".")
         except BlockingIOError:

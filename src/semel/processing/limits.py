@@ -6,6 +6,7 @@ __all__ = [
     "BATCH_BYTES_MAX",
     "BATCH_RECORDS_MAX",
     "CONCURRENCY_MAX",
+    "DEADLINE_SECONDS_MAX",
     "IDLE_COMMIT_SECONDS",
     "OUTPUT_BYTES_MAX",
     "PARKED_KEYS_MAX",
@@ -62,6 +63,10 @@ UNIT_BYTES_MAX = 16 * 1_048_576
 
 CONCURRENCY_MAX = 1_000
 """Calls of an async handler at once: what they ask has limits of its own, and each costs memory here."""
+
+DEADLINE_SECONDS_MAX = 240.0
+"""How long one call of a handler may be allowed to take: a group gives up a member that is not asked for records for
+max.poll.interval.ms, five minutes."""
 
 RECORD_EFFECTS_MAX = 100_000
 """Effects of one call of a handler; a handler that yields without end must not take the process with it."""

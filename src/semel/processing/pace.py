@@ -17,7 +17,15 @@ from collections import deque
 from semel.errors import ConfigurationError
 from semel.processing.limits import UNIT_RECORDS_MAX
 
-__all__ = ["OBJECTIVE_SECONDS_MAX", "OBJECTIVE_SECONDS_MIN", "FixedPace", "LatencyPace", "Pace", "parse_latency"]
+__all__ = [
+    "OBJECTIVE_SECONDS_MAX",
+    "OBJECTIVE_SECONDS_MIN",
+    "FixedPace",
+    "LatencyPace",
+    "Pace",
+    "parse_latency",
+    "parse_seconds",
+]
 
 OBJECTIVE_SECONDS_MIN = 0.002
 """Below, not even one commit fits."""
@@ -35,10 +43,15 @@ _KEPT = 512
 _LATENCY = re.compile(r"(\d+(?:\.\d+)?)(ms|s)")
 
 
+def parse_seconds(text: object) -> float | None:
+    """Seconds of `"50ms"` or `"1.5s"`; None for anything else."""
+    found = _LATENCY.fullmatch(text) if isinstance(text, str) else None
+    return None if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
+
+
 def parse_latency(text: object, what: str) -> float:
     """Seconds of `"50ms"` or `"1.5s"`. Raises `ConfigurationError`."""
-    found = _LATENCY.fullmatch(text) if isinstance(text, str) else None
-    seconds = 0.0 if found is None else float(found[1]) / (1000 if found[2] == "ms" else 1)
+    seconds = parse_seconds(text) or 0.0
     if not OBJECTIVE_SECONDS_MIN <= seconds <= OBJECTIVE_SECONDS_MAX:
         raise ConfigurationError(
             f"{what}: latency={text!r}, but a latency is stated as '50ms' or '1.5s', from "

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from semel.client.cluster import Backoff
 from semel.env import Env
-from semel.processing import EXIT_CONFIGURATION, EXIT_FENCED
+from semel.processing import EXIT_CONFIGURATION, EXIT_FENCED, EXIT_OVERDUE
 from semel.processing.files import replace_file
 from semel.processing.heartbeat import HEARTBEAT_VARIABLE
 
@@ -354,4 +354,4 @@ def _how(returncode: int) -> str:
             return signal.Signals(-returncode).name
         except ValueError:
             return f"signal {-returncode}"
-    return "EXIT_FENCED" if returncode == EXIT_FENCED else f"exit code {returncode}"
+    return {EXIT_FENCED: "EXIT_FENCED", EXIT_OVERDUE: "EXIT_OVERDUE"}.get(returncode, f"exit code {returncode}")
