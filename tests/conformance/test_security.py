@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import pytest
@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
 from semel.broker.security.acls import Operation, Resource
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
+from semel.client.consumer import Consumer, Reader
 from semel.client.producer import TransactionalProducer
 from semel.errors import AbortTransaction, ErrorCode, Fatal, SemelError
 from semel.types import GroupMetadata, TopicPartition
@@ -153,23 +153,86 @@ def test_wrong_password_is_told_once_and_not_tried_again(secured: SecuredBroker,
     assert time.monotonic() - began < 5
 
 
-def test_consumer_with_a_wrong_password_ends_too(secured: SecuredBroker) -> None:
-    async def main() -> SemelError:
-        reader = Reader(secured.plain, settings=secured.settings("admin", "wrong-password"))
+class FromTheStart:
+    """The owner of whatever the group gives."""
+
+    async def on_assigned(self, partitions: list[TopicPartition]) -> Mapping[TopicPartition, int]:
+        return dict.fromkeys(partitions, 0)
+
+    async def on_revoked(self, partitions: list[TopicPartition]) -> None: ...
+
+    async def on_lost(self, partitions: list[TopicPartition]) -> None: ...
+
+
+async def first_value(group: str, topic: str, address: str, settings: dict[str, Any]) -> bytes | None:
+    """What a member of the group reads first. Raises what ends it."""
+    options = {"instance_id": "one", "session_timeout_ms": 6_000, "settings": settings}
+    member = Consumer(address, group=group, topics=[topic], events=FromTheStart(), **options)
+    await member.start()
+    try:
+        async with asyncio.timeout(60):
+            while True:
+                for record in (await member.poll(10, 0.5)).records:
+                    return record.value
+    finally:
+        await member.close()
+
+
+async def written(broker: SecuredBroker, *values: bytes) -> str:
+    """A topic with these values."""
+    topic = await new_topic(broker, fresh("read"))
+    async with broker.client() as client:
+        producer = TransactionalProducer(client, fresh("tx"))
+        await producer.init_transactions()
+        producer.begin()
+        await producer.produce(topic, 0, batch(*values))
+        await producer.end_transaction(commit=True)
+        await producer.close()
+    return topic
+
+
+@pytest.mark.parametrize(("protocol", "tls"), [("classic", True), ("consumer", False)])
+def test_a_member_of_a_group_logs_in_and_reads(secured: SecuredBroker, protocol: str, tls: bool) -> None:
+    """It has connections of its own, in a thread of its own."""
+
+    async def main() -> bytes | None:
+        topic = await written(secured, b"read")
+        settings = secured.settings(tls=tls) | {"group.protocol": protocol}
+        return await first_value(fresh("group"), topic, secured.address(tls=tls), settings)
+
+    assert run(main()) == b"read"
+
+
+@pytest.mark.parametrize("protocol", ["classic", "consumer"])
+def test_a_member_of_a_group_says_which_right_it_lacks(secured: SecuredBroker, limited: str, protocol: str) -> None:
+    topic, group = run(written(secured, b"read")), fresh("group")
+    settings = secured.settings(*LIMITED) | {"group.protocol": protocol}
+    with pytest.raises(Fatal, match=f"{group}.*GROUP_AUTHORIZATION_FAILED"):
+        run(first_value(group, topic, secured.plain, settings))
+    grant(secured, ResourceType.GROUP, group, AclOperation.READ)
+    with pytest.raises(Fatal, match="TOPIC_AUTHORIZATION_FAILED"):
+        run(first_value(group, topic, secured.plain, settings))
+    grant(secured, ResourceType.TOPIC, topic, AclOperation.READ)
+    assert run(first_value(group, topic, secured.plain, settings)) == b"read"
+
+
+def test_consumers_with_a_wrong_password_end_too(secured: SecuredBroker) -> None:
+    wrong = secured.settings("admin", "wrong-password")
+
+    async def read() -> None:
+        reader = Reader(secured.plain, settings=wrong)
         await reader.start({TopicPartition("any", 0): 0})
         try:
-            deadline = time.monotonic() + 20
-            while time.monotonic() < deadline:
-                await reader.poll(1, 0.1)
-        except SemelError as error:
-            return error
+            async with asyncio.timeout(60):
+                while True:
+                    await reader.poll(1, 0.1)
         finally:
             await reader.close()
-        raise AssertionError("the consumer waits for ever")
 
-    error = run(main())
-    assert isinstance(error, Fatal)
-    assert "wrong-password" not in str(error)
+    for work in (read(), first_value("any", "any", secured.plain, wrong)):
+        with pytest.raises(Fatal, match=r"sasl\.password") as raised:
+            run(work)
+        assert "wrong-password" not in str(raised.value)
 
 
 def test_certificate_of_somebody_else_is_not_trusted(secured: SecuredBroker, tmp_path: Any) -> None:
