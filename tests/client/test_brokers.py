@@ -540,6 +540,29 @@ def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker
     run(any_broker, test)
 
 
+@pytest.mark.parametrize(("kind", "session"), [("embedded", 1.5), ("kafka", 6.0)])
+def test_who_was_stopped_for_longer_than_a_session_is_fenced_by_his_successor_and_not_the_other_way_round(
+    kind: str, session: float, request: pytest.FixtureRequest
+) -> None:
+    async def test(cluster: Cluster) -> None:
+        group = f"{cluster.topic}.group"
+        one, successor = (Member(cluster, group, "one", session_timeout_ms=round(session * 1_000)) for _ in range(2))
+        await one.consumer.start()
+        await one.until(lambda: len(one.owned) == 2)
+        # Its thread stands still, as the whole process would after SIGSTOP.
+        one.consumer._member._loop.call_soon_threadsafe(time.sleep, session + 2)  # type: ignore[union-attr]
+        await successor.consumer.start()
+        await successor.until(lambda: len(successor.owned) == 2)
+        with pytest.raises(Fenced, match="'one'"):
+            await one.until(lambda: False, successor)
+        await successor.poll()
+        assert successor.told == ["assigned"]
+        for member in (one, successor):
+            await member.consumer.close()
+
+    run(request.getfixturevalue(kind), test)
+
+
 @pytest.mark.parametrize("kind", ["embedded", "kafka"])
 def test_librdkafkas_consumer_shares_a_group_with_ours_whoever_leads_it(
     kind: str, request: pytest.FixtureRequest

@@ -100,8 +100,12 @@ def test_an_assignment_that_the_owner_has_not_seen_yet_is_not_taken_for_one_that
     group.asked(JOIN_GROUP)
 
 
-@pytest.mark.parametrize("code", [ErrorCode.UNKNOWN_MEMBER_ID, ErrorCode.ILLEGAL_GENERATION])
-def test_who_is_forgotten_has_lost_everything_and_says_who_it_is_no_more(code: ErrorCode) -> None:
+@pytest.mark.parametrize(
+    ("code", "known_as"), [(ErrorCode.UNKNOWN_MEMBER_ID, ""), (ErrorCode.ILLEGAL_GENERATION, "m1")]
+)
+def test_who_is_forgotten_has_lost_everything_and_comes_back_as_who_the_group_knows(
+    code: ErrorCode, known_as: str
+) -> None:
     group = Classic()
     group.join(P0)
     group.settle()
@@ -110,7 +114,22 @@ def test_who_is_forgotten_has_lost_everything_and_says_who_it_is_no_more(code: E
     assert (view.life, view.wanted, view.metadata) == (1, frozenset(), None)
     assert group.ask() is None
     group.settle()
-    assert group.asked(JOIN_GROUP).fields["member_id"] == ""
+    assert group.asked(JOIN_GROUP).fields["member_id"] == known_as
+
+
+def test_who_was_stopped_for_longer_than_a_session_is_fenced_by_his_successor_and_not_the_other_way_round() -> None:
+    group = Classic()
+    group.join(P0)
+    group.settle()
+    group.now += TIMES.session + 1
+    assert group.ask() is None
+    assert group.member.view.life == 1
+    group.settle()
+    request = group.asked(JOIN_GROUP)
+    assert (request.fields["member_id"], request.fields["group_instance_id"]) == ("m1", "one")
+    with pytest.raises(Fenced, match="instance id 'one'"):
+        group.member.answered(request, SimpleNamespace(error_code=ErrorCode.FENCED_INSTANCE_ID), group.now)
+    assert group.ask() is None
 
 
 def test_a_session_without_an_answer_is_over() -> None:

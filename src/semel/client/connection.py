@@ -119,7 +119,9 @@ class Connection(asyncio.Protocol):
             if refused is not None:
                 raise refused from error
             hint = "" if tls is None else ". Does it speak TLS there? Check the port and security.protocol"
-            raise Retriable(f"no connection to Kafka at {address}: {error or type(error).__name__}{hint}") from error
+            raise Retriable(
+                f"no connection to Kafka at {address}: {str(error) or type(error).__name__}{hint}"
+            ) from error
         try:
             await connection._learn_versions()
             if security is not None and security.sasl:

@@ -330,7 +330,7 @@ class Membership(Member):
         if code == ErrorCode.REBALANCE_IN_PROGRESS:
             self.state = State.UNJOINED
         elif code in _FORGOTTEN:
-            self._over()
+            self._over(is_known=code != ErrorCode.UNKNOWN_MEMBER_ID)
         elif code != ErrorCode.NONE:
             raise refusal(code, "SyncGroup", self.group, self.instance_id)
         elif now - self._asked_at >= self.times.session:
@@ -344,7 +344,7 @@ class Membership(Member):
     def _beaten(self, code: int, now: float) -> None:
         # Who was stopped finds an answer of long ago, when the group still knew him: it counts from its question on.
         if code in _FORGOTTEN or now - self._asked_at >= self.times.session:
-            self._over()
+            self._over(is_known=code != ErrorCode.UNKNOWN_MEMBER_ID)
             return
         if code not in (ErrorCode.NONE, ErrorCode.REBALANCE_IN_PROGRESS):
             raise refusal(code, "Heartbeat", self.group, self.instance_id)
@@ -360,10 +360,16 @@ class Membership(Member):
         self.state = State.REVOKING
         self._show((), self._metadata)
 
-    def _over(self) -> None:
-        """The session is over: we come back as a stranger, or, with an instance id, in our own place."""
+    def _over(self, *, is_known: bool = True) -> None:
+        """The session is over. Where the group may still know us we come back under our member id.
+
+        Without one, a broker gives us the place of our instance id whoever has it: who was stopped for long would
+        fence the process that was started in his stead, and not the other way round.
+        """
         self.state = State.UNJOINED
-        self.member_id, self.generation = "", -1
+        self.generation = -1
+        if not is_known:
+            self.member_id = ""
         self._end_life()
 
 
