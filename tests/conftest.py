@@ -16,6 +16,7 @@ from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.mariadb import MariadbServer, missing_mariadb
 from tests.services.postgres import PostgresServer, missing_postgres
+from tests.services.valkey import ValkeyServer, missing_valkey
 
 # In CI the examples are the same every time: what lands is not decided by chance. Elsewhere every run looks further.
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None)
@@ -103,6 +104,19 @@ def mariadb() -> Iterator[MariadbServer]:
     if why:
         unavailable("MariaDB", why)
     server = MariadbServer()
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey() -> Iterator[ValkeyServer]:
+    """Valkey; shared, so use `new_database()`. Whoever kills it starts it again."""
+    why = missing_valkey()
+    if why:
+        unavailable("Valkey", why)
+    server = ValkeyServer()
     try:
         yield server.start()
     finally:

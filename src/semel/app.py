@@ -12,15 +12,15 @@ from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from semel.databases.database import title_of
-from semel.databases.spec import DatabaseSpec
+from semel.databases.database import is_cache, title_of, without_password
+from semel.databases.spec import CacheSpec, DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
 from semel.processing.overdue import parse_deadline
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
-from semel.settings import Settings, database_variable
+from semel.settings import Settings, cache_variable, database_variable
 from semel.sinks.dedup import Dedup, Inbox, Version
 from semel.sinks.spec import SinkSpec
 
@@ -68,6 +68,7 @@ class App:
         self.topics: dict[str, Topic[Any, Any]] = {}
         self.states: dict[str, State[Any, Any]] = {}
         self.databases: dict[str, DatabaseSpec] = {}
+        self.caches: dict[str, CacheSpec] = {}
         self.endpoints: dict[str, EndpointSpec] = {}
         self.processors: dict[str, ProcessorSpec] = {}
         self.sinks: dict[str, SinkSpec] = {}
@@ -152,12 +153,24 @@ class App:
         self.databases[name] = database
         return database
 
+    def cache(self, url: str, *, name: str = "cache") -> CacheSpec:
+        """Declare a Valkey or Redis for sinks: `valkey://HOST:PORT/0`, or `valkeys://` with TLS."""
+        check_name(name, "a cache")
+        if any(cache_variable(name) == cache_variable(other) for other in self.caches):
+            raise ConfigurationError(f"cache {name} is declared twice: give the second a name= of its own.")
+        _check_cache_url(url, f"cache {name}")
+        cache = CacheSpec(name, url)
+        self.caches[name] = cache
+        return cache
+
     def use_databases(self, environ: Mapping[str, str]) -> None:
-        """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's.
+        """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's,
+        and those of SEMEL_CACHE and SEMEL_CACHE_<NAME>.
 
         Raises `ConfigurationError` for a variable that names no database of the app: with a misspelt one, effects would
         go where nobody wanted them.
         """
+        self._use_caches(environ)
         names = {database_variable(name): name for name in self.databases}
         for variable, url in environ.items():
             if variable != "SEMEL_DATABASE" and not variable.startswith("SEMEL_DATABASE_"):
@@ -169,7 +182,22 @@ class App:
             name = names[variable]
             self.databases[name] = replace(self.databases[name], url=url)
         for title, sink in self.sinks.items():
-            self.sinks[title] = replace(sink, database=self.databases[sink.database.name])
+            if not isinstance(sink.database, CacheSpec):
+                self.sinks[title] = replace(sink, database=self.databases[sink.database.name])
+
+    def _use_caches(self, environ: Mapping[str, str]) -> None:
+        names = {cache_variable(name): name for name in self.caches}
+        for variable, url in environ.items():
+            if variable != "SEMEL_CACHE" and not variable.startswith("SEMEL_CACHE_"):
+                continue
+            if variable not in names:
+                known = f"it takes {' and '.join(names)}" if names else "it has none"
+                raise ConfigurationError(f"{variable} names no cache of app {self.name}: {known}.")
+            _check_cache_url(url, variable)
+            self.caches[names[variable]] = replace(self.caches[names[variable]], url=url)
+        for title, sink in self.sinks.items():
+            if isinstance(sink.database, CacheSpec):
+                self.sinks[title] = replace(sink, database=self.caches[sink.database.name])
 
     # --- What happens ---
 
@@ -281,7 +309,7 @@ class App:
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a sink: `handler(records, db)` writes a batch to the database, in one database transaction with the
-        position in `topic`.
+        position in `topic`. On a cache `handler(records, cache)` notes commands, which become one script with it.
 
         `delivery` other than "exactly-once" takes a transaction for the effects and another one for the position:
         "at-least-once" may write effects again after a crash, "at-most-once" may lose them.
@@ -294,17 +322,30 @@ class App:
             title = self._component_name(handler, name, "sink")
             what = f"sink {title}"
             self._check_topic(topic, what)
-            if not isinstance(database, DatabaseSpec) or self.databases.get(database.name) is not database:
-                raise ConfigurationError(f"{what}: its database is not of app {self.name}. Use app.database(...).")
+            is_cache_sink = isinstance(database, CacheSpec)
+            known: Mapping[str, DatabaseSpec] = self.caches if is_cache_sink else self.databases
+            if not isinstance(database, DatabaseSpec) or known.get(database.name) is not database:
+                raise ConfigurationError(
+                    f"{what}: its database is not of app {self.name}. Use app.database(...) or app.cache(...)."
+                )
+            if is_cache_sink and delivery != "exactly-once":
+                raise ConfigurationError(
+                    f"{what}: delivery={delivery!r} saves nothing on a cache, where effects and position are one "
+                    "script in any case. Leave it out."
+                )
             if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
                 raise ConfigurationError(
                     f"{what} writes to a database and yields effects for Kafka: a dual write without a plan, because "
                     "one can happen without the other. Let a processor of the same topic yield the records, and the "
                     "sink write the rows."
                 )
-            _check_handler(handler, ("records", "db"), what)
+            _check_handler(handler, ("records", "cache" if is_cache_sink else "db"), what)
             if dedup is not None and not isinstance(dedup, Version | Inbox):
                 raise ConfigurationError(f"{what}: dedup={dedup!r} is neither Version(...) nor Inbox(...).")
+            if dedup is not None and is_cache_sink:
+                raise ConfigurationError(
+                    f"{what}: dedup= needs the tables of a database. A cache has its position only."
+                )
             self.sinks[title] = SinkSpec(title, topic, database, handler, delivery=delivery, dedup=dedup)
             return handler
 
@@ -432,6 +473,13 @@ def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
             f"{what}: its handler is called as {getattr(handler, '__name__', 'handler')}({', '.join(arguments)}), "
             f"which it does not accept: {error}."
         ) from None
+
+
+def _check_cache_url(url: Any, what: str) -> None:
+    if not is_cache(str(url)):
+        raise ConfigurationError(
+            f"{what}: {without_password(str(url))!r} is no cache that Semel knows. Use valkey://HOST:PORT/0."
+        )
 
 
 def _check_url(url: Any, what: str) -> None:

@@ -15,7 +15,15 @@ from typing import Any
 
 from semel.errors import ConfigurationError
 
-__all__ = ["KAFKA_ADDRESS", "Settings", "codec_choice", "database_variable", "quick_choice", "read_properties"]
+__all__ = [
+    "KAFKA_ADDRESS",
+    "Settings",
+    "cache_variable",
+    "codec_choice",
+    "database_variable",
+    "quick_choice",
+    "read_properties",
+]
 
 KAFKA_ADDRESS = "kafka.address"
 """A file in the data folder, while `semel run` is at work: where its embedded broker listens."""
@@ -146,6 +154,11 @@ def quick_choice() -> bool:
 def database_variable(name: str) -> str:
     """The variable that says where an app's database is, in place of the URL that the app names."""
     return "SEMEL_DATABASE" if name == "database" else "SEMEL_DATABASE_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
+def cache_variable(name: str) -> str:
+    """The same for an app's cache."""
+    return "SEMEL_CACHE" if name == "cache" else "SEMEL_CACHE_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def _client_settings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -31,3 +31,16 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/sink.db"
     server = request.getfixturevalue(request.param)
     return str(server.new_database())
+
+
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+        pytest.param("valkey", marks=pytest.mark.valkey),
+    ]
+)
+def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store of any kind that a sink can write to."""
+    return empty_database(request, tmp_path)

@@ -1,4 +1,4 @@
-"""A TCP proxy before a database that cuts the connection at COMMIT: before the server has it, or before it answers."""
+"""A TCP proxy before a database that cuts the connection at a word: before the server has it, or before it answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ class CuttingProxy:
     The cut happens once; `refuse` keeps new connections out.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, word: bytes = b"COMMIT") -> None:
+        self._word = word
         self._target = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
@@ -47,7 +48,7 @@ class CuttingProxy:
         back.start()
         with contextlib.suppress(OSError):
             while data := client.recv(65536):
-                if b"COMMIT" in data and self.when != "never":
+                if self._word in data and self.when != "never":
                     when, self.when = self.when, "never"
                     self.cuts += 1
                     if when == "after":

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from semel.databases import connect
-from semel.databases.database import is_missing_table
-from semel.databases.spec import DatabaseSpec
+from semel.databases.database import is_cache, is_missing_table
+from semel.databases.spec import CacheSpec, DatabaseSpec
 from semel.env import Env
 from semel.processing.parklog import Command, Outcome, ParkPolicy, Verb
 from semel.processing.topics import Topic
@@ -19,6 +20,7 @@ from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import SqlSink
 from semel.sinks.sql.positions import PositionKey
 from semel.sinks.sql.release import insert_command, read_outcome
+from semel.sinks.valkey.effects import CacheEffects
 from semel.types import Record, TopicPartition
 
 TOPIC_ID = uuid.UUID("11111111-2222-3333-4444-555555555555")
@@ -47,15 +49,29 @@ def count(records: Sequence[Any], db: Any) -> None:
         if record.value < 0:
             raise ValueError(f"negative amount {record.value}")
     _add_up(db, sorted((record.key, record.value) for record in records))
-    db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
+    note(db, records)
+
+
+def note(db: Any, records: Sequence[Any]) -> None:
+    """Each record as it was applied; twice where it was applied twice."""
+    if isinstance(db, CacheEffects):
+        db.rpush("seen", *(f"{record.partition} {record.offset} {record.key}" for record in records))
+        return
+    db.executemany(NOTE, [(record.partition, record.offset, record.key or "") for record in records])
 
 
 def _add_up(db: Any, amounts: Sequence[tuple[str, int]]) -> None:
+    if isinstance(db, CacheEffects):
+        for customer, amount in amounts:
+            db.hincrby("times", customer)
+            db.hincrby("total", customer, amount)
+        return
     db.executemany(COUNT_ON_MARIADB if db.title == "MariaDB" else COUNT, amounts)
 
 
 def spec(url: str, handler: Callable[[Sequence[Any], Any], None] = count, **changes: Any) -> SinkSpec:
-    return replace(SinkSpec("totals", TOPIC, DatabaseSpec("database", url, SCHEMA), handler), **changes)
+    database = CacheSpec("cache", url) if is_cache(url) else DatabaseSpec("database", url, SCHEMA)
+    return replace(SinkSpec("totals", TOPIC, database, handler), **changes)
 
 
 def sink(
@@ -66,7 +82,14 @@ def sink(
     create_tables: bool = True,
     policy: ParkPolicy | None = None,
     **changes: Any,
-) -> SqlSink:
+) -> Any:
+    """An open sink of the kind that the URL names."""
+    if is_cache(url):
+        from semel.sinks.valkey.sink import ValkeySink
+
+        in_cache = ValkeySink(spec(url, handler, **changes), "shop.totals", cluster_id, env=Env(), policy=policy)
+        in_cache.open()
+        return in_cache
     env = Env(rng=random.Random(1))
     made = SqlSink(
         spec(url, handler, **changes), "shop.totals", cluster_id, env=env, create_tables=create_tables, policy=policy
@@ -105,22 +128,63 @@ def rows(url: str, sql: str) -> list[tuple[Any, ...]]:
         database.close()
 
 
+@contextmanager
+def cache(url: str) -> Iterator[tuple[Any, Any]]:
+    """A plain client, and the store as the sink sees it."""
+    import redis
+
+    from semel.sinks.valkey.store import ValkeyStore
+
+    client, store = redis.Redis.from_url(url.replace("valkey:", "redis:"), decode_responses=True), ValkeyStore(url)
+    try:
+        yield client, store
+    finally:
+        client.close()
+        store.close()
+
+
+def place(part: int = 0) -> Any:
+    """Where a cache keeps a partition."""
+    from semel.sinks.valkey.store import Place
+
+    return Place("shop.totals", CLUSTER_ID, TOPIC.name, part)
+
+
 def totals(url: str) -> dict[str, tuple[int, int]]:
+    if is_cache(url):
+        with cache(url) as (client, _):
+            times, total = client.hgetall("times"), client.hgetall("total")
+        return {customer: (int(times[customer]), int(total[customer])) for customer in times}
     return {customer: (times, total) for customer, times, total in rows(url, "SELECT * FROM counted")}
 
 
 def seen(url: str) -> list[tuple[int, int]]:
     """Every effect as (partition, offset), sorted; a doubled one stands there twice."""
+    if is_cache(url):
+        with cache(url) as (client, _):
+            lines = [line.split(" ") for line in client.lrange("seen", 0, -1)]
+        return sorted((int(part), int(offset)) for part, offset, _ in lines)
     return sorted((part, offset) for part, offset in rows(url, "SELECT part, record_offset FROM seen"))
 
 
 def position(url: str, part: int = 0) -> tuple[int, int]:
     """next_offset and owner_epoch as they are committed."""
+    if is_cache(url):
+        with cache(url) as (_, store):
+            found: tuple[int, int] = store.position(place(part))
+            return found
     [row] = rows(url, f"SELECT next_offset, owner_epoch FROM semel_position WHERE part = {part}")
     return row[0], row[1]
 
 
 def parked(url: str) -> list[tuple[int, int, bytes | None, str | None]]:
+    if is_cache(url):
+        with cache(url) as (_, store):
+            return [
+                (at.part, offset, item.key, None if item.fault is None else item.fault.error.rpartition(".")[2])
+                for at in store.places()
+                for offset, item in store.parked(at).items()
+            ]
     found = rows(
         url, "SELECT part, record_offset, record_key, error_class FROM semel_parked ORDER BY part, record_offset"
     )
@@ -133,20 +197,28 @@ def parked(url: str) -> list[tuple[int, int, bytes | None, str | None]]:
 def count_all(records: Sequence[Any], db: Any) -> None:
     """The handler when it is mended: a negative amount counts without its sign."""
     _add_up(db, sorted((record.key, abs(record.value)) for record in records))
-    db.executemany(NOTE, [(record.partition, record.offset, record.key) for record in records])
+    note(db, records)
 
 
 def in_order(url: str) -> list[tuple[str, int]]:
     """Every effect as (customer, offset), as they were written."""
+    if is_cache(url):
+        with cache(url) as (client, _):
+            lines = [line.split(" ") for line in client.lrange("seen", 0, -1)]
+        return [(key, int(offset)) for _, offset, key in lines]
     order = {"sqlite": "ORDER BY rowid", "postgresql": "ORDER BY ctid"}.get(url.partition(":")[0], "")
     return [(key, offset) for key, offset in rows(url, f"SELECT customer, record_offset FROM seen {order}")]
 
 
 def ask(url: str, verb: Verb, *offsets: int, part: int = 0, name: str = "c1", **options: Any) -> str:
     """Leave a command, as `semel park` does."""
+    command = Command(id=name, verb=verb, offsets=list(offsets), by="me", **options)
+    if is_cache(url):
+        with cache(url) as (_, store):
+            store.ask(place(part), command)
+        return name
     database = connect(url)
     database.begin()
-    command = Command(id=name, verb=verb, offsets=list(offsets), by="me", **options)
     insert_command(database, PositionKey("shop.totals", CLUSTER_ID, str(TOPIC_ID), part), command)
     database.commit()
     database.close()
@@ -155,6 +227,9 @@ def ask(url: str, verb: Verb, *offsets: int, part: int = 0, name: str = "c1", **
 
 def outcome(url: str, name: str = "c1") -> Outcome:
     """What came of a command; an empty one while nothing did."""
+    if is_cache(url):
+        with cache(url) as (_, store):
+            return next(filter(None, (store.outcome(at, name) for at in store.places())), Outcome())
     database = connect(url)
     try:
         return read_outcome(database, name) or Outcome()

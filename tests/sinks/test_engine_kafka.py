@@ -32,8 +32,9 @@ KEYS = 40
     params=[
         "sqlite",
         pytest.param("postgres", marks=pytest.mark.postgres),
-        # What it adds to the suite of the sink alone is the same on every database.
+        # What it adds to the suite of the sink alone is the same on every store.
         pytest.param("mariadb", marks=[pytest.mark.mariadb, pytest.mark.soak]),
+        pytest.param("valkey", marks=[pytest.mark.valkey, pytest.mark.soak]),
     ]
 )
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Database",
     "Parameters",
     "connect",
+    "is_cache",
     "is_missing_privilege",
     "is_missing_table",
     "open_database",
@@ -172,6 +173,11 @@ def without_password(url: str) -> str:
     return re.sub(r"([?&\s]password=)[^&\s]*", r"\1***", url)
 
 
+def is_cache(url: str) -> bool:
+    """Whether a URL names a Valkey or Redis."""
+    return url.startswith(("valkey:", "valkeys:", "redis:", "rediss:"))
+
+
 def title_of(url: str) -> str:
     """What kind of database a URL names; its driver need not be there. Raises `ConfigurationError`."""
     if url.startswith("sqlite:"):
@@ -180,6 +186,8 @@ def title_of(url: str) -> str:
         return "PostgreSQL"
     if url.startswith("mariadb:"):
         return "MariaDB"
+    if is_cache(url):
+        raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.cache(...).")
     if url.startswith("mysql:"):
         raise ConfigurationError(
             f"{without_password(url)!r}: Semel works on MariaDB (mariadb://USER@HOST/NAME), not on MySQL, which has no "

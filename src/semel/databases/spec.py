@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DatabaseSpec"]
+__all__ = ["CacheSpec", "DatabaseSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +21,9 @@ class DatabaseSpec:
     """Whether transactions on it send records, which a relay brings into Kafka."""
     connections: int | None = None
     """Most transactions of one process at the same time; None leaves it to Semel."""
+
+
+class CacheSpec(DatabaseSpec):
+    """A Valkey or Redis of the app: `valkey://HOST:PORT/NUMBER`, `valkeys://` with TLS, `redis://` and `rediss://`."""
+
+    __slots__ = ()

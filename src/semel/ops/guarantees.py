@@ -11,6 +11,7 @@ from typing import Any
 
 from semel.app import App
 from semel.databases.database import title_of
+from semel.databases.spec import CacheSpec
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
@@ -24,6 +25,14 @@ _OFFSETS_EXPIRE = (
     "a group without members for longer than the broker keeps its offsets (offsets.retention.minutes: 7 days on Apache "
     "Kafka, 400 days on the embedded broker) would start over on a host without this data folder; raise it above the "
     "longest stop"
+)
+_CACHE_LOSS = (
+    "without appendonly yes and appendfsync always a crash of the server, and every fail-over to a replica, takes back "
+    "effects together with their position; they come again as far as the topic still has them"
+)
+_CACHE_GONE = (
+    "a server that lost everything (FLUSHALL) stops the sink (DATA_GAP); what it held can be built anew only where the "
+    "topic still has all of it"
 )
 _ENGINES = "what a handler writes into a table that is not InnoDB is not undone with its transaction"
 _KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
@@ -105,6 +114,14 @@ _SINK_STEPS: dict[Delivery, tuple[str, str, tuple[str, ...]]] = {
 
 
 def _sink_edge(sink: SinkSpec) -> Edge:
+    if isinstance(sink.database, CacheSpec):
+        return Edge(
+            edge=f"{sink.topic.name} -> {sink.name} (Valkey)",
+            atomic_unit="one Lua script: effects, parked records, position",
+            fence="owner_epoch in the position's hash, compared by the script",
+            dedup="position",
+            weakened=(_CACHE_LOSS, _CACHE_GONE),
+        )
     kind = title_of(sink.database.url)
     unit, dedup, breaks = _SINK_STEPS[sink.delivery]
     fence = "owner_epoch in semel_position, compared by the first statement"

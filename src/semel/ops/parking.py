@@ -10,7 +10,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -18,6 +18,7 @@ from semel.app import App
 from semel.client.admin import Admin
 from semel.client.consumer import Reader
 from semel.client.idempotent import Producer
+from semel.databases.database import is_cache
 from semel.env import Env
 from semel.errors import ConfigurationError
 from semel.ingress.requests import requests_topic
@@ -32,6 +33,9 @@ from semel.sinks.sql.parking import ParkedRow, list_parked
 from semel.sinks.sql.positions import PositionKey
 from semel.sinks.sql.release import insert_command, read_outcome, read_record
 from semel.types import Record, TopicPartition
+
+if TYPE_CHECKING:
+    from semel.sinks.valkey.store import ParkedRecord, Place
 
 __all__ = ["Asked", "Item", "Request", "Shelf", "ask", "chosen", "groups", "open_shelves", "rows", "wait_for"]
 
@@ -230,6 +234,45 @@ class DatabaseShelf:
         return [] if found is None else [found]
 
 
+class CacheShelf:
+    """The parked records of every sink in one Valkey."""
+
+    def __init__(self, url: str) -> None:
+        from semel.sinks.valkey.store import ValkeyStore  # Only who has a cache has its driver.
+
+        self._store = ValkeyStore(url)
+        self._found: dict[Item, tuple[Place, ParkedRecord]] = {}
+
+    async def items(self) -> list[Item]:
+        self._found = await asyncio.to_thread(self._read)
+        return list(self._found)
+
+    def _read(self) -> dict[Item, tuple[Place, ParkedRecord]]:
+        found = {}
+        for place in self._store.places():
+            for offset, item in self._store.parked(place).items():
+                lane = offset if item.key is None else item.key
+                named = Item(place.sink, place.topic, place.part, offset, item.key, lane, item.fault)
+                found[named] = place, item
+        return found
+
+    async def record(self, item: Item) -> Record | None:
+        place, _ = self._found[item]
+        now = (await asyncio.to_thread(self._store.parked, place)).get(item.offset)
+        return None if now is None else now.record(place, item.offset)
+
+    async def ask(self, item: Item, command: Command) -> None:
+        place, _ = self._found[item]
+        await asyncio.to_thread(self._store.ask, place, command)
+
+    async def outcomes(self, command: str) -> list[Outcome]:
+        def read() -> list[Outcome]:
+            found = (self._store.outcome(place, command) for place in self._store.places())
+            return [outcome for outcome in found if outcome is not None]
+
+        return await asyncio.to_thread(read)
+
+
 def _item(row: ParkedRow) -> Item:
     lane = row.offset if row.record_key is None else row.record_key
     return Item(row.key.sink, row.topic, row.key.part, row.offset, row.record_key, lane, row.fault)
@@ -240,7 +283,8 @@ async def open_shelves(app: App, settings: Settings) -> AsyncIterator[list[Shelf
     """Every place where records of the app wait, as long as this is open."""
     async with AsyncExitStack() as stack:
         shelves: list[Shelf] = [
-            DatabaseShelf(url) for url in sorted({sink.database.url for sink in app.sinks.values()})
+            CacheShelf(url) if is_cache(url) else DatabaseShelf(url)
+            for url in sorted({sink.database.url for sink in app.sinks.values()})
         ]
         if settings.kafka:
             inputs = {processor.topic.name for processor in app.processors.values()} | {requests_topic(app.name)}

@@ -35,6 +35,10 @@ def choose_databases(app: App, given: Mapping[str, str], folder: Path) -> dict[s
     What was given by name (or under the empty name, for all of them); else a new SQLite file in `folder` for an app
     that uses SQLite; else what the app names. Raises `ConfigurationError`.
     """
+    if app.caches:
+        raise ConfigurationError(
+            f"app {app.name} has a cache, and a campaign cannot read what a Valkey holds: nothing would be proved."
+        )
     unknown = sorted(given.keys() - app.databases.keys() - {""})
     if unknown:
         known = ", ".join(app.databases) or "none"

@@ -34,6 +34,7 @@ class StopReason(StrEnum):
     DATA_GAP = "DATA_GAP"
     OFFSET_AHEAD = "OFFSET_AHEAD"
     PARKING_FULL = "PARKING_FULL"
+    EFFECTS_TORN = "EFFECTS_TORN"
 
 
 class Stop(NamedTuple):
@@ -80,7 +81,7 @@ class Unavailable(Retriable):
 
 
 class PartitionsLost(Fenced):
-    """These partitions are not ours any more; nothing of the call was applied. The others may be tried again."""
+    """These partitions are not ours any more; nothing was applied behind their positions. Try the others again."""
 
     def __init__(self, reasons: Mapping[TopicPartition, str]) -> None:
         super().__init__("; ".join(reasons.values()))
@@ -88,7 +89,7 @@ class PartitionsLost(Fenced):
 
 
 class PartitionsStopped(Fatal):
-    """These partitions must not go on; nothing of the call was applied. The others may be tried again."""
+    """These partitions must not go on; nothing was applied behind their positions. Try the others again."""
 
     def __init__(self, stops: Mapping[TopicPartition, Stop]) -> None:
         super().__init__("; ".join(f"{partition}: {stop}" for partition, stop in stops.items()))
@@ -104,11 +105,13 @@ class Sink(Protocol):
     def take_over(self, claims: Sequence[Claim]) -> dict[TopicPartition, int | Stop]:
         """Fence the owners before us, then read where to go on: the next offset, or why the partition must stop.
 
-        A partition that the sink has never seen starts at its log start offset.
+        A partition that the sink has never seen starts at its log start offset; where a store may have lost its data,
+        and the log does not begin at 0 any more, it stops until a person says so.
         """
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
-        """Make the effects of the slices and the positions behind them durable together.
+        """Make the effects of each slice and the position behind it durable together; a database does so for all slices
+        at once, a cache for each of them.
 
         Partitions that are not taken over and records before the position are passed over, so a call that raised
         can be repeated as it was. Raises `PartitionsLost` and `PartitionsStopped`.

@@ -17,6 +17,7 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from semel.client.cluster import Backoff
+from semel.databases.spec import CacheSpec
 from semel.env import Env
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
@@ -106,15 +107,7 @@ class SinkEngine:
             bootstrap, settings, env, group=self.group, topic=spec.topic.name, member=member
         )
         self._make_sink = make_sink or (
-            lambda cluster_id: SqlSink(
-                spec,
-                self.group,
-                cluster_id,
-                env=env,
-                create_tables=settings.profile == "dev",
-                owner=member,
-                policy=ParkPolicy(settings.build, settings.park_retry, settings.park_edit),
-            )
+            lambda cluster_id: _sink_of(spec, self.group, cluster_id, settings, env, member)
         )
         self._env = env
         self._fence_seconds = 2 * settings.session_timeout_ms / 1000
@@ -596,3 +589,14 @@ def _misplaced(at: TopicPartition, offset: int, bounds: Bounds) -> Stop | None:
 
 def _names(partitions: Iterable[TopicPartition]) -> str:
     return ", ".join(map(str, sorted(partitions)))
+
+
+def _sink_of(spec: SinkSpec, group: str, cluster_id: str, settings: Settings, env: Env, member: str) -> Sink:
+    """The sink for the kind of store that the spec names."""
+    policy = ParkPolicy(settings.build, settings.park_retry, settings.park_edit)
+    if isinstance(spec.database, CacheSpec):
+        from semel.sinks.valkey.sink import ValkeySink  # Its driver is there only where it is used.
+
+        return ValkeySink(spec, group, cluster_id, env=env, owner=member, policy=policy)
+    is_dev = settings.profile == "dev"
+    return SqlSink(spec, group, cluster_id, env=env, create_tables=is_dev, owner=member, policy=policy)

@@ -137,6 +137,11 @@ class TestApp(_Looks):
         databases: Mapping[str, str] | None = None,
         now: datetime | None = None,
     ) -> None:
+        if app.caches:
+            raise ConfigurationError(
+                f"app {app.name} has a cache, and tests have no Valkey in memory. Test the cache's handlers by calling "
+                "them with semel.sinks.valkey.effects.CacheEffects(): its `commands` are what they would do."
+            )
         unknown = sorted((databases or {}).keys() - app.databases.keys())
         if unknown:
             raise ConfigurationError(f"databases={unknown}, but app {app.name} has {sorted(app.databases) or 'none'}.")

@@ -74,6 +74,11 @@ class Parking:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @property
+    def rows(self) -> list[tuple[Record, Fault | None]]:
+        """What is to be written, in the order in which it was added."""
+        return self._rows
+
     def offsets(self, partition: TopicPartition) -> list[int]:
         """What is parked of one partition, in the order in which it was added."""
         return [record.offset for record, *_ in self._rows if record[:2] == partition]

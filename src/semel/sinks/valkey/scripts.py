@@ -1,0 +1,140 @@
+"""The scripts. A script runs alone on the server, and is one unit of its append-only file and of replication.
+
+But it is not rolled back when a command in it fails. So `APPLY` looks at everything before it writes anything: types of
+keys, and values of counters, each as the commands before it will have left them. What fails all the same (a right that
+is missing) leaves a mark, `torn`, and nobody goes on from there without a person.
+
+Numbers are compared and stored as text: Lua's have 53 bits. Every script answers with a list whose first item is a
+word: `ok`; `gone` (there is no position); `torn`, text; `fenced`, next offset, epoch, owner; `bad`, number of the
+command, text.
+"""
+
+from __future__ import annotations
+
+__all__ = ["APPLY", "RENEW", "TAKE_OVER"]
+
+# KEYS: position, index. ARGV: topic id, offset to start at or '', owner, name in the index.
+TAKE_OVER = """
+local found = redis.call('HMGET', KEYS[1], 'topic_id', 'next_offset', 'torn')
+if found[3] then return {'torn', found[3]} end
+if not found[1] then
+  if ARGV[2] == '' then return {'gone'} end
+  redis.call('HSET', KEYS[1], 'topic_id', ARGV[1], 'next_offset', ARGV[2], 'owner_epoch', '1', 'owner', ARGV[3],
+             'applied', '0')
+  redis.call('SADD', KEYS[2], ARGV[4])
+  return {'ok', ARGV[2], '1'}
+end
+if found[1] ~= ARGV[1] then return {'recreated', found[1], found[2]} end
+redis.call('HSET', KEYS[1], 'owner', ARGV[3])
+return {'ok', found[2], tostring(redis.call('HINCRBY', KEYS[1], 'owner_epoch', 1))}
+"""
+
+# KEYS: position. ARGV: owner. After an answer that was lost: whatever is still on its way is fenced.
+RENEW = """
+local found = redis.call('HMGET', KEYS[1], 'owner', 'next_offset', 'owner_epoch', 'torn')
+if not found[1] then return {'gone'} end
+if found[4] then return {'torn', found[4]} end
+if found[1] ~= ARGV[1] then return {'fenced', found[2], found[3], found[1]} end
+return {'ok', found[2], tostring(redis.call('HINCRBY', KEYS[1], 'owner_epoch', 1))}
+"""
+
+# KEYS: position, parked, parked keys, commands, outcomes, then every key of an effect.
+# ARGV: epoch, from, to, records, and as MessagePack: effects {name, key, ...}, parked {offset, record, key},
+# released {offset, key}, again {offset, record}, command {id, what is left of it or '', outcome} or
+# {}. Last: 'look' when nothing is to be written, or ''.
+APPLY = """
+local found = redis.call('HMGET', KEYS[1], 'owner_epoch', 'next_offset', 'owner', 'torn')
+if not found[1] then return {'gone'} end
+if found[4] then return {'torn', found[4]} end
+if found[1] ~= ARGV[1] or found[2] ~= ARGV[2] then return {'fenced', found[2], found[1], found[3]} end
+local effects = cmsgpack.unpack(ARGV[5])
+
+local holds = {INCRBY='string', HSET='hash', HDEL='hash', HINCRBY='hash', SADD='set', SREM='set', ZADD='zset',
+               ZREM='zset', ZINCRBY='zset', LPUSH='list', RPUSH='list', LTRIM='list'}
+local kinds, strings, fields = {}, {}, {}
+
+local function kind_of(key)
+  if not kinds[key] then kinds[key] = redis.call('TYPE', key)['ok'] end
+  return kinds[key]
+end
+
+local function sum(text, step)
+  if not text then text = '0' end
+  if text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return nil, 'holds no integer' end
+  local value = tonumber(text) + tonumber(step)
+  if math.abs(tonumber(text)) > 9e18 or math.abs(value) > 9e18 then return nil, 'would count too far' end
+  return string.format('%.0f', value)
+end
+
+local function fields_of(key)
+  if not fields[key] then fields[key] = {} end
+  return fields[key]
+end
+
+local function look(effect)
+  local name, key = effect[1], effect[2]
+  if name == 'SET' then
+    kinds[key], strings[key] = 'string', effect[3]
+  elseif name == 'DEL' then
+    kinds[key], strings[key], fields[key] = 'none', '0', {new = true}
+  elseif name ~= 'PEXPIRE' then
+    local kind = kind_of(key)
+    if kind ~= 'none' and kind ~= holds[name] then return 'it holds a ' .. kind end
+    kinds[key] = holds[name]
+    if name == 'INCRBY' then
+      local value, why = sum(strings[key] or redis.call('GET', key), effect[3])
+      if not value then return 'it ' .. why end
+      strings[key] = value
+    elseif name == 'HSET' then
+      local own = fields_of(key)
+      for at = 3, #effect, 2 do own['f' .. effect[at]] = effect[at + 1] end
+    elseif name == 'HDEL' then
+      local own = fields_of(key)
+      for at = 3, #effect do own['f' .. effect[at]] = '0' end
+    elseif name == 'HINCRBY' then
+      local own = fields_of(key)
+      local text = own['f' .. effect[3]]
+      if not text and not own.new then text = redis.call('HGET', key, effect[3]) end
+      local value, why = sum(text, effect[4])
+      if not value then return 'its field ' .. effect[3] .. ' ' .. why end
+      own['f' .. effect[3]] = value
+    end
+  end
+end
+
+for number, effect in ipairs(effects) do
+  local why = look(effect)
+  if why then return {'bad', tostring(number), effect[1] .. ' ' .. effect[2] .. ': ' .. why} end
+end
+
+if ARGV[10] == 'look' then return {'ok'} end
+
+redis.call('HSET', KEYS[1], 'next_offset', ARGV[3])
+redis.call('HINCRBY', KEYS[1], 'applied', ARGV[4])
+for number, effect in ipairs(effects) do
+  local done = redis.pcall(unpack(effect))
+  if type(done) == 'table' and done['err'] then
+    local text = effect[1] .. ' ' .. effect[2] .. ': ' .. done['err']
+    redis.call('HSET', KEYS[1], 'torn', 'offsets ' .. ARGV[2] .. ' to ' .. ARGV[3] .. ', after ' .. (number - 1) ..
+               ' of ' .. #effects .. ' commands: ' .. text)
+    return {'torn', text}
+  end
+end
+for _, item in ipairs(cmsgpack.unpack(ARGV[6])) do
+  redis.call('HSET', KEYS[2], item[1], item[2])
+  if item[3] then redis.call('HINCRBY', KEYS[3], item[3], 1) end
+end
+for _, item in ipairs(cmsgpack.unpack(ARGV[7])) do
+  if redis.call('HDEL', KEYS[2], item[1]) == 1 and item[2] then
+    if redis.call('HINCRBY', KEYS[3], item[2], -1) <= 0 then redis.call('HDEL', KEYS[3], item[2]) end
+  end
+end
+for _, item in ipairs(cmsgpack.unpack(ARGV[8])) do redis.call('HSET', KEYS[2], item[1], item[2]) end
+local command = cmsgpack.unpack(ARGV[9])
+if #command > 0 then
+  if command[2] == '' then redis.call('HDEL', KEYS[4], command[1])
+  else redis.call('HSET', KEYS[4], command[1], command[2]) end
+  redis.call('HSET', KEYS[5], command[1], command[3])
+end
+return {'ok'}
+"""
