@@ -171,8 +171,8 @@ def position(url: str, part: int = 0) -> tuple[int, int]:
     """next_offset and owner_epoch as they are committed."""
     if is_cache(url):
         with cache(url) as (_, store):
-            found: tuple[int, int] = store.position(place(part))
-            return found
+            [found] = [store.position(at) for at in store.places() if at.part == part]
+            return found[0], found[1]
     [row] = rows(url, f"SELECT next_offset, owner_epoch FROM semel_position WHERE part = {part}")
     return row[0], row[1]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from semel.databases import connect
+from semel.databases import connect, open_database
 from semel.databases.database import Cause, Database
 from semel.databases.statements import (
     StatementRefused,
@@ -265,6 +265,21 @@ def test_a_server_that_cannot_do_it_is_refused(
     monkeypatch.setattr(module, "LEAST_VERSION", (99, 0))
     with pytest.raises(ConfigurationError, match=r"needs MariaDB 99.0 or later"):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    ("tail", "text"),
+    [
+        ("localhost", "names no database"),
+        ("localhost/x?charset=latin1", "option 'charset' is unknown"),
+        ("localhost:port/x", "not a MariaDB URL"),
+    ],
+)
+def test_urls_that_cannot_work(tail: str, text: str) -> None:
+    with pytest.raises(ConfigurationError, match=text) as raised:
+        open_database(f"mariadb://me:hunter2@{tail}")
+    assert "hunter2" not in str(raised.value)
+    assert "hunter2" not in repr(open_database("mariadb://me:hunter2@host/db"))
 
 
 def test_a_wrong_password_is_an_outage_without_the_password_in_it(mariadb: MariadbServer) -> None:
