@@ -469,6 +469,35 @@ def txn_prepared(kafka: str | None, output: str) -> None:
     click.echo(_run(render_open(_need_kafka(kafka), output)))
 
 
+@main.command("accept-gap")
+@click.argument("app")
+@click.option("--component", default="", metavar="NAME", help="Only this processor or sink.")
+@click.option("--partition", "partitions", multiple=True, metavar="TOPIC-N", help="Only these partitions.")
+@click.option("--reason", default="", metavar="TEXT", help="Stands in the topic <app>.semel.audit; must be given.")
+@click.option("--dry-run", is_flag=True, help="Only show what stands still, and where it would go on.")
+@_KAFKA
+@_FORMAT
+def accept_gap(app: str, kafka: str | None, output: str, **chosen: Any) -> None:
+    """Let APP's processors and sinks go on where records are missing.
+
+    \b
+    DATA_GAP         the next records were deleted unread: it goes on at the log's start
+    TOPIC_RECREATED  the topic was deleted and made again: it begins at the new one's start
+
+    What is skipped is lost for ever, so nothing is skipped without this. The workers of a processor must be stopped;
+    what its hosts know of an old topic is in SEMEL_DATA. A sink goes on by itself within half a minute.
+    """
+    from semel.ops.gaps import accept_gaps
+    from semel.ops.loading import load_app
+    from semel.ops.tables import render
+
+    rows = _run(accept_gaps(load_app(app), _need_kafka(kafka), **chosen))
+    columns = ["component", "topic", "partition", "problem", "was", "now", "skipped", "outcome"]
+    click.echo(render(rows, columns, output) if rows else "Nothing stands still for missing records.")
+    if any(row["outcome"].startswith("not changed") for row in rows):
+        raise click.exceptions.Exit(EXIT_FAILURE)
+
+
 @main.group()
 def state() -> None:
     """Keyed state of processors."""

@@ -18,7 +18,7 @@ from semel.processing.parklog import Verb
 from semel.settings import Settings
 from semel.types import Record
 
-__all__ = ["command", "list_all", "show"]
+__all__ = ["command", "list_all", "show", "who"]
 
 
 async def list_all(app: str, settings: Settings, *, by_group: bool) -> list[dict[str, Any]]:
@@ -53,14 +53,14 @@ async def command(
 ) -> list[dict[str, Any]]:
     """Leave commands for what is named, and wait for what comes of them."""
     env = Env()
-    request = Request(verb, _who(), reason, build, value)
+    request = Request(verb, who(), reason, build, value)
     async with open_shelves(load_app(app), settings) as shelves:
         items = [item for shelf in shelves for item in await shelf.items()]
         asked = await ask(shelves, chosen(items, **names), request, env)
         return await wait_for(asked, wait, env)
 
 
-def _who() -> str:
+def who() -> str:
     """Who asks, as the operating system knows them."""
     try:
         return getpass.getuser()

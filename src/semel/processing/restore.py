@@ -87,7 +87,8 @@ async def take_over(
         elif 0 <= offset < starts[partition]:
             taken.stopped[partition] = (
                 f"DATA_GAP: {component.group} would go on at {offset}, but the log of {partition} begins at "
-                f"{starts[partition]}: {starts[partition] - offset} offsets were deleted unread"
+                f"{starts[partition]}: {starts[partition] - offset} offsets were deleted unread. "
+                "To go on without them, stop the workers and run semel accept-gap"
             )
         elif offset > ends[partition]:
             taken.stopped[partition] = (

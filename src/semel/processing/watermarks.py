@@ -76,14 +76,39 @@ class Watermarks:
         prefix = f"{group}/{topic.rpartition('/')[0]}/"
         for key, offset in self._known().items():
             if key.startswith(prefix) and not key.startswith(f"{group}/{topic}/"):
-                folder = "" if self._folder is None else f", remove {self._folder}"
                 return (
                     f"TOPIC_RECREATED: {group} was at offset {offset} of {key.removeprefix(prefix)} (id/partition), "
                     f"but the topic of that name is {topic.rpartition('/')[2]} now: it was deleted and made again. To "
-                    f"read the new one from its start, stop the workers, delete the group's offsets{folder}, and start "
-                    "again. If the old records are in it once more, they would be worked on twice."
+                    "read the new one from its start, stop the workers, run semel accept-gap on each of their hosts, "
+                    "start them. If the old records are in it once more, they would be worked on twice."
                 )
         return ""
+
+    def of_others(self, group: str, topic: str) -> dict[int, tuple[int, str]]:
+        """What is known of topics that had this one's name before: offset and topic id by partition."""
+        prefix, own = f"{group}/{topic.rpartition('/')[0]}/", f"{group}/{topic}/"
+        found = {}
+        for key, offset in self._known().items():
+            if key.startswith(prefix) and not key.startswith(own):
+                topic_id, _, partition = key.removeprefix(prefix).rpartition("/")
+                found[int(partition)] = (offset, topic_id)
+        return found
+
+    def forget_others(self, group: str, topic: str, partition: int) -> None:
+        """Nothing is known any more of a partition of topics that had this one's name before.
+
+        Only while no process of this host works: it would write down again what it knows. Raises `OSError`.
+        """
+        prefix, own = f"{group}/{topic.rpartition('/')[0]}/", f"{group}/{topic}/"
+        for path in [] if self._folder is None else self._folder.glob("*.json"):
+            known = _read(path)
+            kept = {
+                key: offset
+                for key, offset in known.items()
+                if not key.startswith(prefix) or key.startswith(own) or key.rpartition("/")[2] != str(partition)
+            }
+            if kept != known:
+                replace_file(path, msgspec.json.encode(kept))
 
     @asynccontextmanager
     async def written(self) -> AsyncIterator[None]:

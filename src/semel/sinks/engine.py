@@ -575,7 +575,7 @@ def _misplaced(at: TopicPartition, offset: int, bounds: Bounds) -> Stop | None:
             StopReason.DATA_GAP,
             f"the next offset to apply is {offset}, but the log of {at} begins at {bounds.start}: "
             f"{bounds.start - offset} offsets were deleted before they were applied. Restore them or the database; "
-            f"or accept the loss and set next_offset to {bounds.start} in semel_position.",
+            "or accept the loss: semel accept-gap.",
         )
     if offset > bounds.end:
         return Stop(

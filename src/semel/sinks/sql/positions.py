@@ -12,7 +12,7 @@ from semel.databases.database import Database
 from semel.databases.dialects import dialect_of
 from semel.sinks.contract import Claim, Stop, StopReason
 
-__all__ = ["PositionKey", "PositionRow", "advance", "owners", "read", "take_over"]
+__all__ = ["PositionKey", "PositionRow", "advance", "begin_anew", "of_others", "owners", "read", "skip", "take_over"]
 
 
 class PositionKey(NamedTuple):
@@ -45,6 +45,20 @@ _ADVANCE = f"""
 UPDATE semel_position SET next_offset = ?, applied = applied + ?
 WHERE {_ROW} AND owner_epoch = ? AND next_offset = ?
 """  # noqa: S608 - our own text
+
+_SKIP = f"""
+UPDATE semel_position SET next_offset = ?, owner_epoch = owner_epoch + 1, owner = ?
+WHERE {_ROW} AND next_offset = ?
+"""  # noqa: S608 - our own text
+
+_FORGET_OTHERS = """
+DELETE FROM semel_position WHERE sink = ? AND cluster_id = ? AND topic = ? AND part = ? AND topic_id <> ?
+"""
+
+_BEGIN = """
+INSERT INTO semel_position (sink, cluster_id, topic_id, part, topic, next_offset, owner_epoch, owner, applied)
+VALUES (?, ?, ?, ?, ?, ?, 1, ?, 0)
+"""
 
 _OTHER_TOPIC = """
 SELECT topic_id, next_offset FROM semel_position
@@ -79,8 +93,8 @@ def _recreated(claim: Claim, old_id: str, next_offset: int) -> Stop:
     return Stop(
         StopReason.TOPIC_RECREATED,
         f"the sink was at offset {next_offset} of topic id {old_id}, but topic {claim.partition.topic} now has id "
-        f"{claim.topic_id}: it was deleted and made again. If the new topic is to be read from its start, delete the "
-        f"rows of the old id from semel_position; if the old records are in it once more, they would be applied twice.",
+        f"{claim.topic_id}: it was deleted and made again. If the new topic is to be read from its start, run "
+        f"semel accept-gap; if the old records are in it once more, they would be applied twice.",
     )
 
 
@@ -99,6 +113,25 @@ def read(database: Database, key: PositionKey, *, lock: bool = False) -> Positio
         key,
     )
     return PositionRow(*rows[0]) if rows else None
+
+
+def of_others(database: Database, key: PositionKey, topic: str) -> list[tuple[int, str]]:
+    """Positions in topics of the same name that were there before this one, with their ids."""
+    rows = database.query(_OTHER_TOPIC, (key.sink, key.cluster_id, topic, key.part, key.topic_id))
+    return [(next_offset, topic_id) for topic_id, next_offset in rows]
+
+
+def skip(database: Database, key: PositionKey, *, from_offset: int, to_offset: int, owner: str) -> bool:
+    """An operator lets a sink go on behind records that are gone; whoever owns the row is fenced. Whether it was so."""
+    return database.execute(_SKIP, (to_offset, owner, *key, from_offset)) == 1
+
+
+def begin_anew(database: Database, key: PositionKey, topic: str, offset: int, owner: str) -> bool:
+    """An operator lets a sink read a topic that was made again; what it knew of the old one is forgotten."""
+    if read(database, key, lock=True) is not None:
+        return False
+    database.execute(_FORGET_OTHERS, (key.sink, key.cluster_id, topic, key.part, key.topic_id))
+    return database.execute(_BEGIN, (*key, topic, offset, owner)) == 1
 
 
 def owners(database: Database) -> set[str]:
