@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from semel import history
@@ -29,6 +30,7 @@ from semel.sinks.sql import positions
 from semel.sinks.sql.audit import Audit, Given
 from semel.sinks.sql.dedup import Conflict, guard_of
 from semel.sinks.sql.effects import Effects
+from semel.sinks.sql.judgement import Judgement, Undecided
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
 from semel.sinks.sql.release import RELEASE_RECORDS_MAX, Released, carry_out, for_this_build, is_asked
@@ -77,6 +79,13 @@ class _Move:
     items: Sequence[_Item]
     stays_at: int | None = None
     """Where the row stands and stays, when another transaction moves it; None when this one does."""
+
+    def up_to(self, offset: int | None) -> _Move | None:
+        """The way as far as this offset, where there is anything to do on it; None for the offset is the whole way."""
+        if offset is None:
+            return self
+        items = [item for item in self.items if item.record.offset < offset]
+        return replace(self, to_offset=offset, items=items) if items else None
 
     def singles(self) -> Iterable[_Move]:
         """The same way in steps of one record."""
@@ -151,6 +160,7 @@ class SqlSink:
         self._owing: list[_Move] = []
         """With `at-most-once`: records behind the positions whose effects are still to be written."""
         self._guard = guard_of(spec.dedup, identity, env.wall_ms)
+        self._judgement = Judgement(env, self._database.driver_cause)
         self._shortages = Shortages(env.monotonic)
         self._is_audited = history.on()
         self._audit: Audit | None = None
@@ -331,14 +341,22 @@ class SqlSink:
     def _apply(self, moves: Sequence[_Move]) -> Applied:
         """Together; else one by one in one transaction; else, when only COMMIT tells, in one transaction each.
 
-        N bad records cost at most two calls of the handler each, in the last case three.
+        N bad records cost at most two calls of the handler each, in the last case three. Where nobody can say whether a
+        record is bad, what is before it is applied, and `Unavailable` is raised for the rest.
         """
         try:
-            return self._transaction(moves, self._together)
+            if not self._judgement.is_outage:
+                return self._transaction(moves, self._together)
         except _Poison as poison:
             log.info("%s: a batch failed and is tried record by record: %s", self._identity, poison)
         try:
             return self._transaction(moves, self._one_by_one)
+        except Undecided as undecided:
+            before = [part for move in moves if (part := move.up_to(undecided.offsets.get(move.partition)))]
+            with suppress(Undecided, _Poison):
+                if before:
+                    self._transaction(before, partial(self._one_by_one, is_evidence=False))
+            raise Unavailable(f"{self._identity}: the handler failed: {undecided}") from undecided
         except _Poison as poison:
             log.info("%s: the batch failed again and gets a transaction for each record: %s", self._identity, poison)
         total = Applied()
@@ -351,6 +369,8 @@ class SqlSink:
     def _apply_single(self, move: _Move) -> Applied:
         try:
             return self._transaction([move], self._one_by_one)
+        except Undecided as undecided:
+            raise Unavailable(f"{self._identity}: the handler failed: {undecided}") from undecided
         except _Poison as poison:
             (item,) = move.items
             return self._transaction([replace(move, items=(item._replace(error=poison.error),))], self._together)
@@ -492,21 +512,43 @@ class SqlSink:
             self._audit.passed_over(self._database, copies)
         return [item for item, is_new in zip(items, news, strict=True) if is_new]
 
-    def _one_by_one(self, parking: Parking, moves: Sequence[_Move]) -> None:
-        database = self._database
-        database.check_constraints_now()
+    def _one_by_one(self, parking: Parking, moves: Sequence[_Move], *, is_evidence: bool = True) -> None:
+        """Each record in a savepoint. Raises `Undecided`, after it has looked how others fare, and then all is undone.
+
+        What succeeded a moment ago and is done again `is_evidence` of nothing.
+        """
+        self._database.check_constraints_now()
+        undecided: dict[TopicPartition, int] = {}
+        held: set[tuple[TopicPartition, bytes | None]] = set()
+        last: Exception | None = None
         for move in moves:
             for item in move.items:
-                error = item.error
+                error, lane = item.error, (move.partition, item.record.key)
                 if parking.blocks(item.record):
                     parking.add(item.record, None)
                     continue
+                if lane in held:
+                    continue
                 if error is None:
                     error = self._handle_one(item, parking)
-                if error is not None:
+                if error is None:
+                    if is_evidence:
+                        self._judgement.succeeded()
+                elif item.error is None and not self._judgement.is_the_records(item.record, error):
+                    undecided.setdefault(move.partition, item.record.offset)
+                    held.add(lane)
+                    last = error
+                    if self._judgement.is_outage:
+                        # What was not looked at is not tried, either.
+                        for other in moves:
+                            undecided.setdefault(other.partition, other.from_offset)
+                        raise Undecided(undecided, error)
+                else:
                     log.warning("%s: %s-%d offset %d is parked: %s: %s", self._identity, *item.record[:3],
                                 type(error).__name__, error)  # fmt: skip
                     parking.add(item.record, error)
+        if last is not None:
+            raise Undecided(undecided, last)
 
     def _handle_one(self, item: _Item, parking: Parking | None) -> Exception | None:
         """Run the handler on one record inside a savepoint; the error for which the record is to be parked.
@@ -644,6 +686,7 @@ class SqlSink:
                     self._owing.append(replace(move, stays_at=move.to_offset))
                     records -= len(move.items)
         parking.accept()
+        self._judgement.passed(item.record for move in moves for item in move.items)
         return Applied(records, len(parking), 1, parking.copies)
 
     def _paid(self, move: _Move) -> None:
