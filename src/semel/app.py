@@ -90,15 +90,19 @@ class App:
         key: type[K] = str,  # type: ignore[assignment]
         value: type[V] | Format[V],
         partitions: int | None = None,
+        compression: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none",
     ) -> Topic[K, V]:
         """Declare a topic. Its key is str, bytes or int; its value any type that msgspec reads from JSON, or a format
         of such a type: `Avro(Order)`, `Protobuf(OrderPb)`, `JsonSchema(Order)`, `CloudEvent(Order, ...)`.
+
+        What this app writes to it is compressed with `compression`, which all but "gzip" need `semel[compression]` for.
+        What it reads may be compressed in any way.
         """
         if name in self.topics:
             raise ConfigurationError(f"topic {name} is declared twice in app {self.name}: keep one and share it.")
         if isinstance(name, str) and ".semel." in name:
             raise ConfigurationError(f"topic {name}: names with '.semel.' are Semel's own. Choose another name.")
-        topic = Topic(name, key, value, partitions)
+        topic = Topic(name, key, value, partitions, compression)
         self.topics[name] = topic
         return topic
 
@@ -401,7 +405,11 @@ class App:
 
     def components(self) -> list[Component]:
         """The processors, as the engine runs them."""
-        return [spec.component(self.name) for spec in self.processors.values()]
+        return [self.compressing(spec.component(self.name)) for spec in self.processors.values()]
+
+    def compressing(self, component: Component) -> Component:
+        """A component of this app that compresses what it writes as the topics say."""
+        return replace(component, codecs={topic.name: topic.codec for topic in self.topics.values() if topic.codec})
 
     def asgi(self, settings: Settings | None = None) -> Any:
         """The endpoints as an ASGI app: mount it anywhere. Its lifespan connects to Kafka and drains."""

@@ -103,9 +103,9 @@ def _runnables(
 def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Component]:
     components = app.components()
     if app.endpoints:
-        components.append(
-            owner_component(app.name, app.endpoints.values(), wall_ms=env.wall_ms, metrics=metrics, trace=app.trace)
-        )
+        endpoints = app.endpoints.values()
+        owner = owner_component(app.name, endpoints, wall_ms=env.wall_ms, metrics=metrics, trace=app.trace)
+        components.append(app.compressing(owner))
     return components
 
 

@@ -81,6 +81,8 @@ class Component:
     """Seconds from a record's arrival to its committed effects, for which interval and size of units are chosen."""
     deadline: float | None = None
     """Seconds that one call of the handler may take."""
+    codecs: Mapping[str, int] = field(default_factory=dict)
+    """How batches are compressed, by output, where they are."""
     plain: tuple[Topic[Any, Any], Callable[[Any], Any]] | None = None
     """The input and a handler that sees its decoded records one by one and nothing else, where that is all there is."""
 

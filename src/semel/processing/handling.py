@@ -161,7 +161,7 @@ class Handling:
 
     def new_unit(self) -> UnitOfWork:
         """An empty unit of work."""
-        return UnitOfWork(self._partition_counts, self._env.wall_ms())
+        return UnitOfWork(self._partition_counts, self._env.wall_ms(), self._component.codecs)
 
     async def work(self, unit: UnitOfWork, deadline: float, most: int) -> bool:
         """Take what is pending into the unit; whether the unit may take more.

@@ -15,6 +15,7 @@ from semel.errors import ConfigurationError, SemelError
 from semel.processing.effects import Delete, Produce, Put
 from semel.processing.limits import OUTPUT_BYTES_MAX
 from semel.types import Header, Record
+from semel.wire.compression import CODECS, compress
 
 __all__ = [
     "Bound",
@@ -211,13 +212,27 @@ class Topic(Generic[K, V]):
     `partitions` None leaves the count to the settings. `record` makes an effect for a handler to yield.
     """
 
-    def __init__(self, name: str, key: type[K], value: type[V] | Format[V], partitions: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        key: type[K],
+        value: type[V] | Format[V],
+        partitions: int | None = None,
+        compression: str = "none",
+    ) -> None:
         self.name = check_name(name, "a topic")
         if partitions is not None and (not isinstance(partitions, int) or partitions < 1):
             raise ConfigurationError(
                 f"topic {name}: partitions={partitions!r}, but a topic has a whole number of them, from 1."
             )
         self.partitions = partitions
+        if compression not in CODECS:
+            raise ConfigurationError(
+                f"topic {name}: compression={compression!r}, but batches are compressed with {', '.join(CODECS)}."
+            )
+        self.codec = CODECS.index(compression)
+        """The codec of the batches that are written to it, as record batches number them."""
+        compress(self.codec, b"")  # Says now if its package is not there.
         self.key_type = key
         self.value_type = value
         self._key = serde(key, f"the key of topic {name}", key=True)

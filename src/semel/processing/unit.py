@@ -32,8 +32,9 @@ __all__ = ["UnitOfWork", "check_parked"]
 class UnitOfWork:
     """Outputs, changes of state, parked and released records of what was worked on since the last commit."""
 
-    def __init__(self, partitions: Mapping[str, int], now_ms: int) -> None:
+    def __init__(self, partitions: Mapping[str, int], now_ms: int, codecs: Mapping[str, int] | None = None) -> None:
         self._partitions = partitions
+        self._codecs = codecs or {}
         self.now_ms = now_ms
         """Milliseconds since 1970: the timestamp of outputs."""
         self.outputs: dict[str, list[Output]] = {}
@@ -154,7 +155,7 @@ class UnitOfWork:
         for topic, outputs in self.outputs.items():
             # Whatever goes to a topic that no handler names (changelogs, park topics) says where it goes.
             count = self._partitions.get(topic) or 1 + max(output[0] or 0 for output in outputs)
-            for partition, builder in encode_batches(outputs, count, BATCH_BYTES_MAX):
+            for partition, builder in encode_batches(outputs, count, BATCH_BYTES_MAX, self._codecs.get(topic, 0)):
                 yield TopicPartition(topic, partition), builder
 
     def written(self, changelogs: Mapping[str, str]) -> dict[tuple[str, int], int]:

@@ -209,9 +209,8 @@ class Rig:
             from semel.ingress.owner import owner_component
 
             endpoints = self.app.endpoints.values()
-            components.append(
-                owner_component(self.app.name, endpoints, wall_ms=self._env.wall_ms, trace=self.app.trace)
-            )
+            owner = owner_component(self.app.name, endpoints, wall_ms=self._env.wall_ms, trace=self.app.trace)
+            components.append(self.app.compressing(owner))
         return components
 
     def _joined(self, consumer: LocalConsumer) -> None:
