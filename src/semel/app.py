@@ -73,6 +73,7 @@ class App:
         self.processors: dict[str, ProcessorSpec] = {}
         self.sinks: dict[str, SinkSpec] = {}
         self._writers: dict[str, Writer] = {}
+        self._urls: Mapping[str, str] = {}
         self._writing = Lock()
 
     def __repr__(self) -> str:
@@ -389,10 +390,15 @@ class App:
             writer = self._writers.get(name)
             if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
                 spec = self.databases[name]
-                url = os.environ.get(database_variable(name), spec.url)
+                url = self._urls.get(name) or os.environ.get(database_variable(name), spec.url)
                 _check_url(url, f"database {name}")
                 writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
+
+    def transact_at(self, urls: Mapping[str, str]) -> None:
+        """From now on transactions go to the databases at these URLs, by name; for tests."""
+        self.close()
+        self._urls = urls
 
     def close(self) -> None:
         """Close the connections of `transaction`; those in use are closed when their transactions end."""

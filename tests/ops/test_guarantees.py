@@ -116,3 +116,26 @@ def test_the_same_for_a_sink(delivery: Any) -> None:
     assert edge.atomic_unit.startswith("two database transactions")
     with pytest.raises(ConfigurationError, match=delivery):
         check_required(app, [edge])
+
+
+def test_an_outbox_is_an_edge_of_its_own() -> None:
+    app = App("bank", require="exactly-once")
+    app.database("sqlite:///bank.db", name="accounts", outbox=True)
+    app.database("sqlite:///other.db", name="other")
+    (edge,) = edges_of(app, 2)
+    assert edge.edge == "transactions on accounts (SQLite) -> outbox -> their topics"
+    assert edge.atomic_unit.startswith("one database transaction: rows, records")
+    assert not any("handler" in reason for reason in edge.weakened)
+    check_required(app, [edge])  # What is told does not break exactly-once.
+
+
+def test_a_transaction_inside_of_a_handler_is_told_to_run_again() -> None:
+    app = App("bank")
+    app.database("sqlite:///bank.db", outbox=True)
+    topic = app.topic("orders", key=str, value=str)
+
+    @app.processor(topic)
+    def work(record: object) -> None: ...
+
+    reasons = next(edge for edge in edges_of(app, 2) if "outbox" in edge.edge).weakened
+    assert any("again when the handler runs again" in reason for reason in reasons)

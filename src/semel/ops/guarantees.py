@@ -11,7 +11,7 @@ from typing import Any
 
 from semel.app import App
 from semel.databases.database import title_of
-from semel.databases.spec import CacheSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
@@ -95,7 +95,40 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
                 weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
+    edges += [_outbox_edge(app, spec, kafka) for spec in app.databases.values() if spec.outbox]
     return edges + [_sink_edge(sink) for sink in app.sinks.values()]
+
+
+_ORDER = (
+    "records of one key are in the order of their transactions where each holds the lock of the key's row by its end"
+)
+_RESTORED = (
+    "a database that is restored from a backup holds records that were published: `semel outbox declare-restored` lets "
+    "the relay compare before it publishes"
+)
+_RUN_AGAIN = (
+    "a transaction that the handler of an endpoint or a processor of this app opens is committed apart from Kafka's, "
+    "and again when the handler runs again: open it in a web framework's endpoint, or let a sink write the rows"
+)
+
+
+def _outbox_edge(app: App, spec: DatabaseSpec, kafka: list[str]) -> Edge:
+    """What app.transaction and enqueue_in promise: two steps, with the rows of the outbox between them."""
+    weakened = [*kafka, _ORDER, _RESTORED]
+    if app.endpoints or app.processors:
+        weakened.append(_RUN_AGAIN)
+    if title_of(spec.url) == "MariaDB":
+        weakened.append(_ENGINES.replace("a handler", "a transaction"))
+    return Edge(
+        edge=f"transactions on {spec.name} ({title_of(spec.url)}) -> outbox -> their topics",
+        atomic_unit=(
+            "one database transaction: rows, records, its number; then one Kafka transaction: records, manifest of "
+            "their rows"
+        ),
+        fence=f"locks of the rows; then producer epoch of {app.name}.outbox.*, one for each lane",
+        dedup="the manifest names the rows that are published; each record has its id in semel-id",
+        weakened=tuple(weakened),
+    )
 
 
 _SINK_STEPS: dict[Delivery, tuple[str, str, tuple[str, ...]]] = {

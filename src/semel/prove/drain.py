@@ -13,6 +13,7 @@ from semel.client.admin import Admin
 from semel.client.consumer import Reader
 from semel.databases import connect
 from semel.databases.database import is_missing_table
+from semel.databases.spec import DatabaseSpec
 from semel.errors import OutcomeUnknown, Retriable
 from semel.ingress.requests import requests_topic
 from semel.types import TopicPartition
@@ -62,6 +63,7 @@ class Drain:
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
         self._consumers = consumers_of(app)
+        self._outboxes = [spec for spec in app.databases.values() if spec.outbox]
         self._admin = admin
         self._bootstrap = bootstrap
         self._settings = settings
@@ -101,6 +103,10 @@ class Drain:
         self.behind = sum(stable[at] - position for (_, at), position in spans.items())
         if not waiting:
             waiting = await self._with_records(spans, stable)
+            for spec in self._outboxes:  # After the positions: what was applied since has written its records there.
+                left = await asyncio.to_thread(_unpublished, spec)
+                if left:
+                    waiting.append(f"{left} records in the outbox of database {spec.name} are not published")
             again = await self._bounds(partitions)
             if not waiting and again != (stable, ends):
                 waiting = ["records were added meanwhile"]
@@ -164,6 +170,23 @@ class Drain:
             if last.get(at, -1) >= position
         ]
         return waiting or [f"{at} could not be read to its end" for at in sorted(left)]
+
+
+def _unpublished(spec: DatabaseSpec) -> int:
+    """How many records of an outbox are not in Kafka; none before its tables were made. Raises `Retriable`."""
+    try:
+        database = connect(spec.url)
+    except Exception as error:
+        raise Retriable(f"database {spec.name} does not answer: {error}") from error
+    try:
+        [(count,)] = database.query("SELECT COUNT(*) FROM semel_outbox WHERE held IS NULL")
+    except Exception as error:
+        if is_missing_table(error):
+            return 0
+        raise Retriable(f"the outbox of database {spec.name} cannot be read: {error}") from error
+    finally:
+        database.close()
+    return int(count)
 
 
 def _sink_positions(consumer: Consumes) -> dict[TopicPartition, int]:

@@ -168,6 +168,7 @@ class TestApp(_Looks):
         self._urls = {name: self._given.get(name, f"sqlite:///{folder}/{name}.db") for name in self._app.databases}
         self._loop = VirtualLoop()
         attach_all(self._app.topics.values(), MemoryRegistry())
+        self._app.transact_at(self._urls)
         shadow = prepared(self._app, self._urls, self._errors.append, replay=self._replay)
         self._rig = Rig(shadow, folder, self._loop, self._now_ms)
         try:
@@ -204,6 +205,7 @@ class TestApp(_Looks):
                 with_errors = asyncio.gather(task, return_exceptions=True)
                 loop.run_until_complete(with_errors)
             loop.close()
+            self._app.transact_at({})
             self._folder.cleanup()
 
     def _do(self, work: Callable[[Rig], Coroutine[Any, Any, T]]) -> T:

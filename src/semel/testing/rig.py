@@ -38,9 +38,11 @@ from semel.sinks.spec import SinkSpec
 from semel.sinks.sql.sink import SqlSink
 from semel.testing.handlers import Report, watch
 from semel.testing.kafka import Committed, LocalConsumer, LocalKafka, LocalSource
+from semel.testing.local_outbox import LocalOutbox
 from semel.testing.loop import HOST, PORT, InlineExecutor, VirtualLoop
 from semel.testing.values import Answer
 from semel.types import Header, TopicPartition
+from semel.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
     from semel.ingress.asgi import Ingress
@@ -126,6 +128,7 @@ class Rig:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._quiet: asyncio.Future[None] | None = None
         self._ingress: Ingress | None = None
+        self._outboxes: list[LocalOutbox] = []
         loop.when_quiet(self._look)
 
     @property
@@ -162,6 +165,7 @@ class Rig:
 
             own = topic_specs(self.app.name, self.settings.partitions)
         await prepare_topics(admin, self.app.topics.values(), self._components(), PARTITIONS, more=own)
+        self._outboxes = [LocalOutbox(spec) for spec in self.app.databases.values() if spec.outbox]
         await self.start_worker()
         if self.app.endpoints:
             from semel.ingress.asgi import Ingress
@@ -201,6 +205,8 @@ class Rig:
                 await self._ingress.close()
             await self._producer.close()
             await self._client.close()
+        for outbox in self._outboxes:
+            outbox.close()
         await self._broker.stop()
 
     def _components(self) -> list[Component]:
@@ -280,6 +286,23 @@ class Rig:
 
     async def settle(self) -> None:
         """Wait until everything is done that was caused. Raises `NotSettled`, or what ended an engine."""
+        await self._rest()
+        while await self._publish():
+            await self._rest()
+
+    async def _publish(self) -> int:
+        """What relays do: how many records of the outboxes are in Kafka now."""
+        count = 0
+        for outbox in self._outboxes:
+            for row in outbox.rows():
+                partitions = self.partitions(row.topic)
+                at = partition_for(row.key if row.key is not None else row.msg_id.encode(), partitions)
+                await self.append(row.topic, at, row.key, row.value, row.record_headers)
+                outbox.delete(row)
+                count += 1
+        return count
+
+    async def _rest(self) -> None:
         self._quiet = self._loop.create_future()
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
