@@ -12,7 +12,7 @@ from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.env import Env
-from semel.errors import OutcomeUnknown, Retriable
+from semel.errors import ConfigurationError, OutcomeUnknown, Retriable
 from semel.ingress.asgi import create
 from semel.ingress.link import ensure_topics, topic_specs
 from semel.ingress.owner import owner_component
@@ -21,6 +21,7 @@ from semel.ingress.server import bind, serve
 from semel.ops.exposition import join, publishing, read_others
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
+from semel.outbox.relay import Relay
 from semel.processing.component import Component
 from semel.processing.disktables import DiskTables
 from semel.processing.engine import Engine
@@ -34,7 +35,7 @@ from semel.processing.worker import Runnable, Worker
 from semel.settings import Settings
 from semel.sinks.engine import SinkEngine
 
-__all__ = ["run_http", "run_worker"]
+__all__ = ["run_http", "run_relay", "run_worker"]
 
 log = logging.getLogger("semel.worker")
 
@@ -97,7 +98,35 @@ def _runnables(
     }
     for sink in app.sinks.values():
         runnables[sink.name] = SinkEngine(app.name, sink, settings.kafka, settings, env, metrics, slot=slot)
-    return runnables
+    return runnables | _relays(app, settings, env, metrics, slot)
+
+
+def _relays(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int, kind: str = "") -> dict[str, Runnable]:
+    """One relay for each outbox of the app. `kind` tells processes of one host and slot apart."""
+    return {
+        relay.name: relay
+        for relay in (
+            Relay(app.name, spec, settings.kafka, settings, env, metrics, slot=slot, kind=kind)
+            for spec in app.databases.values()
+            if spec.outbox
+        )
+    }
+
+
+async def run_relay(spec: str, settings: Settings, *, slot: int) -> None:
+    """The relays of an app in a process of their own, until SIGTERM. Waits for a Kafka that is not there yet."""
+    app = load_app(spec)
+    env, metrics = Env(), Metrics()
+    relays = _relays(app, settings, env, metrics, slot, "relay")
+    if not relays:
+        raise ConfigurationError(
+            f"app {app.name} has no outbox to publish: declare one with app.database(url, outbox=True)."
+        )
+    heartbeat = Heartbeat.from_environment()
+    heartbeat.start()
+    worker = Worker(relays, drain_seconds=settings.drain_seconds, heartbeat=heartbeat)
+    async with publishing(metrics, settings.data, f"relay-{slot}"):
+        await worker.run()
 
 
 def _components(app: App, env: Env, metrics: Metrics | None = None) -> list[Component]:

@@ -84,7 +84,8 @@ def component_name(database: str) -> str:
 
 
 class Relay:
-    """Publishes one database's outbox until it is drained. `slot` numbers the workers of one host, from 0.
+    """Publishes one database's outbox until it is drained. `slot` numbers the workers of one host, from 0, and `kind`
+    tells those apart that are no workers.
 
     `run` raises `Fenced` when another process joined the group as us, and `ConfigurationError` when the outbox cannot
     be worked with. `wake` may be called after a COMMIT, from any thread.
@@ -100,12 +101,15 @@ class Relay:
         metrics: Metrics,
         *,
         slot: int = 0,
+        kind: str = "",
         executor: Executor | None = None,
     ) -> None:
         self.name = component_name(database.name)
         self._app = app
         self._env = env
-        self._member = transactional_id(app, self.name, instance_id(settings, env), slot)
+        part = f"{self.name}-{kind}" if kind else self.name
+        self._member = transactional_id(app, part, instance_id(settings, env), slot)
+        self._create_tables = settings.profile == "dev"
         self._link = Link(app, bootstrap, settings, env, self._member)
         self._store = Store(open_database(database.url))
         self._listener = Listener(open_database(database.url), self.wake)
@@ -168,7 +172,7 @@ class Relay:
         try:
             if not await self._insist(self._link.start) or not await self._insist(self._open):
                 return
-            self._consumer = self._link.consumer(f"{self._app}.{self.name}", self)
+            self._consumer = self._link.consumer(f"{self._app}.semel.{self.name}", self)
             await self._consumer.start()
             work = (self._membership, self._keep, self._turns, self._watch)
             tasks = [asyncio.create_task(item(), name=f"{self.name} {item.__name__}") for item in work]
@@ -199,7 +203,7 @@ class Relay:
             await self._link.close()
 
     async def _open(self) -> None:
-        meta = await self._call(self._store.open, self._app, self._link.cluster_id)
+        meta = await self._call(self._store.open, self._app, self._link.cluster_id, create_tables=self._create_tables)
         await self._link.prepare(meta.lanes)
         self._is_open = True
         self._recovered()

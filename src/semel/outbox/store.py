@@ -6,14 +6,14 @@ import logging
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from semel.databases.database import Cause, Database, is_missing_privilege
+from semel.databases.database import Cause, Database, is_missing_privilege, is_missing_table
 from semel.failpoints import failpoint
 from semel.outbox.lane import LaneRow
 from semel.outbox.limits import TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import SHARDS, OutboxRow, lane_of
 from semel.outbox.statements import Statement, delete_rows, hold_rows, read_rows, rows_in
-from semel.outbox.tables import OutboxMeta, claim_environment, read_meta
+from semel.outbox.tables import OutboxMeta, claim_environment, read_meta, schema_sql
 
 log = logging.getLogger("semel.outbox")
 
@@ -79,7 +79,7 @@ class Store:
     def __repr__(self) -> str:
         return f"<Store {self.database!r}>"
 
-    def open(self, app: str, environment: str) -> OutboxMeta:
+    def open(self, app: str, environment: str, *, create_tables: bool = False) -> OutboxMeta:
         """Connect, and see that this outbox is ours. Raises `ConfigurationError` when it is not.
 
         A server that is another one than last time, or has another history, is a restored database: the outbox gets
@@ -88,7 +88,9 @@ class Store:
         self.database.connect()
         self.database.binary = True
         if self.database.title == "PostgreSQL":
-            self.database.execute(_PLANNER)
+            self.database.query(_PLANNER)
+        if create_tables:
+            self._create()
         claim_environment(self.database, app, environment)
         origin = self.database.origin()
         if origin is not None:
@@ -104,6 +106,14 @@ class Store:
                 self.database.rollback()
         self.meta = read_meta(self.database)
         return self.meta
+
+    def _create(self) -> None:
+        try:
+            self.database.query("SELECT 1 FROM semel_outbox_meta LIMIT 0")
+        except Exception as error:
+            if not is_missing_table(error):
+                raise
+            self.database.migrate(schema_sql(self.database.title))
 
     def close(self) -> None:
         """Close the connection."""
