@@ -43,6 +43,7 @@ from semel.ops.children import _prepare, _purging, _runnables
 from semel.processing import EXIT_FENCED
 from semel.processing.heartbeat import Heartbeat
 from semel.processing.metrics import Metrics
+from semel.processing.overdue import Overdue
 from semel.processing.watermarks import Watermarks
 from semel.processing.worker import Worker
 from semel.settings import Settings
@@ -193,7 +194,7 @@ async def _worker(order: dict[str, Any]) -> None:
     settings.data.mkdir(exist_ok=True)
     await _prepare(app, settings, env)
     watermarks = Watermarks(settings.data, f"worker-{order['slot']}")
-    runnables = _runnables(app, settings, env, Metrics(), watermarks, order["slot"])
+    runnables = _runnables(app, settings, env, Metrics(), watermarks, Overdue(settings.data), order["slot"])
     worker = Worker(runnables, drain_seconds=DRAIN_SECONDS, heartbeat=Heartbeat(None))
     async with watermarks.written(), _purging(app, settings, env):
         await worker.run()

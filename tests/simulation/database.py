@@ -128,7 +128,9 @@ class ModelConnection:
 
     # --- As psycopg's ---
 
-    def execute(self, query: str | bytes, parameters: Sequence[Any] | None = None) -> ModelCursor:
+    def execute(
+        self, query: str | bytes, parameters: Sequence[Any] | None = None, *, binary: bool | None = None
+    ) -> ModelCursor:
         text = query.decode() if isinstance(query, bytes) else query
         values = list(parameters or ())
         if self.closed:
