@@ -219,6 +219,37 @@ def test_the_leader_moves_and_everything_arrives_in_order_with_the_same_sequence
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("is_connected", [False, True])
+def test_a_leader_that_is_gone_is_not_waited_for(is_connected: bool) -> None:
+    """Nothing was in flight to it, so no request fails that would tell: only the connection does."""
+
+    async def main() -> None:
+        async with (
+            ScriptedBroker() as broker,
+            KafkaClient(broker.address, settings=FAST) as client,
+        ):
+            second = ScriptedBroker(node_id=2, cluster=broker)
+            await second.__aenter__()
+            broker.leaders[P0] = 2
+            producer, plain = TransactionalProducer(client, "orders-1"), Producer(client)
+            await producer.init_transactions()
+            await plain.start()
+            assert await client.leader("t", 0) == 2
+            if is_connected:
+                await plain.send("t", 0, b"k", b"v")
+            await second.__aexit__()
+            broker.leaders[P0] = 1
+            producer.begin()
+            await producer.produce("t", 0, records(3))
+            await producer.end_transaction(True)
+            await plain.send("t", 0, b"k", b"v")
+            assert [item[2] for item in broker.written[P0]] == [3, 1]
+            await producer.close()
+            await plain.close()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("fate", ["close", "close after", "silent"])
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_lost_connection_doubles_nothing_and_loses_nothing(fate: str, version: int) -> None:

@@ -181,10 +181,18 @@ class KafkaClient:
             connection = await self._open(*address)
         except Retriable:
             self._reconnect[node_id] = (self.env.monotonic() + backoff.next(), backoff)
+            self._forget_node(node_id)
             raise
         self._reconnect.pop(node_id, None)
         self._connections[node_id] = connection
         return connection
+
+    def _forget_node(self, node_id: int) -> None:
+        """A broker that cannot be reached: whoever leads and coordinates in its place by now is asked for."""
+        for at in [at for at, leader in self._leaders.items() if leader == node_id]:
+            del self._leaders[at]
+        for key in [key for key, coordinator in self._coordinators.items() if coordinator == node_id]:
+            del self._coordinators[key]
 
     async def _any_connection(self) -> Connection:
         for connection in self._connections.values():
