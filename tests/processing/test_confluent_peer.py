@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -23,7 +24,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 
 from semel import App, Avro, JsonSchema, Protobuf
 from semel.errors import ConfigurationError, Retriable
-from semel.processing.serdes.framing import VALUE_HEADER
+from semel.processing.serdes.framing import VALUE_HEADER, frame
 from semel.processing.serdes.prepare import attach_all, prepare_schemas
 from semel.processing.serdes.registry import Incompatible, SchemaRegistry
 from semel.processing.topics import Topic
@@ -117,6 +118,56 @@ def test_a_schema_id_in_a_header_is_read(peer: Any) -> None:
 
     attach_all([ours], ByGuid())  # type: ignore[arg-type]
     assert read(ours, data, headers) == ORDER
+
+
+@pytest.mark.parametrize("form", ["avro", "json", "protobuf"])
+def test_a_schema_id_in_a_header_is_that_of_confluents_serializer(form: str, peer: Any) -> None:
+    by_guid = {"schema.id.serializer": confluent.header_schema_id_serializer}
+    value: Any = ORDER
+    fields = {"id": 7, "note": "é"}
+    compact = {"json_encode": lambda value: json.dumps(value, separators=(",", ":"), ensure_ascii=False)}
+    if form == "avro":
+        bound = App("shop").topic("orders", value=Avro(Order, guid=True))
+        write = AvroSerializer(peer, bound.bound.schema.text, conf=BY_TOPIC | by_guid)  # type: ignore[union-attr]
+    elif form == "json":
+        bound = App("shop").topic("orders", value=JsonSchema(Order, guid=True))
+        text = bound.bound.schema.text  # type: ignore[union-attr]
+        write = JSONSerializer(text, peer, conf=BY_TOPIC | by_guid, **compact)
+    else:
+        kind = messages()["shop.Order.Line"]  # Not the file's first message: its way through the file is told, too.
+        value = fields = kind()
+        bound = App("shop").topic("orders", value=Protobuf(kind, guid=True))
+        write = ProtobufSerializer(kind, peer, conf=BY_TOPIC | by_guid)
+    theirs: list[tuple[str, bytes]] = []
+    data = write(fields, SerializationContext("orders", MessageField.VALUE, theirs))
+    guid = UUID(bytes=theirs[0][1][1:17])
+
+    class SameGuid(MemoryRegistry):
+        def guid_of(self, subject: str, schema: Any) -> UUID:
+            return guid
+
+        def find(self, found: Any) -> Any:
+            return bound.bound.schema if found == guid else super().find(found)  # type: ignore[union-attr]
+
+    registry = SameGuid()
+    attach_all([bound], registry)
+    before = (("trace", b"t"), (VALUE_HEADER, b"of the input that was passed on"))
+    ours, headers = bound.write(value, before)
+    assert ours == data
+    assert list(headers) == [("trace", b"t"), *theirs]
+    assert read(bound, ours, headers) == value
+    plain = topic(Avro(Order)) if form == "avro" else None
+    assert plain is None or plain.write(ORDER, ())[0] == frame(1) + ours
+
+
+def test_a_registry_without_guids_stops_the_start() -> None:
+    answers = {"/subjects/orders-value/versions": {"id": 1}, "/subjects/orders-value": {"id": 1, "version": 1}}
+    ours = App("shop").topic("orders", value=Avro(Order, guid=True))
+    with (
+        serving(lambda _, path: (200, answers[path])) as (url, _),
+        pytest.raises(ConfigurationError, match="no GUID, which guid=True asks for"),
+    ):
+        attach_all([ours], SchemaRegistry(url))
 
 
 # --- A registry that does not work ---

@@ -17,7 +17,7 @@ from semel.app import App
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.idempotent import Producer
-from semel.databases.database import Database
+from semel.databases.database import Database, is_cache
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
 from semel.ops.databases import connected
@@ -83,9 +83,11 @@ async def accept_gaps(
     """
     if not dry_run and not reason:
         raise ConfigurationError("records are skipped for ever by this: say why with --reason, or look with --dry-run.")
-    consumers = [item for item in consumers_of(app) if component in ("", item.component)]
+    named = [item for item in consumers_of(app) if component in ("", item.component)]
+    consumers = [item for item in named if not item.database or not is_cache(item.database)]
     if not consumers:
-        raise ConfigurationError(f"app {app.name} has no processor or sink {component!r}.")
+        why = "keeps its position in a cache: set next_offset there" if named else "is no processor or sink of the app"
+        raise ConfigurationError(f"{component!r} {why}.")
     async with tool_client(settings) as client:
         gaps = [(item, gap) for item in consumers for gap in await _gaps_of(item, client, settings)]
         chosen = [(item, gap) for item, gap in gaps if not partitions or str(gap.at) in partitions]

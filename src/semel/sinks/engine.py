@@ -575,7 +575,7 @@ def _misplaced(at: TopicPartition, offset: int, bounds: Bounds) -> Stop | None:
             StopReason.DATA_GAP,
             f"the next offset to apply is {offset}, but the log of {at} begins at {bounds.start}: "
             f"{bounds.start - offset} offsets were deleted before they were applied. Restore them or the database; "
-            "or accept the loss: semel accept-gap.",
+            "or accept the loss: semel accept-gap (a cache: set next_offset in its position).",
         )
     if offset > bounds.end:
         return Stop(

@@ -37,8 +37,14 @@ class MemoryRegistry:
         """Its number among those of the subject, from 1."""
         return self._subjects[subject].index(schema) + 1
 
+    def guid_of(self, subject: str, schema: Schema) -> UUID:
+        """Its number as a GUID."""
+        return UUID(int=self.register(subject, schema))
+
     def find(self, schema: int | UUID) -> Schema:
-        """A schema by its id. Raises `DataError`."""
+        """A schema by its id or GUID. Raises `DataError`."""
+        if isinstance(schema, UUID):
+            schema = schema.int
         if isinstance(schema, int) and 1 <= schema <= len(self._schemas):
             return self._schemas[schema - 1]
         raise DataError(f"the registry has no schema {schema}")

@@ -29,6 +29,7 @@ class Avro(Format[V], Generic[V]):
     """Values of type `kind` in Avro. The schema is that of the type, or `schema` (a document, or its JSON).
 
     `register=False`: the schema has to be in the registry already. `subject` is `<topic>-value` unless it is given.
+    With `guid` the schema is named in the header `__value_schema_id` and not in front of the value.
     """
 
     content_type = "application/avro"
@@ -41,8 +42,9 @@ class Avro(Format[V], Generic[V]):
         namespace: str | None = None,
         subject: str | None = None,
         register: bool = True,
+        guid: bool = False,
     ) -> None:
-        self.kind = kind
+        self.kind, self._guid = kind, guid
         self._schema, self._namespace = schema, namespace
         self._subject, self._register = subject, register
 
@@ -60,7 +62,9 @@ class Avro(Format[V], Generic[V]):
                 raise ConfigurationError(f"{what}: schema= is not JSON: {error}.") from error
         if schema is None:
             schema = avro_schema(self.kind, what, self._namespace)
-        return _Avro(topic, self.kind, schema, subject=self._subject or f"{topic}-value", register=self._register)
+        bound = _Avro(topic, self.kind, schema, subject=self._subject or f"{topic}-value", register=self._register)
+        bound.by_guid = self._guid
+        return bound
 
 
 class _Avro(Registered):

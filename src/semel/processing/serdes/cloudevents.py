@@ -85,6 +85,11 @@ class _CloudEvent(Bound):
         """The format of the data, where it is one."""
         self._serde: Serde | None = None if isinstance(data, Format) else serde(data, self.what)
         self._content_type = _content_type(data)
+        if mode == "structured" and getattr(self.inner, "by_guid", False):
+            raise ConfigurationError(
+                f"{self.what}: guid=True names the schema in a header of the data, and in structured mode the data is "
+                'inside of a document. Use mode="binary", or leave guid= out.'
+            )
 
     # --- Writing ---
 

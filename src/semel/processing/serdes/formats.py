@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from semel.errors import ConfigurationError, Retriable
-from semel.processing.serdes.framing import frame, unframe
+from semel.processing.serdes.framing import VALUE_HEADER, frame, header, unframe
 from semel.processing.serdes.registry import Registry, Schema
 from semel.processing.topics import Bound, DataError
 from semel.types import Header
@@ -35,6 +35,9 @@ class Registered(Bound):
         self._register = register
         self._registry: Registry | None = None
         self._prefix: bytes | None = None
+        self.by_guid = False
+        """Whether a header says which schema it is, by its GUID, and the value is only the data."""
+        self._header: Header | None = None
         self._id: int | None = None
 
     @property
@@ -53,7 +56,8 @@ class Registered(Bound):
             number: int | None = registry.register(self.subject, schema)
         else:
             number = registry.look_up(self.subject, schema)
-        self._registry, self._id = registry, number
+        named = header(registry.guid_of(self.subject, schema), self.indexes) if self.by_guid and number else None
+        self._registry, self._id, self._header = registry, number, named
         self._prefix = None if number is None else frame(number, self.indexes)
 
     def _resolved(self, registry: Registry) -> Schema:  # noqa: ARG002
@@ -83,6 +87,8 @@ class Registered(Bound):
                 f"{self.what} cannot be written: its schema is not registered under subject {self.subject}, and this "
                 "app does not register it (register=False). Register it, and start again."
             )
+        if self._header is not None:
+            return self.encode(value), (*(item for item in headers if item[0] != VALUE_HEADER), self._header)
         return prefix + self.encode(value), headers
 
     def read(self, data: bytes, headers: Sequence[Header]) -> Any:

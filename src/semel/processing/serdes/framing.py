@@ -14,7 +14,7 @@ from uuid import UUID
 from semel.processing.topics import DataError
 from semel.types import Header
 
-__all__ = ["VALUE_HEADER", "Framed", "frame", "message_indexes", "unframe"]
+__all__ = ["VALUE_HEADER", "Framed", "frame", "header", "message_indexes", "unframe"]
 
 VALUE_HEADER = "__value_schema_id"
 _BY_ID, _BY_GUID = 0, 1
@@ -35,6 +35,12 @@ class Framed(NamedTuple):
 def frame(schema_id: int, indexes: Sequence[int] | None = None) -> bytes:
     """What stands in front of the data; `indexes` for Protobuf."""
     return b"\0" + schema_id.to_bytes(4, "big") + (b"" if indexes is None else message_indexes(indexes))
+
+
+def header(guid: UUID, indexes: Sequence[int] | None = None) -> Header:
+    """What says it in a header, where the value is only the data; `indexes` for Protobuf."""
+    front = bytes((_BY_GUID,)) + guid.bytes
+    return VALUE_HEADER, front + (b"" if indexes is None else message_indexes(indexes))
 
 
 def message_indexes(indexes: Sequence[int]) -> bytes:

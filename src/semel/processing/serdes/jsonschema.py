@@ -28,6 +28,7 @@ class JsonSchema(Format[V], Generic[V]):
     """Values of type `kind` in JSON. The schema is that of the type, or `schema` (a document, or its JSON).
 
     `register=False`: the schema has to be in the registry already. `subject` is `<topic>-value` unless it is given.
+    With `guid` the schema is named in the header `__value_schema_id` and not in front of the value.
     """
 
     content_type = "application/json"
@@ -39,8 +40,9 @@ class JsonSchema(Format[V], Generic[V]):
         schema: Mapping[str, Any] | str | None = None,
         subject: str | None = None,
         register: bool = True,
+        guid: bool = False,
     ) -> None:
-        self.kind = kind
+        self.kind, self._guid = kind, guid
         self._schema, self._subject, self._register = schema, subject, register
 
     def __repr__(self) -> str:
@@ -48,7 +50,10 @@ class JsonSchema(Format[V], Generic[V]):
 
     def bind(self, topic: str) -> Registered:
         """See `Format`. Raises `ConfigurationError` for a type or schema that is not valid."""
-        return _Json(topic, self.kind, self._schema, subject=self._subject or f"{topic}-value", register=self._register)
+        subject = self._subject or f"{topic}-value"
+        bound = _Json(topic, self.kind, self._schema, subject=subject, register=self._register)
+        bound.by_guid = self._guid
+        return bound
 
 
 class _Json(Registered):

@@ -27,12 +27,13 @@ class Protobuf(Format[V], Generic[V]):
     """Values of a message class that protoc generated.
 
     `register=False`: the schema has to be in the registry already. `subject` is `<topic>-value` unless it is given.
+    With `guid` the schema is named in the header `__value_schema_id` and not in front of the value.
     """
 
     content_type = "application/protobuf"
 
-    def __init__(self, kind: type[V], *, subject: str | None = None, register: bool = True) -> None:
-        self.kind = kind
+    def __init__(self, kind: type[V], *, subject: str | None = None, register: bool = True, guid: bool = False) -> None:
+        self.kind, self._guid = kind, guid
         self._subject, self._register = subject, register
 
     def __repr__(self) -> str:
@@ -40,7 +41,9 @@ class Protobuf(Format[V], Generic[V]):
 
     def bind(self, topic: str) -> Registered:
         """See `Format`. Raises `ConfigurationError` for what is no message class."""
-        return _Protobuf(topic, self.kind, subject=self._subject or f"{topic}-value", register=self._register)
+        bound = _Protobuf(topic, self.kind, subject=self._subject or f"{topic}-value", register=self._register)
+        bound.by_guid = self._guid
+        return bound
 
 
 class _Protobuf(Registered):
