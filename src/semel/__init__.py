@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from semel.app import App
+    from semel.ingress.idempotency import IdempotencyMiddleware, IdempotentRequest
     from semel.processing.answers import Accepted, Created, Ok, Problem, Response
     from semel.processing.serdes.avro import Avro
     from semel.processing.serdes.cloudevents import CloudEvent, Event
@@ -19,6 +20,8 @@ __all__ = [
     "CloudEvent",
     "Created",
     "Event",
+    "IdempotencyMiddleware",
+    "IdempotentRequest",
     "Inbox",
     "JsonSchema",
     "Ok",
@@ -33,6 +36,8 @@ _HOME = {
     "Avro": "semel.processing.serdes.avro",
     "CloudEvent": "semel.processing.serdes.cloudevents",
     "Event": "semel.processing.serdes.cloudevents",
+    "IdempotencyMiddleware": "semel.ingress.idempotency",
+    "IdempotentRequest": "semel.ingress.idempotency",
     "Inbox": "semel.sinks.dedup",
     "JsonSchema": "semel.processing.serdes.jsonschema",
     "Protobuf": "semel.processing.serdes.protobuf",

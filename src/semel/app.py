@@ -25,6 +25,7 @@ from semel.sinks.dedup import Dedup, Inbox, Version
 from semel.sinks.spec import SinkSpec
 
 if TYPE_CHECKING:
+    from semel.ingress.idempotency import Idempotency
     from semel.outbox.transaction import TransactionBlock
     from semel.outbox.writer import Writer
 
@@ -72,6 +73,8 @@ class App:
         self.endpoints: dict[str, EndpointSpec] = {}
         self.processors: dict[str, ProcessorSpec] = {}
         self.sinks: dict[str, SinkSpec] = {}
+        self.idempotent: list[tuple[str, Idempotency]] = []
+        """What `idempotency` made, each with the name of its database."""
         self._writers: dict[str, Writer] = {}
         self._urls: Mapping[str, str] = {}
         self._writing = Lock()
@@ -381,6 +384,53 @@ class App:
                 "with app.database(url, outbox=True), and run semel migrate."
             )
         return TransactionBlock(lambda: self.writer(name), name)
+
+    def idempotency(
+        self,
+        database: DatabaseSpec,
+        *,
+        principal: Callable[[Any], Any] | None = None,
+        keep_days: int = 1,
+        wait_seconds: float = 5.0,
+    ) -> Idempotency:
+        """Idempotency-Key for endpoints of FastAPI or Starlette that write to a database themselves.
+
+            idempotent = app.idempotency(bank)
+            api.add_middleware(IdempotencyMiddleware)
+
+            @api.post("/transfers")
+            async def transfer(body: Transfer, request: Annotated[IdempotentRequest, Depends(idempotent)]):
+                async with app.transaction(bank) as tx, request.claim(tx) as claim:
+                    await tx.execute(...)
+                    claim.answer(Created({"id": ...}))
+                return claim.response
+
+        The endpoint runs once for each key; key and response are rows in its transaction, whatever framework or driver
+        began that. `principal(request)` names who asks; a key of one is unknown to every other. A key is kept for
+        `keep_days` at least, and less than a day longer; then it is a new one. Who comes while the first request is
+        still running waits for its answer, at most `wait_seconds` (or `Prefer: wait=`), and is then refused with 409.
+        """
+        from semel.ingress.idempotency import Idempotency  # Only a process that serves HTTP pays for starlette.
+
+        name = database.name if isinstance(database, DatabaseSpec) else repr(database)
+        if name not in self.databases:
+            raise ConfigurationError(
+                f"app.idempotency: {name} is no database of app {self.name}. Use app.database(...)."
+            )
+
+        def url() -> str:
+            return os.environ.get(database_variable(name), self.databases[name].url)
+
+        made = Idempotency(
+            self.name,
+            url,
+            principal=principal,
+            keep_days=keep_days,
+            wait_seconds=wait_seconds,
+            create_tables=lambda: Settings.from_environment().profile == "dev",
+        )
+        self.idempotent.append((name, made))
+        return made
 
     def writer(self, name: str) -> Writer:
         """The writing side of a database with an outbox, with this process' connections; made when first asked for."""

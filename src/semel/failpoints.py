@@ -33,8 +33,8 @@ class Point(NamedTuple):
 
     what: str
     role: str
-    """The process that comes by: `http`, `worker`, `relay`, `broker`, `app` for a program of one's own, or `program`
-    for one that writes to its database."""
+    """The process that comes by: `http`, `worker`, `relay`, `broker`, `app` for a program of one's own, `program` for
+    one that writes to its database, or `endpoint` for a web framework's that writes there under a key."""
     in_task: bool = False
     """An asyncio task runs there, which `cancel` ends as a shutdown or a client that goes away would."""
     writes: bool = False
@@ -48,6 +48,7 @@ class Point(NamedTuple):
 
 
 _HTTP, _WORKER, _RELAY, _BROKER, _APP, _PROGRAM = "http", "worker", "relay", "broker", "app", "program"
+_ENDPOINT = "endpoint"
 
 FAILPOINTS: dict[str, Point] = {
     # An HTTP instance.
@@ -217,6 +218,8 @@ FAILPOINTS: dict[str, Point] = {
         "records are applied and counted, the next ones were not asked for", _WORKER, in_task=True
     ),
     # A program's database transaction with records.
+    "idempotency.claimed": Point("a key is claimed in an open transaction, nothing else is in it", _ENDPOINT),
+    "idempotency.stored": Point("rows and response are in the transaction, COMMIT was not sent", _ENDPOINT),
     "transaction.before_rows": Point("the block has ended, none of its records is in the database", _PROGRAM),
     "transaction.before_mark": Point("the records are in the transaction, its number is not", _PROGRAM),
     "transaction.before_commit": Point("records and number are in the transaction, COMMIT was not sent", _PROGRAM),

@@ -15,7 +15,11 @@ from semel.failpoints import FAILPOINTS
 
 DELAY_SECONDS = 0.4
 
-ELSEWHERE = {"program": "tests/outbox/test_transaction_crashes.py", "relay": "tests/outbox/test_crashes.py"}
+ELSEWHERE = {
+    "program": "tests/outbox/test_transaction_crashes.py",
+    "relay": "tests/outbox/test_crashes.py",
+    "endpoint": "tests/ingress/test_idempotency_crashes.py",
+}
 """Roles whose points have their cases in a suite of their own: the chain comes by none of them."""
 POINTS = {name: point for name, point in FAILPOINTS.items() if point.role not in ELSEWHERE}
 """The points of the chain."""

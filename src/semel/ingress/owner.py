@@ -8,8 +8,7 @@ Kafka transaction with the position in the requests: there is no state "begun bu
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from itertools import islice
 from typing import Any
@@ -21,6 +20,7 @@ from semel.env import Env
 from semel.errors import ConfigurationError
 from semel.failpoints import failpoint
 from semel.ingress import rules
+from semel.ingress.answering import checked, response_answer
 from semel.ingress.requests import (
     STORE,
     LookUp,
@@ -35,7 +35,7 @@ from semel.ingress.requests import (
 )
 from semel.ingress.rules import Answer, Verdict
 from semel.ingress.spec import EndpointSpec
-from semel.processing.answers import Problem, Response
+from semel.processing.answers import Problem
 from semel.processing.component import Component, StoreReader
 from semel.processing.effects import Change, Effect, Write, lower, perform
 from semel.processing.limits import RECORD_EFFECTS_MAX
@@ -43,7 +43,7 @@ from semel.processing.metrics import Metrics
 from semel.processing.tracing import follow
 from semel.types import Header, Record
 
-__all__ = ["Owner", "owner_component", "response_answer"]
+__all__ = ["Owner", "owner_component"]
 
 log = logging.getLogger("semel.ingress")
 
@@ -58,15 +58,6 @@ EFFECTS_MAX = RECORD_EFFECTS_MAX - EXPIRED_PER_SWEEP - 2
 SWEEP_PAUSE_MS = 1_000
 """With a thousand outcomes a second the store shrinks after a busy day, however many requests came on it."""
 IDLE_SWEEP_PAUSE_MS = 60_000
-
-_UNSAFE_HEADERS = frozenset(
-    [
-        *("connection", "content-length", "idempotency-replayed", "keep-alive", "set-cookie"),
-        *("te", "trailer", "transfer-encoding", "upgrade"),
-    ]
-)
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_HEADER_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 def owner_component(app: str, endpoints: Iterable[EndpointSpec], **options: Any) -> Component:
@@ -276,43 +267,10 @@ def _headers_size(headers: Iterable[Header]) -> int:
 def _refusal(problem: Problem) -> tuple[Answer, bool]:
     """The outcome of a raised problem, and whether it is one: a problem that cannot be written is a failure."""
     try:
-        return _checked(rules.problem_answer(problem)), False
+        return checked(rules.problem_answer(problem)), False
     except Exception:
         log.exception("a Problem that the handler raised cannot be written")
         return rules.problem_answer(rules.failure("handler-failed")), True
-
-
-def response_answer(result: Any) -> Answer:
-    """What a handler answered, as it is stored and sent: a `Response`, any other JSON value as 200, None as 204.
-
-    Raises `ValueError` or `TypeError` for what cannot be an answer; that is the handler's failure.
-    """
-    if result is None:
-        return Answer(204, (), b"")
-    response = result if isinstance(result, Response) else Response(200, result)
-    if response.body is None:
-        return _checked(Answer(response.status, tuple(response.headers.items()), b""))
-    if isinstance(response.body, bytes):
-        content_type, body = "application/octet-stream", response.body
-    else:
-        content_type, body = "application/json", msgspec.json.encode(response.body)
-    headers: Sequence[tuple[str, str]] = tuple(response.headers.items())
-    if not any(name.lower() == "content-type" for name, _ in headers):
-        headers = (("content-type", content_type), *headers)
-    return _checked(Answer(response.status, tuple(headers), body))
-
-
-def _checked(answer: Answer) -> Answer:
-    if len(answer.body) > rules.RESPONSE_BYTES_MAX:
-        raise ValueError(f"a response of {len(answer.body)} bytes; the limit is {rules.RESPONSE_BYTES_MAX}")
-    if answer.body and answer.status in (204, 304):
-        raise ValueError(f"a response with status {answer.status} has no body")
-    for name, value in answer.headers:
-        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
-            raise ValueError(f"response header {name!r}={value!r:.80} is not valid in HTTP")
-        if name.lower() in _UNSAFE_HEADERS:
-            raise ValueError(f"response header {name!r} cannot be stored and replayed")
-    return answer
 
 
 def _as_json(headers: dict[str, str], body: bytes) -> Any:

@@ -421,9 +421,11 @@ def top(url: str | None, every: float, count: int, output: str) -> None:
 @click.argument("target", metavar="URL|APP")
 @click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
 @click.option("--outbox", is_flag=True, help="The tables of an outbox, too. An APP says itself whether it has one.")
-def migrate(target: str, sql: bool, outbox: bool) -> None:
+@click.option("--idempotency", is_flag=True, help="The tables of app.idempotency, too. An APP says itself.")
+def migrate(target: str, sql: bool, outbox: bool, idempotency: bool) -> None:
     """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...), or what the
-    databases of APP (module:attribute) need: Semel's tables, an outbox where it declares one, and its own tables.
+    databases of APP (module:attribute) need: Semel's tables, an outbox and idempotency keys where it declares them, and its
+    own tables.
     """
     from semel.ops.databases import migrate as run_migration
     from semel.ops.databases import migrate_app
@@ -431,7 +433,7 @@ def migrate(target: str, sql: bool, outbox: bool) -> None:
 
     audit = bool(_settings().history)
     if "://" in target:
-        statements = run_migration(target, print_only=sql, audit=audit, outbox=outbox)
+        statements = run_migration(target, print_only=sql, audit=audit, outbox=outbox, idempotency=idempotency)
     else:
         statements = migrate_app(load_app(target), print_only=sql, audit=audit)
     click.echo(statements if sql else "Semel's tables are there.")

@@ -8,28 +8,48 @@ from contextlib import contextmanager
 from semel.app import App
 from semel.databases.database import Database, open_database, title_of, without_password
 from semel.errors import Retriable, SemelError
+from semel.ingress.claims import schema_sql as keys_schema_sql
 from semel.outbox.tables import schema_sql
 from semel.sinks.sql import migrate as run_migration
 
 __all__ = ["connected", "migrate", "migrate_app"]
 
 
-def migrate(url: str, *, print_only: bool, audit: bool = False, outbox: bool = False, schema: str | None = None) -> str:
+def migrate(
+    url: str,
+    *,
+    print_only: bool,
+    audit: bool = False,
+    outbox: bool = False,
+    idempotency: bool = False,
+    schema: str | None = None,
+) -> str:
     """Make Semel's tables and then `schema`; with `audit` the ledger that a history needs, too, with `outbox` those of
-    an outbox. The SQL.
+    an outbox, with `idempotency` those of `app.idempotency`. The SQL.
 
     Raises `Retriable` when the database cannot be reached.
     """
-    more = [text for text in (schema_sql(title_of(url)) if outbox else "", schema) if text]
+    title = title_of(url)
+    keys = keys_schema_sql(title) if idempotency else ""
+    more = [text for text in (schema_sql(title) if outbox else "", keys, schema) if text]
     with _reaching(url):
         return run_migration(url, schema="\n".join(more), print_only=print_only, audit=audit)
 
 
 def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
-    """Make what an app's databases need: Semel's tables, an outbox where it declares one, its own tables. The SQL."""
+    """Make what an app's databases need: Semel's tables, an outbox and idempotency keys where it declares them, its own
+    tables. The SQL."""
     done = []
+    keyed = {name for name, _ in app.idempotent}
     for spec in app.databases.values():
-        sql = migrate(spec.url, print_only=print_only, audit=audit, outbox=spec.outbox, schema=spec.schema)
+        sql = migrate(
+            spec.url,
+            print_only=print_only,
+            audit=audit,
+            outbox=spec.outbox,
+            idempotency=spec.name in keyed,
+            schema=spec.schema,
+        )
         done.append(f"-- Database {spec.name}, {without_password(spec.url)}\n\n{sql}")
     return "\n".join(done)
 

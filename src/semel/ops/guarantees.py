@@ -7,7 +7,7 @@ A weakened promise is one that the app or its surroundings do not let Semel keep
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semel.app import App
 from semel.databases.database import title_of
@@ -18,6 +18,9 @@ from semel.processing.component import Delivery, ProcessorSpec
 from semel.settings import Settings
 from semel.sinks.dedup import Dedup, Version, days_of
 from semel.sinks.spec import SinkSpec
+
+if TYPE_CHECKING:
+    from semel.ingress.idempotency import Idempotency
 
 __all__ = ["Edge", "check_required", "edges_of", "report"]
 
@@ -81,6 +84,7 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
                 breaks=tuple(breaks),
             )
         )
+    edges += [_keyed_edge(app, name, keyed) for name, keyed in app.idempotent]
     for processor in app.processors.values():
         store = f", state {', '.join(state.name for state in processor.states)}" if processor.states else ""
         if processor.delivery != "exactly-once":
@@ -144,6 +148,18 @@ _SINK_STEPS: dict[Delivery, tuple[str, str, tuple[str, ...]]] = {
         ("effects and parked records are lost in a crash between position and effects (delivery='at-most-once')",),
     ),
 }
+
+
+def _keyed_edge(app: App, name: str, keyed: Idempotency) -> Edge:
+    """Endpoints of a web framework that write to a database under a key."""
+    shared = () if keyed.principal else ("responses are shared by all callers, because there is no principal=",)
+    return Edge(
+        edge=f"HTTP with app.idempotency -> database {name} ({title_of(app.databases[name].url)})",
+        atomic_unit="one database transaction: key, fingerprint, response, the endpoint's rows and records",
+        fence="the primary key of semel_idempotency: who comes second waits for the first one's end",
+        dedup=f"Idempotency-Key, decided by the database; kept {keyed.keep_days} to {keyed.keep_days + 1} days",
+        weakened=shared,
+    )
 
 
 def _sink_edge(sink: SinkSpec) -> Edge:
