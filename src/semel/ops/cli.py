@@ -424,8 +424,8 @@ def top(url: str | None, every: float, count: int, output: str) -> None:
 @click.option("--idempotency", is_flag=True, help="The tables of app.idempotency, too. An APP says itself.")
 def migrate(target: str, sql: bool, outbox: bool, idempotency: bool) -> None:
     """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...), or what the
-    databases of APP (module:attribute) need: Semel's tables, an outbox and idempotency keys where it declares them, and its
-    own tables.
+    databases of APP (module:attribute) need: Semel's tables, an outbox and idempotency keys where it declares them,
+    and its own tables.
     """
     from semel.ops.databases import migrate as run_migration
     from semel.ops.databases import migrate_app
