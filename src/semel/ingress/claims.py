@@ -158,8 +158,8 @@ def check_table(database: Database) -> None:
             raise
         where = without_password(database.url)
         raise ConfigurationError(
-            f"table semel_idempotency is not in {where}. Make it with: semel migrate {where} --idempotency (with --sql it "
-            "only prints what it would do)."
+            f"table semel_idempotency is not in {where}. Make it with: semel migrate {where} --idempotency (with --sql "
+            "it only prints what it would do)."
         ) from error
 
 
