@@ -13,12 +13,18 @@ from semel.outbox.tables import schema_sql
 from tests.outbox.bank import SCHEMA, Bank
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ]
+)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/outbox.db"
-    return str(request.getfixturevalue("postgres").new_database())
+    return str(request.getfixturevalue(request.param).new_database())
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -19,6 +20,13 @@ from semel.errors import ConfigurationError, Fatal
 from semel.outbox import enqueue_in
 from semel.processing.topics import DataError
 from tests.outbox.bank import INSERT, Bank, Paid
+from tests.sinks.conftest import empty_database
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of a kind whose drivers `enqueue_in` knows."""
+    return empty_database(request, tmp_path)
 
 
 @pytest.fixture

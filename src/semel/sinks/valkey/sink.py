@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from semel import history
+from semel.databases.database import Cause
 from semel.databases.processes import ProcessIdentity
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
@@ -32,6 +33,7 @@ from semel.sinks.contract import (
     Unavailable,
 )
 from semel.sinks.spec import SinkSpec
+from semel.sinks.sql.judgement import Judgement
 from semel.sinks.sql.parking import Parked, Parking
 from semel.sinks.valkey.effects import CacheEffects, EffectRefused
 from semel.sinks.valkey.release import Done, Step, due, steps, wanted
@@ -77,6 +79,10 @@ class _Poison(SemelError):
         self.error = error
 
 
+class _Undecided(Unavailable):
+    """Nobody knows yet whether a record is at fault; it waits, and its partition with it."""
+
+
 class ValkeySink:
     """`semel.sinks.contract.Sink` for Valkey and Redis.
 
@@ -107,6 +113,7 @@ class ValkeySink:
         self._done = Applied()
         """What was done and not told yet."""
         self._shortages = Shortages(env.monotonic)
+        self._judgement = Judgement(env, _cause)
 
     def __repr__(self) -> str:
         return f"<ValkeySink {self._identity} {len(self._owned)} partitions, {self._store!r}>"
@@ -172,6 +179,7 @@ class ValkeySink:
         """A script for each partition; where a record is at fault, one for each record of its partition."""
         lost: dict[TopicPartition, str] = {}
         stops: dict[TopicPartition, Stop] = {}
+        undecided: _Undecided | None = None
         doubtful = [partition for partition, owned in self._owned.items() if owned.doubt is not None]
         for work in (*(partial(self._settle, partition) for partition in doubtful),
                      *(partial(self._apply_slice, piece) for piece in slices)):  # fmt: skip
@@ -182,10 +190,16 @@ class ValkeySink:
                 lost |= error.reasons
             except PartitionsStopped as error:
                 stops |= error.stops
+            except _Undecided as error:
+                if self._judgement.is_outage:
+                    raise
+                undecided = error
         if lost:
             raise PartitionsLost(lost)
         if stops:
             raise PartitionsStopped(stops)
+        if undecided is not None:
+            raise undecided
         return self._told()
 
     def _count(self, applied: Applied) -> None:
@@ -205,19 +219,41 @@ class ValkeySink:
         if owned.parked.keys and any(item.record.key in owned.parked.keys for item in items):
             owned.parked = self._load_parked(owned.place)  # An operator may have emptied it.
         try:
-            self._together(owned, partition, items, end)
+            if not self._judgement.is_outage or not items:
+                self._together(owned, partition, items, end)
+                return
         except _Poison as poison:
             log.info("%s: a batch failed and is tried record by record: %s", self._identity, poison)
-        else:
-            return
         for number, item in enumerate(items, 1):
             to = end if number == len(items) else item.record.offset + 1
             try:
                 self._together(owned, partition, [item], to)
             except _Poison as poison:
+                if not self._judgement.is_the_records(item.record, poison.error):
+                    self._look_at(items[number:], item)
+                    raise _Undecided(
+                        f"{self._identity}: the handler failed at {partition}@{item.record.offset}, and whether the "
+                        f"record is at fault is not known yet: {poison.error!r}"
+                    ) from poison.error
                 log.warning("%s: %s-%d offset %d is parked: %s: %s", self._identity, *item.record[:3],
                             type(poison.error).__name__, poison.error)  # fmt: skip
                 self._together(owned, partition, [item._replace(error=poison.error)], to)
+
+    def _look_at(self, others: Sequence[_Item], failed: _Item) -> None:
+        """See how the handler fares with other keys; what it notes is thrown away."""
+        held = {failed.record.key}
+        for item in others:
+            if self._judgement.is_outage:
+                return
+            if item.error is not None or item.record.key in held:
+                continue
+            try:
+                self._handle([item])
+            except _Poison as poison:
+                if not self._judgement.is_the_records(item.record, poison.error):
+                    held.add(item.record.key)
+            else:
+                self._judgement.succeeded()
 
     def _decode(self, record: Record) -> _Item:
         try:
@@ -250,6 +286,9 @@ class ValkeySink:
         applied = Applied(len(items), len(parked), 1)
         self._write(owned, partition, Change(owned.epoch, owned.next_offset, end, len(items), effects, parked), applied)
         parking.accept()
+        if good:
+            self._judgement.succeeded()
+        self._judgement.passed(item.record for item in items)
 
     def _handle(self, items: Sequence[_Item]) -> list[tuple[bytes, ...]]:
         """The effects of the handler. Raises `_Poison` when the data is at fault, `Unavailable` when not."""
@@ -390,6 +429,11 @@ class ValkeySink:
             parked[done.offset] = failed
             return change._replace(failed=[(done.offset, failed)])
         return change._replace(effects=done.effects, released=[(done.offset, done.key)])
+
+
+def _cause(error: Exception) -> Cause | None:
+    """What was noted and cannot be done is the record's fault, as a database's constraint is."""
+    return Cause.DATA if isinstance(error, EffectRefused) else None
 
 
 def _data_gone(place: Place, log_start: int, is_known: bool) -> Stop:
