@@ -13,12 +13,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from semel.processing.ports import free_ports
 
-__all__ = ["KafkaNode", "Secured", "kafka_jars", "missing_tools"]
+__all__ = ["KafkaCluster", "KafkaNode", "Secured", "kafka_jars", "missing_tools"]
 
 ROOT = Path(__file__).resolve().parents[2]
 JARS = ROOT / ".cache" / "kafka-4.3.1"
@@ -108,9 +109,10 @@ class KafkaNode:
         extra: dict[str, str] | None = None,
         java: Sequence[str] = ("-Xmx512m", "-Xms64m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"),
         secured: Secured | None = None,
+        ports: Sequence[int] = (),
     ) -> None:
         self.transaction_version = transaction_version
-        self.port, self.controller_port, self.tls_port = free_ports(3)
+        self.port, self.controller_port, self.tls_port = ports or free_ports(3)
         self._secured = secured
         self.folder = Path(tempfile.mkdtemp(prefix="semel-kafka-"))
         self._extra = extra or {}
@@ -218,3 +220,40 @@ class KafkaNode:
         """Run one of Kafka's own command line tools."""
         command = [*self._java, main_class, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+class KafkaCluster:
+    """Three nodes, each broker and controller: everything is on all of them, and an acknowledged record on two."""
+
+    def __init__(self) -> None:
+        ports = free_ports(9)
+        own = [ports[3 * number : 3 * number + 3] for number in range(3)]
+        voters = ",".join(f"{number}@127.0.0.1:{item[1]}" for number, item in enumerate(own, 1))
+        replicated = {
+            "controller.quorum.voters": voters,
+            "default.replication.factor": "3",
+            "min.insync.replicas": "2",
+            "offsets.topic.replication.factor": "3",
+            "transaction.state.log.replication.factor": "3",
+            "transaction.state.log.min.isr": "2",
+            "share.coordinator.state.topic.replication.factor": "3",
+            "share.coordinator.state.topic.min.isr": "2",
+        }
+        self.nodes = {
+            number: KafkaNode(extra={**replicated, "node.id": str(number)}, ports=item)
+            for number, item in enumerate(own, 1)
+        }
+
+    @property
+    def bootstrap(self) -> str:
+        return ",".join(node.bootstrap for node in self.nodes.values())
+
+    def start(self) -> KafkaCluster:
+        """Start all; a node answers only when two of them have chosen a controller."""
+        with ThreadPoolExecutor(3) as threads:
+            list(threads.map(KafkaNode.start, self.nodes.values()))
+        return self
+
+    def stop(self) -> None:
+        for node in self.nodes.values():
+            node.stop()
