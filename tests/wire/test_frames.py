@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from semel.errors import ProtocolError
-from semel.wire.frames import MAX_FRAME_BYTES, FrameReader
+from semel.wire.frames import MAX_FRAME_BYTES, PIECES_MAX, FrameReader
 
 
 def framed(body: bytes) -> bytes:
@@ -33,6 +33,12 @@ def test_the_rest_of_a_frame_is_waited_for() -> None:
     assert reader.receive_data(framed(b"first") + b"\0\0\0\x06sec") == [b"first"]
     assert "7 bytes pending" in repr(reader)
     assert reader.receive_data(memoryview(b"ond" + framed(b""))) == [b"second", b""]
+
+
+def test_a_frame_in_very_many_pieces_is_put_together() -> None:
+    reader, body = FrameReader(), bytes(range(256)) * (PIECES_MAX // 100)
+    stream = framed(body) + framed(b"next")
+    assert [frame for at in range(len(stream)) for frame in reader.receive_data(stream[at : at + 1])] == [body, b"next"]
 
 
 @pytest.mark.parametrize("size", [-1, -(2**31), 101, 2**31 - 1])

@@ -151,6 +151,9 @@ static Outcome make(Run *run, PyObject *plan, PyObject *key, PyObject *value, lo
         long long size = RECORD_OVERHEAD + PyBytes_Size(key_data) + (data == Py_None ? 0 : PyBytes_Size(data));
         if (size <= run->output_bytes_max) {
             output = Py_BuildValue("OOOO()", Py_None, key_data, data, run->now_ms);
+            if (output != NULL) {
+                PyObject_GC_UnTrack(output); /* Bytes, numbers, texts: it is in no cycle, and not looked at for one. */
+            }
             list = output == NULL ? NULL : outputs_of(run, name);
             if (list != NULL && PyList_Append(run->made, list) == 0 && PyList_Append(run->made, output) == 0) {
                 *bytes += size;

@@ -245,7 +245,7 @@ class Topic(Generic[K, V]):
 
     def record(self, key: K | None, value: V | None, *, headers: Sequence[Header] = ()) -> Produce:
         """An effect: append this record. Records with one key stay in order; a value of None is a tombstone."""
-        return Produce(self, key, value, tuple(headers))
+        return Produce(self, key, value, tuple(headers)) if headers else Produce(self, key, value)
 
     def encode_key(self, key: K | None) -> bytes | None:
         """Bytes of a key; None stays None. Raises `DataError`."""

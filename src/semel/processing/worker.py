@@ -14,6 +14,7 @@ from typing import Protocol
 
 from semel.errors import ConfigurationError, Fenced
 from semel.processing.heartbeat import Heartbeat
+from semel.processing.memory import prepare_memory
 
 __all__ = ["Runnable", "Worker"]
 
@@ -57,6 +58,7 @@ class Worker:
         numbers = (signal.SIGTERM, signal.SIGINT) if handle_signals else ()
         for number in numbers:
             loop.add_signal_handler(number, self.drain)
+        prepare_memory()
         self._heartbeat.start()
         tasks = {asyncio.create_task(runnable.run(), name=name): runnable for name, runnable in self._runnables.items()}
         drained = asyncio.create_task(self._draining.wait(), name="drain")
