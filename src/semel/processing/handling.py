@@ -339,7 +339,7 @@ class Handling:
 
     def _is_plain(self, unit: UnitOfWork, held: Input) -> bool:
         """Whether nothing is expected of a record but its outputs."""
-        is_in_trouble = self._is_troubled or self._careful or self._refused
+        is_in_trouble = self._is_troubled or self._careful or self._refused or self._overdue.has_suspects
         return not (is_in_trouble or held.parked.keys or unit.has_parked)
 
     async def _next_batch(self, unit: UnitOfWork, first: Record, held: Input) -> None:
