@@ -108,7 +108,7 @@ def test_ten_thousand_programs_are_answered_alike(tmp_path: Path) -> None:
         found += differences
     print("\n\n".join(found))
     assert not found, f"{len(found)} programs, see above"
-    never = {reason.name for reason in DELIBERATE} - met.keys()
+    never = {reason.name for reason in DELIBERATE if not reason.rare} - met.keys()
     assert not never, f"these differences are no more, or no program finds them: {never}"
 
 
