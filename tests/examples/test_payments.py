@@ -88,7 +88,7 @@ def test_a_retry_of_an_order_moves_money_once() -> None:
     with TestApp(app) as t:
         first = t.post("/transfers", TRANSFER, key="1")
         again = t.post("/transfers", TRANSFER, key="1")
-        assert (first.status, again.status, again.is_replayed) == (202, 202, True)
+        assert (first.status, again.status, again.is_replayed) == (201, 201, True)
         assert t.query("SELECT balance, entries FROM account WHERE id = 'a1'") == [(9_750, 1)]
         t.assert_sent(ledger, times=2)
         assert t.query("SELECT * FROM booked ORDER BY account_id") == [("a1", 1, -250, 1), ("a2", 1, 250, 1)]

@@ -100,12 +100,14 @@ def test_a_statement_that_fails_and_is_caught_does_not_commit_half(bank: Bank) -
         assert (bank.balances(), len(bank.rows())) == ({"ann": 10}, 1)
 
 
-def test_a_cancelled_task_leaves_nothing_and_frees_the_connection(bank: Bank, url: str) -> None:
-    slow = (
-        "SELECT pg_sleep(60)"
-        if url.startswith("postgres")
-        else "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
-    )
+@pytest.mark.parametrize("turns", [0, 1, 3])
+def test_a_cancelled_task_leaves_nothing_and_frees_the_connection(bank: Bank, url: str, turns: int) -> None:
+    """It is cancelled before its statement has reached the database, and later."""
+    slow = {
+        "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "postgresql": "SELECT pg_sleep(60)",
+        "mariadb": "SELECT SLEEP(60)",
+    }[url.partition(":")[0]]
 
     async def whole() -> None:
         begun = asyncio.Event()
@@ -119,7 +121,8 @@ def test_a_cancelled_task_leaves_nothing_and_frees_the_connection(bank: Bank, ur
 
         task = asyncio.create_task(work())
         await begun.wait()
-        await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(task, 30)

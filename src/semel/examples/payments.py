@@ -14,7 +14,7 @@ import uuid
 
 import msgspec
 
-from semel import Accepted, App, Problem
+from semel import App, Created, Problem
 from semel.outbox import enqueue_in
 
 ACCOUNTS = 100
@@ -81,7 +81,7 @@ def order(transfer: Transfer):
     if transfer.source == transfer.target or not {transfer.source, transfer.target} <= known or transfer.cents < 1:
         raise Problem(422, "a transfer moves at least one cent between two accounts of this bank")
     yield transfers.record(transfer.source, transfer)
-    return Accepted({"transfer": transfer.id})
+    return Created({"transfer": transfer.id})
 
 
 @app.sink(transfers, bank)  # one database transaction: balances, entries and the position in transfers

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncTransaction", "Transaction", "TransactionBlock"]
 
+_INTERRUPT_PAUSE_SECONDS = 0.02
+_INTERRUPT_PAUSE_MAX_SECONDS = 1.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -176,12 +179,21 @@ async def finished(work: Future[T], interrupt: Callable[[], None] | None = None)
             await asyncio.wait(pending)
         except asyncio.CancelledError as error:
             if cancelled is None and interrupt is not None:
-                pending.append(asyncio.get_running_loop().run_in_executor(None, interrupt))
+                pending.append(asyncio.create_task(_interrupted(future, interrupt)))
             cancelled = error
     if cancelled is not None:
         future.exception()  # What was interrupted fails: that is no news.
         raise cancelled
     return future.result()
+
+
+async def _interrupted(future: asyncio.Future[Any], interrupt: Callable[[], None]) -> None:
+    """Interrupt the work until it ends: at first it may not have reached the database."""
+    pause = _INTERRUPT_PAUSE_SECONDS
+    while not future.done():
+        await asyncio.to_thread(interrupt)
+        await asyncio.wait([future], timeout=pause)
+        pause = min(2 * pause, _INTERRUPT_PAUSE_MAX_SECONDS)
 
 
 _current: ContextVar[tuple[tuple[object, str, _Sending], ...]] = ContextVar("semel_transactions", default=())
