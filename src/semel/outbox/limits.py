@@ -11,6 +11,7 @@ __all__ = [
     "TIDY_BYTES",
     "TIDY_LANE_BYTES",
     "TIDY_ROWS",
+    "TRANSACTIONS_MAX",
     "TRANSACTION_SECONDS",
 ]
 
@@ -23,6 +24,9 @@ BYTES_IN_HAND_MAX = 32 * 1_048_576
 """Bytes that are read and not committed: with more, nothing is read until Kafka took some."""
 TRANSACTION_SECONDS = 5.0
 """A Kafka transaction is not open for longer: readers of its topics wait behind it."""
+TRANSACTIONS_MAX = 8
+"""Lanes of one relay in Kafka at the same time: more of them share the same processor and connections, and each of
+their transactions is open for longer."""
 CHECK_SECONDS = 5.0
 """How often age and depth are measured, and whether the tables need tidying."""
 TIDY_BYTES = 64 * 1_048_576

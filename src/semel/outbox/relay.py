@@ -34,7 +34,7 @@ from semel.errors import (
     SemelError,
 )
 from semel.failpoints import failpoint
-from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_BYTES, READ_ROWS
+from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_BYTES, READ_ROWS, TRANSACTIONS_MAX
 from semel.outbox.link import Link
 from semel.outbox.measures import Measures
 from semel.outbox.rows import SHARDS, OutboxRow, lane_of
@@ -60,6 +60,8 @@ GIVE_UP_SECONDS = 5.0
 NOTE_BATCHES = 50
 """How often a lane notes how far it wrote its topics: a comparison after a restore begins there."""
 
+_ENVELOPE = 256
+"""More than a batch of one record has beside key and value, with the message id."""
 _KAFKA_AWAY = (Retriable, OutcomeUnknown, ConnectionError, TimeoutError)
 _REFUSED_RECORD = frozenset(
     {
@@ -130,6 +132,7 @@ class Relay:
         self._from_shard = 0
         """Where the next SELECT begins: shards are served in turn."""
         self._pace = Pace()
+        self._transactions = asyncio.Semaphore(TRANSACTIONS_MAX)
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._outage = "not connected to Kafka and the database yet"
         self._told_at = -TELL_SECONDS
@@ -459,7 +462,7 @@ class Relay:
         lanes, count = self._store.meta.lanes, len(reading.rows)
         rows: dict[int, list[OutboxRow]] = defaultdict(list)
         sizes: dict[int, int] = defaultdict(int)
-        unfit = await self._unfit(reading.rows)
+        unfit = await self._unfit(reading)
         for index in range(count):
             row = reading.rows[index]
             if unfit and (row.topic in unfit or (row.topic, row.key) in unfit):
@@ -477,19 +480,22 @@ class Relay:
                 is_whole = False
         return is_whole
 
-    async def _unfit(self, rows: list[OutboxRow]) -> set[object]:
+    async def _unfit(self, reading: Reading) -> set[object]:
         """Hold rows that can never be published; their topics, and pairs of topic and key, are not published now."""
         unfit: set[object] = set()
-        for topic in {row.topic for row in rows}:
-            if await self._link.limits(topic) is None:
-                first = next(row for row in rows if row.topic == topic)
+        limits = {topic: await self._link.limits(topic) for topic in {row.topic for row in reading.rows}}
+        for topic, known in limits.items():
+            if known is None:
+                first = next(row for row in reading.rows if row.topic == topic)
                 await self._hold(first, f"there is no topic {topic}, or none that we may write to", whole_topic=True)
                 unfit.add(topic)
-        for row in rows:
-            limits = None if row.topic in unfit else await self._link.limits(row.topic)
-            if limits is None or (row.topic, row.key) in unfit:
+        for row, size in zip(reading.rows, reading.sizes, strict=True):
+            found = limits[row.topic]
+            if found is None or (row.headers == "[]" and size + _ENVELOPE <= found.bytes_max):
                 continue
-            reason = self._link.fits(row, limits)
+            if (row.topic, row.key) in unfit:
+                continue
+            reason = self._link.fits(row, found)
             if reason:
                 await self._hold(row, reason)
                 unfit.add((row.topic, row.key))
@@ -530,7 +536,8 @@ class Relay:
         while (begun := lane.begin()) is not None:
             batch, manifest = begun
             try:
-                await self._link.write(own.producer, batch.rows, manifest, own.positions)
+                async with self._transactions:
+                    await self._link.write(own.producer, batch.rows, manifest, own.positions)
             except AbortTransaction as error:
                 self._measures.failed("failed")
                 if not await self._refused(own, error):

@@ -49,7 +49,8 @@ def read_rows(title: str, shards: Sequence[int], without: Collection[int], limit
 def rows_in(title: str, column: str, numbers: Sequence[int]) -> Statement:
     """The condition that a column is one of these numbers."""
     if title == "PostgreSQL":
-        return f"{column} = ANY(?::bigint[])", (list(numbers),)
+        # As text: psycopg takes over 2 us for each element of a list.
+        return f"{column} = ANY(?::bigint[])", (f"{{{','.join(map(str, numbers))}}}",)
     if title == "SQLite":
         return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(list(numbers)),)  # noqa: S608
     return f"{column} IN ({', '.join('?' * len(numbers))})", tuple(numbers)
@@ -67,9 +68,8 @@ def hold_rows(title: str, rows: Sequence[RowId], reason: str) -> Iterator[Statem
 
 def _on_rows(title: str, rows: Sequence[RowId], verb: str, first: tuple[Any, ...]) -> Iterator[Statement]:
     if title == "PostgreSQL":
-        columns = list(zip(*rows, strict=True))
-        listed = "SELECT * FROM unnest(?::smallint[], ?::bigint[], ?::text[])"
-        yield f"{verb} WHERE (shard, seq, msg_id) IN ({listed})", (*first, *map(list, columns))
+        listed = "SELECT (r ->> 0)::smallint, (r ->> 1)::bigint, r ->> 2 FROM json_array_elements(?::json) r"
+        yield f"{verb} WHERE (shard, seq, msg_id) IN ({listed})", (*first, json.dumps(rows))
     elif title == "SQLite":
         listed = "SELECT value ->> 0, value ->> 1 FROM json_each(?)"
         pairs = json.dumps([(row.seq, row.msg_id) for row in rows])
