@@ -55,16 +55,6 @@ def _(real: Any, self: Any, pending: Any, *args: Any) -> Any:
     return rest
 
 
-@instead(CHAIN_MUTANTS, "what the inner loop hands over begins anew", Quick, "work")
-def _(real: Any, self: Any, pending: Any, held: Any, unit: Any, *args: Any) -> Any:
-    before = {topic: len(made) for topic, made in unit.outputs.items()}
-    rest = real(self, pending, held, unit, *args)
-    if isinstance(rest, Unfinished):
-        for topic, made in unit.outputs.items():
-            made += made[before.get(topic, 0) :]
-    return rest
-
-
 @instead(CHAIN_MUTANTS, "state changes before the transaction is committed", Engine, "_transact")
 async def _(real: Any, self: Any, unit: Any, *args: Any) -> None:
     self._stores.apply(unit.changes, {}, 0.0)
