@@ -96,13 +96,20 @@ async def single_records(client: KafkaClient, ledger: Ledger, stop: asyncio.Even
     await producer.close()
 
 
-async def killer(broker: BrokerProcess, rng: random.Random, stop: asyncio.Event) -> None:
-    for _ in range(KILLS):
-        await asyncio.sleep(0.4 + rng.random() * 0.6)
-        await asyncio.to_thread(broker.kill)
-        broker.start()
-    await asyncio.sleep(1.0)
-    stop.set()
+async def killer(broker: BrokerProcess, ledger: Ledger, rng: random.Random, stop: asyncio.Event) -> None:
+    """Kill it in the middle of something: every life of the broker sees both writers get on."""
+    try:
+        async with asyncio.timeout(90):
+            for life in range(KILLS + 1):
+                ended, sent = len(ledger.transactions), len(ledger.sent)
+                while len(ledger.transactions) < ended + 2 or len(ledger.sent) < sent + 2:
+                    await asyncio.sleep(0.02)
+                if life < KILLS:
+                    await asyncio.sleep(rng.random() * 0.6)
+                    await asyncio.to_thread(broker.kill)
+                    broker.start()
+    finally:
+        stop.set()
 
 
 async def read_all(bootstrap: str, admin: Admin, topic: str) -> list[str]:
@@ -134,7 +141,7 @@ def test_what_was_told_is_what_is_there(tmp_path: Path, version: int) -> None:
             await asyncio.gather(
                 transactions(client, ledger, stop),
                 single_records(client, ledger, stop),
-                killer(broker, random.Random(version), stop),
+                killer(broker, ledger, random.Random(version), stop),
             )
             offset = (await admin.committed_offsets("kills", [INPUT])).get(INPUT, 0)
             out = await read_all(broker.address, admin, "out")

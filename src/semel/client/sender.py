@@ -53,7 +53,8 @@ class Sender:
         self._scheduled: asyncio.Handle | None = None
         self._preparing: set[object] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._waiters: list[asyncio.Future[None]] = []
+        self._waiters: dict[asyncio.Future[None], Callable[[], bool]] = {}
+        """What each waits for, which is looked at after every round."""
         self.closed = False
 
     # --- Rounds ---
@@ -100,26 +101,32 @@ class Sender:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("a producer's task failed", exc_info=task.exception())
-        self.schedule()
+        if self._scheduled is None:
+            self._run()  # A round that is scheduled has all of this; else what follows need not wait for a turn.
 
     # --- Waiting ---
 
     def notify(self) -> None:
-        """Wake everybody who waits for a condition."""
-        waiters, self._waiters = self._waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        """Wake everybody whose condition holds now; all of them when nothing more will happen."""
+        for waiter, condition in list(self._waiters.items()):
+            if self.closed or condition():
+                _wake(waiter)
 
     async def wait(self, condition: Callable[[], bool], deadline: float) -> bool:
         """Wait until the condition holds (True) or the deadline is over (False)."""
+        loop = asyncio.get_running_loop()
         while not condition():
             left = deadline - self.client.env.monotonic()
             if left <= 0 or self.closed:
                 return False
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            await asyncio.wait((waiter,), timeout=left)
+            waiter: asyncio.Future[None] = loop.create_future()
+            self._waiters[waiter] = condition
+            timer = loop.call_later(left, _wake, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                del self._waiters[waiter]
         return True
 
     # --- Produce ---
@@ -228,6 +235,11 @@ class Sender:
         if self._tasks:
             await asyncio.wait(list(self._tasks))
         self.notify()
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _answers(response: Any) -> Iterator[tuple[TopicPartition, Answer]]:
