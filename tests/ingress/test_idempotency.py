@@ -436,8 +436,6 @@ def test_sqlalchemy_connections_and_sessions(kind: str, tmp_path: Path, request:
 
 
 def test_a_transaction_of_semel_in_both_colours(url: str) -> None:
-    if url.startswith("mariadb"):
-        pytest.skip("app.transaction on MariaDB has its own tests")
     from semel.outbox.tables import schema_sql
 
     database = connect(url)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
+from semel.databases.database import Cause
 from semel.failpoints import FAILPOINTS
 from semel.outbox.rows import shard_of
 from tests.conftest import Address
@@ -202,10 +203,24 @@ async def strike(outbox: Outbox, relays: Relays, count: int, strikes: int, rng: 
     """Rows are written all the time; relays die and stand still at random."""
     stopped: dict[int, float] = {}
     loop = asyncio.get_running_loop()
+
+    def write(count: int) -> None:
+        while True:
+            try:
+                outbox.write(count)
+                return
+            except Exception as error:
+                # One of them may stand still with the write lock of SQLite.
+                if outbox.database.cause(error) is not Cause.LOCKED or not stopped:
+                    raise
+                for slot in stopped:
+                    relays.processes[slot].send_signal(signal.SIGCONT)
+                stopped.clear()
+
     for _ in range(strikes):
         relays.keep()
         for _ in range(5):
-            outbox.write(rng.randrange(1, 30))
+            write(rng.randrange(1, 30))
             await asyncio.sleep(0.1 * rng.random())
         slot = rng.randrange(count)
         process = relays.processes[slot]

@@ -181,4 +181,4 @@ def test_a_topic_that_was_made_again_is_known_by_its_other_id(tmp_path: Path) ->
     assert marks.recreated("another", "cluster/in/new") == ""
     why = marks.recreated("g", "cluster/in/new")
     assert why.startswith("TOPIC_RECREATED: g was at offset 41 of old/0")
-    assert str(tmp_path) in why
+    assert "semel accept-gap" in why
