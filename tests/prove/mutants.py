@@ -181,7 +181,8 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a sink's bad records are passed over",
         "sinks/sql/sink.py",
-        "            parking.write(self._database, {move.partition: move.key for move in moves}, self._env.wall_ms())\n",
+        "            parking.write(self._database, "
+        "{move.partition: move.key for move in moves}, self._env.wall_ms())\n",
         "",
         "^sink.before_park:kill",
     ),
