@@ -52,7 +52,8 @@ class Scene:
 
     async def begin(self) -> None:
         await self.client.start()
-        await self.admin.create_topics({self.topic: TopicSpec(PARTITIONS)})
+        parks = [component.parks[self.topic] for component in self.app.components()]
+        await self.admin.create_topics({topic: TopicSpec(PARTITIONS) for topic in (self.topic, *parks)})
         await feed(self.settings.kafka, self.topic, items_of(60, seed=1))
         await self.admin.commit_offsets(GroupMetadata(f"{self.name}.count"), dict.fromkeys(self.places, 0))
         watermarks = Watermarks(self.settings.data, "worker-0")

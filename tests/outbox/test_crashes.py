@@ -54,8 +54,6 @@ def cases() -> Iterator[Case]:
 
 SAMPLE = [
     Case("outbox.after_commit", "kill", 2),
-    Case("outbox.before_delete_commit", "kill", 1),
-    Case("outbox.after_init", "kill", 1),
     Case("outbox.before_commit", "stop", 1),
     Case("outbox.after_abort", "raise", 1),
     Case("outbox.after_reconcile", "kill", 1),
