@@ -97,6 +97,10 @@ _INFRASTRUCTURE = frozenset(
 )
 
 
+_GONE = frozenset({2006, 2013})
+"""The client's own codes: the connection broke, before or while it waited for an answer."""
+
+
 class MariadbDatabase(Database):
     """A session. Options behind `?` in the URL: `unix_socket`, `ssl_ca`, `ssl_cert`, `ssl_key`.
 
@@ -234,7 +238,18 @@ class MariadbDatabase(Database):
         """INSERTs whose VALUES are placeholders only go in statements of many rows, all else row by row."""
         given = [tuple(row) for row in rows]
         with self._watched(), self._open.cursor() as cursor:
-            return max(0, int(cursor.executemany(placeholders_for_pymysql(sql), given) or 0))
+            try:
+                return max(0, int(cursor.executemany(placeholders_for_pymysql(sql), given) or 0))
+            except pymysql.OperationalError as error:
+                # The server closes the connection of whoever sends too much, and its reason may be lost with it.
+                largest = max(sum(len(item) for item in row if isinstance(item, str | bytes)) for row in given)
+                if _code(error) not in _GONE or not self._packet_bytes or 2 * largest < self._packet_bytes:
+                    raise
+                raise pymysql.OperationalError(
+                    1153,
+                    f"the connection broke under a row of {largest} bytes and more, and the server's "
+                    f"max_allowed_packet is {self._packet_bytes}. Raise it on the server.",
+                ) from error
 
     def query(self, sql: str, parameters: Parameters = ()) -> list[tuple[Any, ...]]:
         with self._watched():
