@@ -24,6 +24,21 @@ if os.environ.get("CI") == "true":
     hypothesis.settings.load_profile("ci")
 
 
+LONG_ON_MARIADB = ("test_dedup", "test_delivery", "test_release", "test_transaction_crashes")
+"""What these show of MariaDB beyond the suites that every store runs takes longer than `make test` has."""
+LONG_WITHOUT_C = ("test_blame", "test_latency", "test_overlap", "test_provenance", "test_release")
+"""The engine's suites whose second run, without the inner loop in C, is in `make soak`; `test_engine` has both."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        module = item.path.stem
+        second_way = module in LONG_WITHOUT_C and item.path.parent.name == "processing" and "general" in item.name
+        if second_way or (module in LONG_ON_MARIADB and item.get_closest_marker("mariadb")):
+            item.add_marker(pytest.mark.soak)
+
+
 def unavailable(what: str, why: str) -> None:
     """Fail in CI, skip with a name elsewhere."""
     if os.environ.get("CI") == "true":
