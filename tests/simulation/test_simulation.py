@@ -74,10 +74,10 @@ def test_a_seed_is_one_run_in_every_process() -> None:
 def test_a_seed_is_the_same_run_with_the_inner_loop_in_c_and_without() -> None:
     """Whatever strikes a plain processor strikes it at the same step, and leaves the same.
 
-    The same seeds every time: of fresh ones, 99578964533321 parks a record whose headers are 31 bytes longer without C.
+    Seed 99578964533321 parked a record with the engine's frames beside it, which are others on the other way.
     """
-    start, compared = 1000, 0
-    for seed in range(start, start + 50):
+    compared = 0
+    for seed in (99578964533321, *range(1000, 1050)):
         plan = Plan.of(seed, "chain")
         if plan.copiers:
             ways = [run(replace(plan, quick=quick)) for quick in (True, False)]

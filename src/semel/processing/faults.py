@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from hashlib import blake2b
-from itertools import groupby
+from itertools import dropwhile, groupby
 from pathlib import PurePath
 
 import msgspec
@@ -16,7 +16,8 @@ MESSAGE_CHARACTERS_MAX = 2_000
 SHORT_CHARACTERS_MAX = 200
 """What is held in memory of a message, for each parked key."""
 FRAMES_MAX = 3
-"""The innermost frames, which tell one mistake from another; what is around them is the engine's."""
+"""The innermost frames, which tell one mistake from another."""
+_OURS = PurePath(__file__).parents[1]
 
 
 class Fault(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -49,9 +50,18 @@ def group_of(error: str, frames: str, build: str) -> str:
 
 
 def _frames(error: BaseException) -> list[str]:
-    """`file:function`, the innermost first. Line numbers are left out: they move with every edit."""
-    frames = traceback.extract_tb(error.__traceback__)[-FRAMES_MAX:]
-    return [f"{PurePath(frame.filename).name}:{frame.name}" for frame in reversed(frames)]
+    """`file:function`, the innermost first. Line numbers are left out: they move with every edit.
+
+    What is around the user's own code is the engine's, which has more than one way to a handler: it is left out, or one
+    mistake would be of two groups.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    kept = list(dropwhile(lambda frame: _is_ours(PurePath(frame.filename)), frames)) or frames[-1:]
+    return [f"{PurePath(frame.filename).name}:{frame.name}" for frame in reversed(kept[-FRAMES_MAX:])]
+
+
+def _is_ours(file: PurePath) -> bool:
+    return file.is_relative_to(_OURS) and not file.is_relative_to(_OURS / "examples")
 
 
 def build_at_least(build: str, least: str) -> bool:
