@@ -20,9 +20,9 @@ $(READY): requirements-dev.txt pyproject.toml hatch_build.py src/semel/wire/_cod
 demo: $(READY)  ## real purchases in by HTTP, out as rows, while processes are killed
 	$(BIN)/semel demo $(DEMO)
 
-# Tests wait for other processes more than they compute: four at once keep two cores busy.
+# Tests wait for other processes more than they compute: three at once keep two cores busy.
 test: $(READY)  ## everything that runs in under ten minutes
-	$(BIN)/python -m pytest -n 4 --dist loadscope -m "not soak and not peers" $(TEST)
+	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not soak and not peers" $(TEST)
 
 check: $(READY)  ## lint, types, import contract
 	$(BIN)/ruff check .
