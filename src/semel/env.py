@@ -6,6 +6,7 @@ simulation. No safety decision reads a clock; time-outs and back-off do.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 import socket
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 
 from semel.errors import ConfigurationError
 
-__all__ = ["Env", "boot_seconds", "clock_off_ms", "listen", "wall_ms"]
+__all__ = ["Env", "boot_seconds", "clock_off_ms", "comes", "listen", "wall_ms"]
 
 
 _BACKLOG = 1024
@@ -60,6 +61,20 @@ _BOOT_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 def boot_seconds() -> float:
     """Seconds since the machine's start, sleep included: nobody can set this clock, and all processes have the same."""
     return time.clock_gettime(_BOOT_CLOCK)
+
+
+async def comes(event: asyncio.Event, seconds: float | None) -> bool:
+    """Wait until the event is set, for at most so many seconds (None: for ever); whether it is.
+
+    `asyncio.wait_for` loses a cancellation that arrives together with the event until Python 3.12 (gh-86296): who then
+    waits for the cancelled task waits for ever.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

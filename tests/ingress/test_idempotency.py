@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import sqlalchemy
 from fastapi import Depends, FastAPI, Response
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -419,7 +420,6 @@ def test_psycopg_in_both_colours(postgres: Any) -> None:
 
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def test_sqlalchemy_connections_and_sessions(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
     from sqlalchemy.orm import Session
 
     url = f"sqlite:///{tmp_path}/bank.db" if kind == "sqlite" else request.getfixturevalue("postgres").new_database()

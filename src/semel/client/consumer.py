@@ -22,7 +22,7 @@ from semel.client.heartbeating import HeartbeatMember
 from semel.client.member import GroupMember, MemberThread
 from semel.client.membership import GroupTimes, Member, Membership
 from semel.client.outage import Outage
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import Fatal, Retriable, SemelError
 from semel.types import GroupMetadata, Record, TopicPartition
 
@@ -119,8 +119,7 @@ class _Source:
             left = deadline - self._env.monotonic()
             if left > 0:
                 self._news.clear()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._news.wait(), left)
+                await comes(self._news, left)
             elif turns and self._loop.is_waiting:
                 turns -= 1
                 await asyncio.sleep(0)

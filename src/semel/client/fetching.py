@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -12,7 +11,7 @@ from uuid import UUID
 from semel.client.cluster import KafkaClient
 from semel.client.fetcher import Fetcher, FetchRequest
 from semel.client.outage import Outage
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import AbortTransaction, ErrorCode, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.types import TopicPartition
 
@@ -69,10 +68,7 @@ class FetchLoop:
                 for node_id in self._fetcher.nodes():
                     self._send(node_id)
                 look_at = self._fetcher.next_look()
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(
-                        self._stirred.wait(), None if look_at is None else max(0.0, look_at - self._now())
-                    )
+                await comes(self._stirred, None if look_at is None else max(0.0, look_at - self._now()))
         except Fatal as error:
             self._fetcher.failure = self._fetcher.failure or error
         finally:

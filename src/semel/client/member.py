@@ -16,7 +16,7 @@ from math import inf
 
 from semel.client.cluster import GROUP, Backoff, KafkaClient
 from semel.client.membership import GroupRequest, Member, TopicFacts, View
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 
 __all__ = ["GroupMember", "MemberThread"]
@@ -113,8 +113,7 @@ class GroupMember:
     async def _wait(self, seconds: float) -> None:
         """Sleep until then, or until there is news. Who sleeps for much longer was kept from running."""
         began = self._env.monotonic()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stirred.wait(), seconds)
+        await comes(self._stirred, seconds)
         late = self._env.monotonic() - began - seconds
         if late > self._member.times.session / 2:
             log.warning(

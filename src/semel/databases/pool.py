@@ -56,7 +56,8 @@ class Pool(Generic[T]):
         if future.done():
             return future.result()
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.wait_seconds)
+            async with asyncio.timeout(self.wait_seconds):
+                return await asyncio.wrap_future(future)
         except TimeoutError:
             self._give_up(future)
             raise self._too_busy() from None

@@ -22,7 +22,7 @@ from semel.client.consumer import Consumer
 from semel.databases import open_database
 from semel.databases.database import Cause
 from semel.databases.spec import DatabaseSpec
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import (
     AbortTransaction,
     ConfigurationError,
@@ -250,8 +250,7 @@ class Relay:
         self._measures.database_up(True)
 
     async def _pause_for(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), seconds)
+        await comes(self._draining, seconds)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of the store in its thread, which alone touches the connection."""
@@ -333,8 +332,7 @@ class Relay:
                 await self._take(lanes)
                 continue
             next_at = min(self._due.values(), default=now + 60.0)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._claims.wait(), max(0.01, next_at - now))
+            await comes(self._claims, max(0.01, next_at - now))
 
     async def _take(self, lanes: list[int]) -> None:
         try:
@@ -391,9 +389,7 @@ class Relay:
 
     async def _wait_for_news(self) -> None:
         """Wait for a commit, here or there, or until it is time to look anyway."""
-        try:
-            await asyncio.wait_for(self._news.wait(), self._pace.seconds(is_called=self._listener.is_listening))
-        except TimeoutError:
+        if not await comes(self._news, self._pace.seconds(is_called=self._listener.is_listening)):
             self._unread.update(self._owned)
 
     async def _turn(self) -> bool:

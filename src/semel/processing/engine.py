@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from semel.client.cluster import Backoff
 from semel.disk import disk
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import (
     AbortTransaction,
     ConfigurationError,
@@ -242,8 +242,7 @@ class Engine:
         """Back off for a while; a drain ends it."""
         seconds = self._backoff.next()
         log.log(level, "%s waits %.2f s: %s", self.identity, seconds, why)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), seconds)
+        await comes(self._draining, seconds)
 
     def _explain(self, error: Fenced) -> Fenced:
         self._closed = True
@@ -319,8 +318,7 @@ class Engine:
         left = self._deadline() - self._env.monotonic()
         if self._pace.objective is None or not self._unit.records or left <= 0 or self._draining.is_set():
             return False
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._draining.wait(), min(left, OVERLAP_POLL_SECONDS))
+        await comes(self._draining, min(left, OVERLAP_POLL_SECONDS))
         return True
 
     def _deadline(self) -> float:

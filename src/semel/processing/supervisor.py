@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from semel.client.cluster import Backoff
-from semel.env import Env
+from semel.env import Env, comes
 from semel.processing import EXIT_CONFIGURATION, EXIT_FENCED, EXIT_OVERDUE
 from semel.processing.files import replace_file
 from semel.processing.heartbeat import HEARTBEAT_VARIABLE
@@ -218,8 +218,7 @@ class Supervisor:
             seconds = child.backoff.next()
             self._become(child, "waiting")
             log.warning("%s ended with %s; starting again in %.1f s", child.spec.name, _how(returncode), seconds)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), seconds)
+            await comes(self._draining, seconds)
         if child.state not in ("fenced", "failed"):
             self._become(child, "stopped")
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from semel.client.cluster import Backoff
 from semel.databases.spec import CacheSpec
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
 from semel.processing.identity import instance_id, transactional_id
@@ -210,8 +210,7 @@ class SinkEngine:
     async def _pause_for(self, seconds: float) -> None:
         """Wait, but not longer than until we drain."""
         if seconds > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._draining.wait(), seconds)
+            await comes(self._draining, seconds)
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of the sink in its thread, which alone touches the connection."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 
 from semel.broker.node import Node
 from semel.broker.topics import Partition
 from semel.client.consumer import Batch, ConsumerEvents
-from semel.env import Env
+from semel.env import Env, comes
 from semel.errors import Fatal
 from semel.processing.seams import ConsumerSeam, ReaderSeam, RealKafka
 from semel.processing.watermarks import Watermarks
@@ -83,8 +82,7 @@ class LocalReader:
         for partition in waiting:
             partition.waiters[self._wake] = None
         try:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.event.wait(), timeout)
+            await comes(self._wake.event, timeout)
         finally:
             for partition in waiting:
                 partition.waiters.pop(self._wake, None)

@@ -11,10 +11,9 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
-from semel.env import listen
+from semel.env import comes, listen
 
 if TYPE_CHECKING:
     from semel.prove.faults.rules import Trap
@@ -145,8 +144,7 @@ class Pipe:
         """Do it after so many seconds, or when the trap is released; never, when the server is gone before."""
 
         async def wait() -> None:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(trap.released.wait(), seconds)
+            await comes(trap.released, seconds)
             action()
 
         def done(task: asyncio.Task[None]) -> None:
