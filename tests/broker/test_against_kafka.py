@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import uuid
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ import pytest
 from semel.client.describe import decode_described
 from semel.wire.messages import decode_response, encode_request
 from semel.wire.records import BatchBuilder
-from tests.broker.core import batch
+from tests.broker import core
 from tests.conftest import Address
 from tests.moment import NOW_MS
 from tests.services.kafka import KafkaNode
+
+batch = partial(core.batch, timestamp_ms=NOW_MS)
 
 ON_PURPOSE = {
     # A record is refused as soon as EndTxn was decided; in Kafka a late one may become part of the transaction.
