@@ -26,6 +26,7 @@ from semel.ingress.idempotency import IdempotentRequest
 from semel.ops.guarantees import edges_of
 from tests.ingress.bank import SCHEMA, make_bank, who
 from tests.ingress.client import Got, call, post
+from tests.outbox.test_enqueue import alchemy, django_connections, open_raw
 from tests.sinks.conftest import empty_database
 
 PATH = "/accounts/ann/transfers"
@@ -418,21 +419,139 @@ def test_psycopg_in_both_colours(postgres: Any) -> None:
             borrow(connection)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
-def test_sqlalchemy_connections_and_sessions(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    from sqlalchemy.orm import Session
+@pytest.mark.mariadb
+def test_pymysql(mariadb: Any) -> None:
+    url = prepared(mariadb.new_database())
+    connection = open_raw(url)
+    with claim_with(connection) as claim:
+        claim.answer({"id": 1})
+    connection.commit()
+    assert stored(url) == [(200, {"id": 1})]
+    connection.autocommit(True)
+    with pytest.raises(Fatal, match="autocommit"):
+        borrow(connection)
+    connection.begin()
+    with pytest.raises(Exception, match="answered 200"), claim_with(connection):
+        pytest.fail("the key was known")
+    connection.close()
 
-    url = f"sqlite:///{tmp_path}/bank.db" if kind == "sqlite" else request.getfixturevalue("postgres").new_database()
+
+KINDS = [
+    "sqlite",
+    pytest.param("postgres", marks=pytest.mark.postgres),
+    pytest.param("mariadb", marks=pytest.mark.mariadb),
+]
+
+
+@pytest.mark.parametrize("url", KINDS, indirect=True)
+def test_sqlalchemy_connections_and_sessions(url: str) -> None:
+    from sqlalchemy.orm import Session, scoped_session, sessionmaker
+
     prepared(url)
-    engine = sqlalchemy.create_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+    engine = sqlalchemy.create_engine(alchemy(url))
     with engine.begin() as connection, claim_with(connection) as claim:
         claim.answer({"id": 1})
     with Session(engine) as session, session.begin(), claim_with(session, b"t" * 32) as claim:
         claim.answer({"id": 2})
-    assert sorted(body["id"] for _, body in stored(url)) == [1, 2]
+    with Session(engine) as session:  # It begins with its first statement.
+        with claim_with(session, b"u" * 32) as claim:
+            claim.answer({"id": 3})
+        session.commit()
+    scoped = scoped_session(sessionmaker(engine))
+    with claim_with(scoped, b"v" * 32) as claim:
+        claim.answer({"id": 4})
+    scoped.commit()
+    scoped.remove()
+    assert sorted(body["id"] for _, body in stored(url)) == [1, 2, 3, 4]
     with pytest.raises(Exception, match="answered 200"), engine.begin() as connection, claim_with(connection):
         pytest.fail("the key was known")
     engine.dispose()
+
+
+@pytest.mark.parametrize("url", KINDS, indirect=True)
+def test_sqlalchemy_without_a_transaction_claims_nothing(url: str) -> None:
+    """In autocommit the key would be taken although the endpoint's own rows may never come."""
+    from sqlalchemy.orm import Session
+
+    prepared(url)
+    engine = sqlalchemy.create_engine(alchemy(url))
+    with engine.connect() as connection, pytest.raises(Fatal, match="has no transaction"):
+        claim_with(connection).__enter__()
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with alone.begin() as connection, pytest.raises(Fatal, match=r"autocommit.*Nothing was written"):
+        claim_with(connection).__enter__()
+    with Session(alone) as session, session.begin(), pytest.raises(Fatal, match="autocommit"):
+        claim_with(session).__enter__()
+    assert rows(url, "SELECT * FROM semel_idempotency") == []
+    engine.dispose()
+
+
+@pytest.mark.postgres
+def test_sqlalchemy_in_coroutines(postgres: Any) -> None:
+    from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+
+    url = prepared(postgres.new_database())
+
+    async def work() -> None:
+        engine = create_async_engine(alchemy(url))
+        async with engine.begin() as connection, claim_with(connection) as claim:
+            claim.answer({"id": 1})
+        async with AsyncSession(engine) as session:
+            async with claim_with(session, b"t" * 32) as claim:
+                claim.answer({"id": 2})
+            await session.commit()
+        async with engine.connect() as connection:
+            with pytest.raises(Fatal, match="has no transaction"):
+                await claim_with(connection, b"u" * 32).__aenter__()
+        alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+        async with AsyncSession(alone) as session, alone.begin() as connection:
+            for taken in (session, connection):
+                with pytest.raises(Fatal, match="autocommit"):
+                    await claim_with(taken, b"u" * 32).__aenter__()
+        await engine.dispose()
+
+    play(work)
+    assert sorted(body["id"] for _, body in stored(url)) == [1, 2]
+    assert len(rows(url, "SELECT * FROM semel_idempotency")) == 4, "two keys, each on two days"
+
+
+def test_a_driver_of_which_nothing_is_known_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = prepared(f"sqlite:///{tmp_path}/bank.db")
+    monkeypatch.setattr("semel.databases.borrowed._CHECKS", {})
+    engine = sqlalchemy.create_engine(url)
+    alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with alone.begin() as connection, pytest.raises(Fatal, match="autocommit"):
+        borrow(connection)  # SQLAlchemy's own word for it.
+    monkeypatch.delattr(sqlalchemy.dialects.sqlite.pysqlite.SQLiteDialect_pysqlite, "detect_autocommit_setting")
+    with engine.begin() as connection, pytest.raises(ConfigurationError, match=r"cannot tell.*nothing was written"):
+        claim_with(connection).__enter__()
+    engine.dispose()
+
+
+@pytest.mark.parametrize("url", KINDS[:2], indirect=True)
+@pytest.mark.filterwarnings("ignore:Accessing the database")
+def test_django(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.conf import settings
+    from django.db.transaction import Atomic
+
+    if not settings.configured:
+        settings.configure()
+    prepared(url)
+    connections = django_connections(url)
+    connection = connections["default"]
+    monkeypatch.setattr("django.db.transaction.get_connection", lambda using=None: connection)
+    with pytest.raises(Fatal, match=r"not inside of transaction\.atomic"):
+        claim_with(connection).__enter__()
+    with Atomic(None, True, False), claim_with(connection) as claim:
+        claim.answer({"id": 1})
+    with Atomic(None, True, False):
+        with claim_with(connection, b"t" * 32) as claim:
+            claim.answer({"id": 2})
+        connection.set_rollback(True)
+    assert stored(url) == [(200, {"id": 1})]
+    with pytest.raises(Exception, match="answered 200"), Atomic(None, True, False), claim_with(connection):
+        pytest.fail("the key was known")
+    connections.close_all()
 
 
 def test_a_transaction_of_semel_in_both_colours(url: str) -> None:

@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
+import pymysql
 import pytest
 import sqlalchemy
 from sqlalchemy import orm
@@ -22,16 +24,24 @@ from semel.processing.topics import DataError
 from tests.outbox.bank import INSERT, Bank, Paid
 from tests.sinks.conftest import empty_database
 
+ALL = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+WITH_MARIADB = [*ALL, pytest.param("mariadb", marks=pytest.mark.mariadb)]
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+
+@pytest.fixture(params=ALL)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of a kind whose drivers `enqueue_in` knows."""
     return empty_database(request, tmp_path)
 
 
+def alchemy(url: str) -> str:
+    """The URL as SQLAlchemy writes it."""
+    return url.replace("postgresql://", "postgresql+psycopg://").replace("mariadb://", "mariadb+pymysql://")
+
+
 @pytest.fixture
 def engine(url: str) -> Iterator[sqlalchemy.Engine]:
-    made = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    made = sqlalchemy.create_engine(alchemy(url))
     yield made
     made.dispose()
 
@@ -50,20 +60,35 @@ def path(url: str) -> str:
     return url.removeprefix("sqlite:///")
 
 
+def open_raw(url: str, *, autocommit: bool = False) -> Any:
+    """A connection of the driver, as its documentation opens one."""
+    if url.startswith("sqlite"):
+        return sqlite3.connect(path(url), isolation_level=None if autocommit else "")
+    if url.startswith("postgres"):
+        return psycopg.connect(url, autocommit=autocommit)
+    parts = urlsplit(url)
+    where = {"host": parts.hostname, "port": parts.port, "user": parts.username, "database": parts.path[1:]}
+    return pymysql.connect(**where, autocommit=autocommit)
+
+
+def run(raw: Any, sql: str, parameters: tuple[Any, ...] = ()) -> None:
+    raw.cursor().execute(sql if isinstance(raw, sqlite3.Connection) else sql.replace("?", "%s"), parameters)
+
+
 @pytest.fixture
 def raw(url: str) -> Iterator[Any]:
-    """A connection of the driver, as its documentation opens one."""
-    made = sqlite3.connect(path(url)) if url.startswith("sqlite") else psycopg.connect(url)
+    made = open_raw(url)
     yield made
     made.close()
 
 
 def insert(raw: Any, name: str, balance: int) -> None:
-    raw.execute(INSERT if isinstance(raw, sqlite3.Connection) else INSERT.replace("?", "%s"), (name, balance))
+    run(raw, INSERT, (name, balance))
 
 
+@pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
 class TestDrivers:
-    """psycopg and sqlite3: the row is written at once, in the user's transaction."""
+    """psycopg, sqlite3 and PyMySQL: the row is written at once, in the user's transaction."""
 
     def test_commit(self, bank: Bank, raw: Any) -> None:
         insert(raw, "ann", 5)
@@ -80,16 +105,13 @@ class TestDrivers:
         assert (bank.balances(), bank.rows()) == ({}, [])
 
     def test_without_a_transaction_it_is_refused(self, bank: Bank, url: str) -> None:
-        if url.startswith("sqlite"):
-            raw: Any = sqlite3.connect(path(url), isolation_level=None)
-        else:
-            raw = psycopg.connect(url, autocommit=True)
+        raw = open_raw(url, autocommit=True)
         with pytest.raises(Fatal, match=r"in autocommit and no transaction is open.*Nothing was written"):
             enqueue_in(raw, bank.paid.record("ann", Paid(5)))
         assert bank.rows() == []
-        raw.execute("BEGIN")
+        run(raw, "BEGIN")
         enqueue_in(raw, bank.paid.record("ann", Paid(5)))
-        raw.execute("COMMIT")
+        run(raw, "COMMIT")
         assert len(bank.rows()) == 1
         raw.close()
 
@@ -133,6 +155,7 @@ def test_psycopg_in_a_coroutine(postgres: Any, request: pytest.FixtureRequest) -
     look.close()
 
 
+@pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
 class TestSqlalchemyCore:
     def test_commit_and_rollback(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
         statement = sqlalchemy.insert(Account)
@@ -158,6 +181,7 @@ class TestSqlalchemyCore:
 class TestSession:
     """An event that is added to a session becomes a record when the session commits."""
 
+    @pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
     def test_it_is_the_last_that_is_written(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
         said: list[str] = []
         sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *given: said.append(given[2].split()[2]))
@@ -263,6 +287,14 @@ class TestSession:
         session.remove()
         assert bank.told() == {"ann": 1}
 
+    def test_in_autocommit_nothing_is_sent(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
+        alone = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with orm.Session(alone) as session:
+            enqueue_in(session, bank.paid.record("ann", Paid(1)))
+            with pytest.raises(Fatal, match="in autocommit"):
+                session.commit()
+        assert bank.rows() == []
+
     def test_two_phases_are_refused(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
         with orm.Session(engine, twophase=True) as session, pytest.raises(ConfigurationError, match="twophase"):
             enqueue_in(session, bank.paid.record("ann", Paid(1)))
@@ -290,11 +322,26 @@ def test_sqlalchemy_in_a_coroutine(postgres: Any) -> None:
         async with engine.begin() as connection:
             await connection.execute(sqlalchemy.insert(Account), [{"id": "eve", "balance": 2}])
             await enqueue_in(connection, bank.paid.record("eve", Paid(2)))
+        async with engine.connect() as connection:
+            with pytest.raises(Fatal, match="has no transaction"):
+                await enqueue_in(connection, bank.paid.record("joe", Paid(3)))
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.execute(sqlalchemy.text("SELECT 1"))
+            with pytest.raises(Fatal, match="in autocommit"):
+                await enqueue_in(connection, bank.paid.record("joe", Paid(3)))
         await engine.dispose()
 
     asyncio.run(whole())
     assert bank.balances() == bank.told() == {"ann": 1, "eve": 2}
     look.close()
+
+
+def test_inside_of_app_transaction_there_is_send(bank: Bank) -> None:
+    with bank.app.transaction(bank.database) as tx:
+        tx.execute(INSERT, ("ann", 1))
+        with pytest.raises(ConfigurationError, match=r"tx\.send"):
+            enqueue_in(tx, bank.paid.record("ann", Paid(1)))
+    assert (bank.balances(), bank.rows()) == ({"ann": 1}, [])
 
 
 def test_a_sinks_handler_sends_with_its_effects(bank: Bank, database: Database) -> None:
@@ -310,9 +357,8 @@ def test_a_sinks_handler_sends_with_its_effects(bank: Bank, database: Database) 
     assert bank.told() == {"ann": 1}
 
 
-@pytest.fixture
-def django(url: str) -> Iterator[Callable[[], Any]]:
-    """Django's connection to the database, configured as a project does it."""
+def django_connections(url: str) -> Any:
+    """Django's connections to the database, configured as a project does it."""
     from django.db.utils import ConnectionHandler
 
     if url.startswith("sqlite"):
@@ -321,7 +367,12 @@ def django(url: str) -> Iterator[Callable[[], Any]]:
         parts = psycopg.conninfo.conninfo_to_dict(url)
         settings = {"ENGINE": "django.db.backends.postgresql", "NAME": parts["dbname"], "USER": parts["user"]}
         settings |= {"HOST": parts["host"], "PORT": parts["port"]}
-    connections = ConnectionHandler({"default": settings})
+    return ConnectionHandler({"default": settings})
+
+
+@pytest.fixture
+def django(url: str) -> Iterator[Callable[[], Any]]:
+    connections = django_connections(url)
     yield lambda: connections["default"]
     connections.close_all()
 

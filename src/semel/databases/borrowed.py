@@ -1,6 +1,7 @@
 """A transaction that somebody else began: our statements run in it, its COMMIT stays its owner's.
 
 Drivers are known by the module of a connection's class: none of them is imported here. SQL has `?` placeholders on all.
+Outside of a transaction nothing runs: each statement would be committed by itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 from semel.databases.statements import placeholders_for_psycopg
 from semel.errors import ConfigurationError, Fatal
 
-__all__ = ["Borrowed", "borrow", "is_busy"]
+__all__ = ["Borrowed", "borrow", "is_busy", "kind_of"]
 
 Rows = list[tuple[Any, ...]]
 Run = Callable[[str, Sequence[Any]], Any]
@@ -32,15 +33,21 @@ class Borrowed(NamedTuple):
 def borrow(connection: Any) -> Borrowed:
     """How to run statements in a user's transaction.
 
-    `connection` is what `app.transaction(db)` gives, or a connection of psycopg 3, sqlite3, PyMySQL, SQLAlchemy 2
-    (Connection, Session and their async kinds) or Django. Raises `ConfigurationError` for anything else, and `Fatal`
-    where no transaction is open, because each statement would be committed by itself.
+    `connection` is what `app.transaction(db)` gives, the `db` of a sink's handler, or a connection of psycopg 3,
+    sqlite3, PyMySQL, SQLAlchemy 2 (Connection, Session and their async kinds) or Django. A SQLAlchemy session begins
+    its transaction here, if it has none. Raises `ConfigurationError` for anything else, and `Fatal` where no
+    transaction is open and none begins with the first statement; SQLAlchemy's async kinds raise it when a statement is
+    run.
     """
+    return _KNOWN[kind_of(connection)](connection)
+
+
+def kind_of(connection: Any) -> tuple[str, str]:
+    """The room and the name of the class by which a connection is known. Raises `ConfigurationError` for others."""
     for cls in type(connection).__mro__:
-        room = cls.__module__.partition(".")[0]
-        known = _KNOWN.get((room, cls.__name__))
-        if known is not None:
-            return known(connection)
+        kind = cls.__module__.partition(".")[0], cls.__name__
+        if kind in _KNOWN:
+            return kind
     raise ConfigurationError(
         f"{type(connection).__module__}.{type(connection).__name__} is no connection that Semel knows. It knows what "
         "app.transaction(database) gives, and those of psycopg 3, sqlite3, PyMySQL, SQLAlchemy 2 and Django."
@@ -76,8 +83,10 @@ def _title(name: str) -> str:
     return title
 
 
-def _needs_a_transaction(what: str, instead: str) -> Fatal:
-    return Fatal(f"no transaction is open on this {what}, so nothing was written. {instead}")
+def _no_transaction(what: str, instead: str) -> Fatal:
+    return Fatal(
+        f"{what}, so what is written here would be there whatever becomes of your rows. Nothing was written. {instead}"
+    )
 
 
 # --- Semel's own ---
@@ -91,8 +100,12 @@ def _transaction(connection: Any) -> Borrowed:
 
 def _database(connection: Any) -> Borrowed:
     if not connection.in_transaction:
-        raise _needs_a_transaction(f"{connection.title} connection", "Call begin() first.")
+        raise _no_transaction(f"this {connection.title} connection has no transaction", "Call begin() first.")
     return Borrowed(connection.title, connection.query, is_async=False)
+
+
+def _effects(db: Any) -> Borrowed:
+    return Borrowed(db.title, db.query, is_async=False)  # In the transaction of the effects and the position.
 
 
 # --- Drivers ---
@@ -100,7 +113,35 @@ def _database(connection: Any) -> Borrowed:
 
 def _check_psycopg(connection: Any) -> None:
     if connection.autocommit and not connection.info.transaction_status:  # IDLE is 0
-        raise _needs_a_transaction("psycopg connection in autocommit", "Write 'with connection.transaction():'.")
+        raise _no_transaction(
+            "this psycopg connection is in autocommit and no transaction is open",
+            "Write 'with connection.transaction():' around your statements and this.",
+        )
+
+
+def _check_sqlite(connection: Any) -> None:
+    by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
+    if by_hand and not connection.in_transaction:
+        raise _no_transaction(
+            "this sqlite3 connection is in autocommit and no transaction is open",
+            "Execute BEGIN IMMEDIATE before your statements, and COMMIT after this.",
+        )
+
+
+def _check_pymysql(connection: Any) -> None:
+    if connection.get_autocommit() and not connection.server_status & 1:  # SERVER_STATUS_IN_TRANS
+        raise _no_transaction(
+            "this PyMySQL connection is in autocommit and no transaction is open",
+            "Call connection.begin() before your statements, and connection.commit() after this.",
+        )
+
+
+_CHECKS: dict[str, Callable[[Any], None]] = {
+    "psycopg": _check_psycopg,
+    "sqlite3": _check_sqlite,
+    "aiosqlite": _check_sqlite,
+    "pymysql": _check_pymysql,
+}
 
 
 def _psycopg(connection: Any) -> Borrowed:
@@ -131,9 +172,7 @@ def _tuples(_: Any) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
 
 
 def _sqlite(connection: Any) -> Borrowed:
-    by_hand = connection.isolation_level is None or getattr(connection, "autocommit", -1) is True
-    if by_hand and not connection.in_transaction:
-        raise _needs_a_transaction("sqlite3 connection in autocommit", "Execute BEGIN IMMEDIATE first.")
+    _check_sqlite(connection)
 
     def run(sql: str, parameters: Sequence[Any]) -> Rows:
         return [tuple(row) for row in connection.execute(sql, parameters).fetchall()]
@@ -151,14 +190,16 @@ def _by_cursor(connection: Any) -> Run:
 
 
 def _pymysql(connection: Any) -> Borrowed:
-    if connection.get_autocommit() and not connection.server_status & 1:  # SERVER_STATUS_IN_TRANS
-        raise _needs_a_transaction("PyMySQL connection in autocommit", "Call connection.begin() first.")
+    _check_pymysql(connection)
     return Borrowed("MariaDB", _by_cursor(connection), is_async=False)
 
 
 def _django(connection: Any) -> Borrowed:
     if not connection.in_atomic_block:
-        raise _needs_a_transaction("Django connection", "Write 'with transaction.atomic():'.")
+        raise _no_transaction(
+            "this Django connection is not inside of transaction.atomic()",
+            "Write 'with transaction.atomic():' around your changes and this, or set ATOMIC_REQUESTS.",
+        )
     return Borrowed(_title(connection.vendor), _by_cursor(connection), is_async=False)
 
 
@@ -168,45 +209,71 @@ _PLACEHOLDER = re.compile(r"\?")
 
 
 def _sqlalchemy(connection: Any) -> Borrowed:
-    bind = connection.get_bind() if hasattr(connection, "get_bind") else connection
-    title = _title(bind.dialect.name)
-
-    def prepared(sql: str, parameters: Sequence[Any]) -> tuple[Any, dict[str, Any]]:
-        text = import_module("sqlalchemy").text
-        names = iter(f":p{number}" for number in range(len(parameters)))
-        named = {f"p{number}": value for number, value in enumerate(parameters)}
-        return text(_PLACEHOLDER.sub(lambda _: next(names), sql)), named
-
-    def rows_of(result: Any) -> Rows:
-        return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
-
-    if inspect.iscoroutinefunction(connection.execute):
-
-        async def run_async(sql: str, parameters: Sequence[Any]) -> Rows:
-            return rows_of(await connection.execute(*prepared(sql, parameters)))
-
-        return Borrowed(title, run_async, is_async=True)
+    """`connection` is a Connection or a Session, which begins its transaction here if it has none."""
+    core = connection.connection() if hasattr(connection, "get_bind") else connection
+    _check_sqlalchemy(core)
+    text = import_module("sqlalchemy").text
 
     def run(sql: str, parameters: Sequence[Any]) -> Rows:
-        return rows_of(connection.execute(*prepared(sql, parameters)))
+        names = iter(f":p{number}" for number in range(len(parameters)))
+        named = {f"p{number}": value for number, value in enumerate(parameters)}
+        result = core.execute(text(_PLACEHOLDER.sub(lambda _: next(names), sql)), named)
+        return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
-    return Borrowed(title, run, is_async=False)
+    return Borrowed(_title(core.dialect.name), run, is_async=False)
+
+
+def _sqlalchemy_async(connection: Any) -> Borrowed:
+    bind = connection.get_bind() if hasattr(connection, "get_bind") else connection
+
+    async def run(sql: str, parameters: Sequence[Any]) -> Rows:
+        rows: Rows = await connection.run_sync(lambda inner: _sqlalchemy(inner).run(sql, parameters))
+        return rows
+
+    return Borrowed(_title(bind.dialect.name), run, is_async=True)
+
+
+def _check_sqlalchemy(connection: Any) -> None:
+    if not connection.in_transaction():
+        raise _no_transaction(
+            "this SQLAlchemy connection has no transaction",
+            "Write 'with engine.begin() as connection:', or change your rows first, which begins one.",
+        )
+    pooled = connection.connection
+    driver = pooled.driver_connection
+    check = _CHECKS.get(type(driver).__module__.partition(".")[0])
+    if check is not None:
+        check(driver)
+        return
+    try:
+        alone = connection.dialect.detect_autocommit_setting(pooled.dbapi_connection)
+    except (AttributeError, NotImplementedError) as error:
+        raise ConfigurationError(
+            f"SQLAlchemy cannot tell whether driver {connection.dialect.driver} commits each statement by itself, so "
+            "nothing was written. Use SQLAlchemy 2.0.43 or newer, with a driver of which it can."
+        ) from error
+    if alone:
+        raise _no_transaction(
+            "this SQLAlchemy connection is in autocommit and no transaction is open",
+            "Use an engine without isolation_level='AUTOCOMMIT'.",
+        )
 
 
 _KNOWN: dict[tuple[str, str], Callable[[Any], Borrowed]] = {
     ("semel", "Transaction"): _transaction,
     ("semel", "AsyncTransaction"): _transaction,
     ("semel", "Database"): _database,
+    ("semel", "Effects"): _effects,
     ("psycopg", "Connection"): _psycopg,
     ("psycopg", "AsyncConnection"): _psycopg_async,
     ("sqlite3", "Connection"): _sqlite,
     ("pymysql", "Connection"): _pymysql,
     ("sqlalchemy", "Connection"): _sqlalchemy,
-    ("sqlalchemy", "AsyncConnection"): _sqlalchemy,
+    ("sqlalchemy", "AsyncConnection"): _sqlalchemy_async,
     ("sqlalchemy", "Session"): _sqlalchemy,
-    ("sqlalchemy", "AsyncSession"): _sqlalchemy,
+    ("sqlalchemy", "AsyncSession"): _sqlalchemy_async,
     ("sqlalchemy", "scoped_session"): _sqlalchemy,
-    ("sqlalchemy", "async_scoped_session"): _sqlalchemy,
+    ("sqlalchemy", "async_scoped_session"): _sqlalchemy_async,
     ("django", "BaseDatabaseWrapper"): _django,
     ("django", "ConnectionProxy"): _django,
 }

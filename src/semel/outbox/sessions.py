@@ -12,10 +12,10 @@ from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
+from semel.databases.borrowed import borrow
 from semel.errors import ConfigurationError
 from semel.outbox.calling import call
-from semel.outbox.enqueue import write_through_sqlalchemy
-from semel.outbox.records import NewRow, Outgoing
+from semel.outbox.records import NewRow, Outgoing, inserts
 
 __all__ = ["add"]
 
@@ -85,7 +85,9 @@ def _write(pending: _Pending, connection: Connection) -> None:
     """COMMIT is the next statement."""
     if pending.connection is not connection or not pending.outgoing.rows:
         return
-    write_through_sqlalchemy(connection, pending.outgoing.rows)
+    run = borrow(connection).run
+    for statement in inserts(pending.outgoing.rows):
+        run(*statement)
     pending.forget()
     if connection.dialect.name == "postgresql":
         pending.called_for = connection.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)

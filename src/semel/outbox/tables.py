@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Literal, NamedTuple
 
 from semel.databases.database import Database, is_missing_privilege, is_missing_table, without_password
+from semel.databases.dialects import dialect_of
 from semel.errors import ConfigurationError
 from semel.outbox.rows import LANES
 
@@ -25,7 +27,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox (
   headers {text} NOT NULL,
   created_at BIGINT NOT NULL,
   held {text}{primary}
-){options};
+){table}{rows_kept};
 {index}
 -- Which relay publishes a lane (shard % lanes). `owner_epoch` is raised by each new one; `batch` is the last batch
 -- whose rows were deleted, and `positions` says how far the topics were written to then (JSON).
@@ -35,7 +37,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox_lane (
   owner_epoch BIGINT NOT NULL,
   batch BIGINT NOT NULL,
   positions {text}
-){lane_options};
+){table}{lanes_kept};
 
 -- Whose outbox this is. `incarnation` changes when the database is declared restored, `origin` is the server it was
 -- last seen on, `database_id` never changes.
@@ -48,7 +50,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox_meta (
   app {name},
   lanes INTEGER NOT NULL,
   origin {name}
-);
+){table};
 
 -- The number of the last transaction of each connection that sends records: whose COMMIT was not answered reads here
 -- whether it happened. A connection that is closed takes its row with it.
@@ -56,7 +58,7 @@ CREATE TABLE IF NOT EXISTS semel_commit (
   session_id {id} NOT NULL PRIMARY KEY,
   number BIGINT NOT NULL,
   used_at BIGINT NOT NULL
-);
+){table};
 
 -- What is held back, by an operator or because a record of the key cannot be published: rows that match are not sent.
 CREATE TABLE IF NOT EXISTS semel_outbox_hold (
@@ -66,7 +68,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox_hold (
   reason {text} NOT NULL,
   requested_by {text} NOT NULL,
   requested_at BIGINT NOT NULL
-);
+){table};
 
 -- What operators did to this outbox, and why.
 CREATE TABLE IF NOT EXISTS semel_outbox_audit (
@@ -76,7 +78,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox_audit (
   requested_by {text} NOT NULL,
   reason {text} NOT NULL,
   requested_at BIGINT NOT NULL
-);
+){table};
 
 INSERT INTO semel_outbox_lane (lane, owner_epoch, batch)
 SELECT l.lane, 0, 0 FROM ({lanes}) AS l WHERE NOT EXISTS (SELECT 1 FROM semel_outbox_lane);
@@ -85,53 +87,38 @@ INSERT INTO semel_outbox_meta (only_row, schema_version, database_id, incarnatio
 SELECT 1, {version}, {uuid}, {uuid}, {lane_count} WHERE NOT EXISTS (SELECT 1 FROM semel_outbox_meta);
 """
 
-_DIALECTS = {
+_OWN = {
     "SQLite": {
-        # AUTOINCREMENT, for a number must not come again: the manifests of published rows name it.
-        "serial": "INTEGER PRIMARY KEY AUTOINCREMENT",
         "primary": "",
         "index": "CREATE INDEX IF NOT EXISTS semel_outbox_shard ON semel_outbox (shard, seq);\n",
-        "bytes": "BLOB",
-        "id": "TEXT",
-        "name": "TEXT",
-        "text": "TEXT",
         "uuid": "lower(hex(randomblob(16)))",
-        "options": "",
-        "lane_options": "",
+        "rows_kept": "",
+        "lanes_kept": "",
     },
     "PostgreSQL": {
-        "serial": "BIGINT GENERATED ALWAYS AS IDENTITY",
         "primary": ",\n  PRIMARY KEY (shard, seq)",
         "index": "",
-        "bytes": "BYTEA",
-        "id": "TEXT",
-        "name": "TEXT",
-        "text": "TEXT",
         "uuid": "gen_random_uuid()::text",
         # Every row is deleted soon: what counts is how many are dead, not their share of a table that is mostly empty.
-        "options": (
+        "rows_kept": (
             " WITH (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, "
             "autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0, "
             "autovacuum_analyze_threshold = 50000, toast.autovacuum_vacuum_scale_factor = 0, "
             "toast.autovacuum_vacuum_threshold = 5000)"
         ),
         # The lanes' rows change with every batch and stay in their pages.
-        "lane_options": " WITH (fillfactor=20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 999)",
+        "lanes_kept": " WITH (fillfactor=20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 999)",
     },
     "MariaDB": {
-        "serial": "BIGINT NOT NULL AUTO_INCREMENT",
-        # AUTO_INCREMENT needs a key that begins with it.
-        "primary": ",\n  PRIMARY KEY (shard, seq),\n  UNIQUE KEY semel_outbox_seq (seq)",
+        "primary": ",\n  PRIMARY KEY (shard, seq)",
         "index": "",
-        "bytes": "LONGBLOB",
-        "id": "VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin",
-        "name": "VARCHAR(255) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
-        "text": "LONGTEXT",
         "uuid": "UUID()",
-        "options": " ENGINE=InnoDB",
-        "lane_options": " ENGINE=InnoDB",
+        "rows_kept": "",
+        "lanes_kept": "",
     },
 }
+"""What these tables have of their own beside the dialect's types. A number (`serial`) must not come again: the
+manifests of published rows name it."""
 
 Role = Literal["writer", "relay"]
 
@@ -189,7 +176,9 @@ class OutboxMeta(NamedTuple):
 def schema_sql(title: str, *, lanes: int = LANES) -> str:
     """The SQL that makes the outbox in the database of this title; it may run again."""
     numbers = " UNION ALL ".join(f"SELECT {lane}{' AS lane' if lane == 0 else ''}" for lane in range(lanes))
-    return _TABLES.format(version=SCHEMA_VERSION, lanes=numbers, lane_count=lanes, **_DIALECTS[title])
+    return _TABLES.format(
+        version=SCHEMA_VERSION, lanes=numbers, lane_count=lanes, **asdict(dialect_of(title)), **_OWN[title]
+    )
 
 
 def read_meta(database: Database) -> OutboxMeta:
