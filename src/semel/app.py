@@ -157,7 +157,7 @@ class App:
         _check_url(url, f"database {name}")
         if connections is not None and (not isinstance(connections, int) or connections < 1):
             raise ConfigurationError(f"database {name}: connections={connections!r}, but at least 1 is needed.")
-        database = DatabaseSpec(name, url, schema, outbox, connections)
+        database = DatabaseSpec(name, url, schema, outbox, connections=connections)
         self.databases[name] = database
         return database
 

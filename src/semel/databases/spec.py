@@ -19,6 +19,9 @@ class DatabaseSpec:
     schema: str | None = None
     outbox: bool = False
     """Whether transactions on it send records, which a relay brings into Kafka."""
+    dual_write: bool | str = False
+    """Whether transactions on it send records by the dual write (KIP-939): True, or "conditional" on a Kafka that keeps
+    no prepared transactions."""
     connections: int | None = None
     """Most transactions of one process at the same time; None leaves it to Semel."""
 
