@@ -12,6 +12,7 @@ from typing import Any
 from semel.databases import connect
 from semel.databases.database import is_cache, is_missing_table
 from semel.databases.spec import CacheSpec, DatabaseSpec
+from semel.databases.valkey.effects import CacheEffects
 from semel.env import Env
 from semel.processing.parklog import Command, Outcome, ParkPolicy, Verb
 from semel.processing.topics import Topic
@@ -20,7 +21,6 @@ from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import SqlSink
 from semel.sinks.sql.positions import PositionKey
 from semel.sinks.sql.release import insert_command, read_outcome
-from semel.sinks.valkey.effects import CacheEffects
 from semel.types import Record, TopicPartition
 
 TOPIC_ID = uuid.UUID("11111111-2222-3333-4444-555555555555")

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 
 from semel import App
+from semel.databases.valkey import effects as effects_module
+from semel.databases.valkey.effects import CacheEffects, EffectRefused
 from semel.errors import ConfigurationError
 from semel.processing.parklog import Command
 from semel.processing.ports import free_ports
 from semel.sinks.contract import Applied, PartitionsLost, PartitionsStopped, Stop, StopReason, Unavailable
-from semel.sinks.valkey import effects as effects_module
-from semel.sinks.valkey.effects import CacheEffects, EffectRefused
 from tests.services.valkey import ValkeyServer
 from tests.sinks import ledger
 from tests.sinks.cutting_proxy import CuttingProxy, When
@@ -391,6 +391,7 @@ def test_a_missing_driver_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> No
             raise ImportError("No module named 'redis'")
         return real(name, *args, **kwargs)
 
+    monkeypatch.delitem(sys.modules, "semel.databases.valkey.connection", raising=False)
     monkeypatch.delitem(sys.modules, "semel.sinks.valkey.store", raising=False)
     monkeypatch.delitem(sys.modules, "semel.sinks.valkey.sink", raising=False)
     monkeypatch.setattr(builtins, "__import__", without_driver)

@@ -11,6 +11,8 @@ command, text.
 
 from __future__ import annotations
 
+from semel.databases.valkey.lua import LOOK
+
 __all__ = ["APPLY", "RENEW", "TAKE_OVER"]
 
 # KEYS: position, index. ARGV: topic id, offset to start at or '', owner, name in the index.
@@ -42,71 +44,16 @@ return {'ok', found[2], tostring(redis.call('HINCRBY', KEYS[1], 'owner_epoch', 1
 # ARGV: epoch, from, to, records, and as MessagePack: effects {name, key, ...}, parked {offset, record, key},
 # released {offset, key}, again {offset, record}, command {id, what is left of it or '', outcome} or
 # {}. Last: 'look' when nothing is to be written, or ''.
-APPLY = """
+APPLY = (
+    """
 local found = redis.call('HMGET', KEYS[1], 'owner_epoch', 'next_offset', 'owner', 'torn')
 if not found[1] then return {'gone'} end
 if found[4] then return {'torn', found[4]} end
 if found[1] ~= ARGV[1] or found[2] ~= ARGV[2] then return {'fenced', found[2], found[1], found[3]} end
 local effects = cmsgpack.unpack(ARGV[5])
-
-local holds = {INCRBY='string', HSET='hash', HDEL='hash', HINCRBY='hash', SADD='set', SREM='set', ZADD='zset',
-               ZREM='zset', ZINCRBY='zset', LPUSH='list', RPUSH='list', LTRIM='list'}
-local kinds, strings, fields = {}, {}, {}
-
-local function kind_of(key)
-  if not kinds[key] then kinds[key] = redis.call('TYPE', key)['ok'] end
-  return kinds[key]
-end
-
-local function sum(text, step)
-  if not text then text = '0' end
-  if text ~= '0' and not string.match(text, '^%-?[1-9]%d*$') then return nil, 'holds no integer' end
-  local value = tonumber(text) + tonumber(step)
-  if math.abs(tonumber(text)) > 9e18 or math.abs(value) > 9e18 then return nil, 'would count too far' end
-  return string.format('%.0f', value)
-end
-
-local function fields_of(key)
-  if not fields[key] then fields[key] = {} end
-  return fields[key]
-end
-
-local function look(effect)
-  local name, key = effect[1], effect[2]
-  if name == 'SET' then
-    kinds[key], strings[key] = 'string', effect[3]
-  elseif name == 'DEL' then
-    kinds[key], strings[key], fields[key] = 'none', '0', {new = true}
-  elseif name ~= 'PEXPIRE' then
-    local kind = kind_of(key)
-    if kind ~= 'none' and kind ~= holds[name] then return 'it holds a ' .. kind end
-    kinds[key] = holds[name]
-    if name == 'INCRBY' then
-      local value, why = sum(strings[key] or redis.call('GET', key), effect[3])
-      if not value then return 'it ' .. why end
-      strings[key] = value
-    elseif name == 'HSET' then
-      local own = fields_of(key)
-      for at = 3, #effect, 2 do own['f' .. effect[at]] = effect[at + 1] end
-    elseif name == 'HDEL' then
-      local own = fields_of(key)
-      for at = 3, #effect do own['f' .. effect[at]] = '0' end
-    elseif name == 'HINCRBY' then
-      local own = fields_of(key)
-      local text = own['f' .. effect[3]]
-      if not text and not own.new then text = redis.call('HGET', key, effect[3]) end
-      local value, why = sum(text, effect[4])
-      if not value then return 'its field ' .. effect[3] .. ' ' .. why end
-      own['f' .. effect[3]] = value
-    end
-  end
-end
-
-for number, effect in ipairs(effects) do
-  local why = look(effect)
-  if why then return {'bad', tostring(number), effect[1] .. ' ' .. effect[2] .. ': ' .. why} end
-end
-
+"""
+    + LOOK
+    + """
 if ARGV[10] == 'look' then return {'ok'} end
 
 redis.call('HSET', KEYS[1], 'next_offset', ARGV[3])
@@ -138,3 +85,4 @@ if #command > 0 then
 end
 return {'ok'}
 """
+)

@@ -17,6 +17,7 @@ import msgspec
 from semel import history
 from semel.databases.database import Cause
 from semel.databases.processes import ProcessIdentity
+from semel.databases.valkey.effects import CacheEffects, EffectRefused
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
 from semel.failpoints import failpoint
@@ -35,7 +36,6 @@ from semel.sinks.contract import (
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql.judgement import Judgement
 from semel.sinks.sql.parking import Parked, Parking
-from semel.sinks.valkey.effects import CacheEffects, EffectRefused
 from semel.sinks.valkey.release import Done, Step, due, steps, wanted
 from semel.sinks.valkey.store import Change, ParkedRecord, Place, ValkeyStore
 from semel.types import Record, TopicPartition

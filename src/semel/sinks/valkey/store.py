@@ -2,45 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from semel.databases.database import without_password
-from semel.errors import ConfigurationError
+from semel.databases.valkey.connection import ValkeyConnection, packed
 from semel.processing.faults import Fault
 from semel.processing.parklog import Command, Outcome
-from semel.processing.shortage import is_shortage
 from semel.sinks.contract import Unavailable
 from semel.sinks.valkey.scripts import APPLY, RENEW, TAKE_OVER
 from semel.types import Header, Record
-
-try:
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-except ImportError as error:
-    if is_shortage(error):
-        raise  # It is there, and cannot be loaded at this moment.
-    raise ConfigurationError(
-        f"Valkey needs redis-py, which is not there ({error}). Install it with: pip install 'semel[valkey]'"
-    ) from error
 
 __all__ = ["Change", "ParkedRecord", "Place", "ValkeyStore"]
 
 log = logging.getLogger("semel.sinks")
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 30.0
-"""How long an answer may take; a script has milliseconds of work, but others may run before it."""
 INDEX = b"semel:positions"
-_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 15_000}
 
 
 class Place(NamedTuple):
@@ -100,82 +80,39 @@ class Change(NamedTuple):
     """A command's id, what is left of it to do, and what came of it so far."""
 
 
-class ValkeyStore:
+class ValkeyStore(ValkeyConnection):
     """A connection; errors are `Unavailable`, with the connection closed. Used by one thread at a time."""
 
+    away = Unavailable
+
     def __init__(self, url: str) -> None:
-        self.url = url
-        parts = urlsplit(url)
-        scheme = parts.scheme.replace("valkey", "redis")
-        if scheme not in ("redis", "rediss") or not parts.hostname:
-            raise ConfigurationError(f"{without_password(url)!r} names no Valkey. Use valkey://HOST:PORT/0.")
-        keepalive = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
-        try:
-            self._client: Any = redis.Redis.from_url(
-                parts._replace(scheme=scheme).geturl(),
-                socket_connect_timeout=CONNECT_SECONDS,
-                socket_timeout=ANSWER_SECONDS,
-                socket_keepalive=True,
-                socket_keepalive_options=keepalive,
-                # A script whose answer was lost is not sent again by the driver: first it is found out what it did.
-                retry=Retry(NoBackoff(), 0),
-                retry_on_error=[],
-                client_name="semel",
-                single_connection_client=False,
-                max_connections=1,
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"{without_password(url)!r} is not a Valkey URL: {error}") from error
-        self._take_over = self._client.register_script(TAKE_OVER)
-        self._renew = self._client.register_script(RENEW)
-        self._apply = self._client.register_script(APPLY)
-
-    def __repr__(self) -> str:
-        return f"<ValkeyStore {without_password(self.url)}>"
-
-    def close(self) -> None:
-        """Close the connection. Does not raise."""
-        with contextlib.suppress(Exception):
-            self._client.close()
+        super().__init__(url)
+        self._take_over = self.script(TAKE_OVER)
+        self._renew = self.script(RENEW)
+        self._apply = self.script(APPLY)
 
     def check(self) -> None:
         """Raises `ConfigurationError` where effects could not be exactly once; warns where they may come late."""
-        where = without_password(self.url)
-        with self.reaching():
-            info = self._client.info()
-        if info.get("redis_mode") == "cluster" or info.get("cluster_enabled"):
-            raise ConfigurationError(
-                f"{where} is a cluster, where a script reaches the keys of one slot only: effects and position could "
-                "not change in one step. Use a server that is no cluster (with replicas, if it must not go away)."
-            )
-        try:
-            with self.reaching():
-                settings = self._client.config_get("*")
-        except Unavailable as error:
-            log.warning("%s does not tell its settings, so nobody checked eviction and appendfsync: %s", where, error)
+        self.info()
+        settings = self.settings()
+        if settings is None:
             return
-        if str(settings.get("maxmemory", "0")) != "0" and str(settings.get("maxmemory-policy")).startswith("allkeys"):
-            raise ConfigurationError(
-                f"{where} throws any key away when its memory is full (maxmemory-policy "
-                f"{settings['maxmemory-policy']}), the sink's position too. Set it to noeviction, or to volatile-*, "
-                "which takes keys with a time to live only."
-            )
         if settings.get("appendonly") != "yes" or settings.get("appendfsync") != "always":
             log.warning(
                 "%s has appendonly=%s and appendfsync=%s: after a crash it may lose what it acknowledged. Position and "
                 "effects go back together, and what Kafka still has is applied again. appendonly yes and appendfsync "
                 "always lose nothing.",
-                where, settings.get("appendonly"), settings.get("appendfsync"),
+                without_password(self.url), settings.get("appendonly"), settings.get("appendfsync"),
             )  # fmt: skip
 
     def take_over(self, place: Place, topic_id: str, start: int | None, owner: str) -> list[str]:
         """The script's answer; without `start` a position that is not there is not made."""
         begin = "" if start is None else str(start)
-        return self._run(self._take_over, [place.key("position"), INDEX], [topic_id, begin, owner, place.name])
+        return self.run(self._take_over, [place.key("position"), INDEX], [topic_id, begin, owner, place.name])
 
     def renew(self, place: Place, owner: str) -> list[str]:
         """The script's answer: our epoch is a higher one after it, so nothing on its way can be done any more."""
-        return self._run(self._renew, [place.key("position")], [owner])
+        return self.run(self._renew, [place.key("position")], [owner])
 
     def is_start_accepted(self, sink: str) -> bool:
         """Whether an operator said that a sink may begin where the log begins."""
@@ -198,14 +135,14 @@ class ValkeyStore:
             str(change.start),
             str(change.end),
             str(change.records),
-            _packed(effects),
-            _packed([(b"%d" % offset, msgspec.json.encode(item), item.key) for offset, item in change.parked]),
-            _packed([(b"%d" % offset, key) for offset, key in change.released]),
-            _packed([(b"%d" % offset, msgspec.json.encode(item)) for offset, item in change.failed]),
-            _packed(_command(change.command)),
+            packed(effects),
+            packed([(b"%d" % offset, msgspec.json.encode(item), item.key) for offset, item in change.parked]),
+            packed([(b"%d" % offset, key) for offset, key in change.released]),
+            packed([(b"%d" % offset, msgspec.json.encode(item)) for offset, item in change.failed]),
+            packed(_command(change.command)),
             mode,
         ]
-        return self._run(self._apply, [*keys, *dict.fromkeys(effect[1] for effect in effects)], arguments)
+        return self.run(self._apply, [*keys, *dict.fromkeys(effect[1] for effect in effects)], arguments)
 
     def parked_keys(self, place: Place) -> tuple[set[bytes], int]:
         """Keys that block their later records, and how many records wait."""
@@ -248,34 +185,6 @@ class ValkeyStore:
         """Every partition of every sink that was ever at work here."""
         with self.reaching():
             return sorted(Place.parse(name.decode()) for name in self._client.smembers(INDEX))
-
-    def _run(self, script: Any, keys: Sequence[bytes], arguments: Sequence[str | bytes]) -> list[str]:
-        with self.reaching():
-            answer = script(keys=keys, args=arguments)
-        return [part.decode(errors="replace") if isinstance(part, bytes) else str(part) for part in answer]
-
-    @contextmanager
-    def reaching(self) -> Iterator[None]:
-        """Whatever goes wrong on the way or in the server is `Unavailable`; a script looks at its data itself."""
-        try:
-            yield
-        except (redis.RedisError, OSError) as error:
-            self.close()
-            text = " ".join(str(error).split())
-            raise Unavailable(f"{without_password(self.url)}: {type(error).__name__}: {text}") from error
-
-
-def _packed(item: Any) -> bytes:
-    """MessagePack of lists of bytes and None, with bytes as its older strings: Lua's `cmsgpack` knows no other."""
-    if item is None:
-        return b"\xc0"
-    size = len(item)
-    if isinstance(item, bytes):
-        if size < 32:
-            return b"%c%b" % (0xA0 | size, item)
-        return (b"\xda" + size.to_bytes(2) if size < 65_536 else b"\xdb" + size.to_bytes(4)) + item
-    head = b"%c" % (0x90 | size) if size < 16 else b"\xdd" + size.to_bytes(4)
-    return head + b"".join(map(_packed, item))
 
 
 def _command(command: tuple[str, Command | None, Outcome] | None) -> list[bytes]:

@@ -1,0 +1,1 @@
+"""Valkey and Redis: the connection, and commands that become one script."""
