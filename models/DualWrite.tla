@@ -1,68 +1,102 @@
 ---- MODULE DualWrite ----
-(* KIP-939: prepare in Kafka, decide in the database, complete in Kafka; overlapping instances of one transactional id.
-   Code: client/transaction.py (prepare, complete, keep_prepared); tests/dual_write.
+(* The atomic dual write of one slot (KIP-939): prepare in Kafka, decide in the database, complete in Kafka. Any instance may claim
+   the slot at any time: as the next owner, as one of two recoverers that overlap, over an owner that is stopped and comes back.
+   Code: src/semel/dualwrite, client/transaction.py (prepare, complete, keep_prepared).
 
-   FENCE       the database's own counter: a recoverer raises it before it reads what was decided
-   TWO_PHASE   a prepared transaction never times out
-   READ_FIRST  the recoverer reads the decision before it raises the counter                                       *)
-EXTENDS Naturals
-CONSTANTS FENCE, TWO_PHASE, READ_FIRST, Instances, Transactions, Crashes
-VARIABLES pc, epoch, prepared, found, kepoch, open, outcome, decided, applied, counter, n, crashes
-vars == <<pc, epoch, prepared, found, kepoch, open, outcome, decided, applied, counter, n, crashes>>
-\* epoch: instance -> its identity; prepared: instance -> the transaction it prepared; found: instance -> decision it read
-\* kepoch: Kafka's epoch; open: the open transaction, 0 for none; outcome: what became of each in Kafka
-\* decided: the prepared state in the database; applied: transactions whose rows are there; counter: the fence
-Init == /\ pc = [i \in Instances |-> "off"] /\ epoch = [i \in Instances |-> 0] /\ prepared = [i \in Instances |-> 0]
-        /\ found = [i \in Instances |-> 0] /\ kepoch = 0 /\ open = 0 /\ outcome = [t \in 1..Transactions |-> "none"]
-        /\ decided = 0 /\ applied = {} /\ counter = 0 /\ n = 0 /\ crashes = 0
-Goto(i, where) == pc' = [pc EXCEPT ![i] = where]
+   An identity <<pid, epoch>> of Kafka is one rising number here. What is sent to Kafka arrives late, repeatedly or never; completing
+   goes on in the background. At most one database transaction has reached its last statement, which locks the row of the slot; its
+   COMMIT is on the way from then on. Crashes: an app forgets everything, and what it sent goes on; the database drops or does the
+   COMMIT that is on its way; Kafka drops the transaction whose records it has not acknowledged.
 
-\* InitProducerId(keepPreparedTxn): every earlier identity is fenced, what is open stays open.
-TakeOver(i) == /\ pc[i] = "off" /\ kepoch' = kepoch + 1 /\ epoch' = [epoch EXCEPT ![i] = kepoch + 1]
-               /\ Goto(i, IF READ_FIRST THEN "read" ELSE "fence")
-               /\ UNCHANGED <<prepared, found, open, outcome, decided, applied, counter, n, crashes>>
-Fence(i) == /\ pc[i] = "fence"
-            /\ IF FENCE /\ counter > epoch[i] THEN Goto(i, "dead") /\ UNCHANGED counter
-               ELSE /\ counter' = IF FENCE THEN epoch[i] ELSE counter
-                    /\ Goto(i, IF READ_FIRST THEN "complete" ELSE "read")
-            /\ UNCHANGED <<epoch, prepared, found, kepoch, open, outcome, decided, applied, n, crashes>>
-Read(i) == /\ pc[i] = "read" /\ found' = [found EXCEPT ![i] = decided]
-           /\ Goto(i, IF READ_FIRST THEN "fence" ELSE "complete")
-           /\ UNCHANGED <<epoch, prepared, kepoch, open, outcome, decided, applied, counter, n, crashes>>
-\* complete(): commit what the database decided for, abort everything else.
-Complete(i) == /\ pc[i] = "complete"
-               /\ IF epoch[i] # kepoch THEN Goto(i, "dead") /\ UNCHANGED <<open, outcome>>
-                  ELSE /\ Goto(i, "ready") /\ open' = 0
-                       /\ outcome' = IF open = 0 THEN outcome
-                                     ELSE [outcome EXCEPT ![open] = IF open = found[i] THEN "committed" ELSE "aborted"]
-               /\ UNCHANGED <<epoch, prepared, found, kepoch, decided, applied, counter, n, crashes>>
+   ORDER   a claim initialises in Kafka, then raises the fence and reads the decision at once ("right"); or it does that the other
+           way round ("database first"); or it raises the fence in a second transaction after reading ("read apart")
+   FENCE   the counter beside the decision ("own"), the epoch that Kafka gave, which starts again at 0 ("kafka"), or "none"
+   SETTLE  a COMMIT without an answer is settled by the row under its lock ("right"), without waiting for the lock ("no lock"), or
+           without looking whose row it is by now ("no owner")
+   TWO_PHASE  what is prepared never times out; V2  every transaction has its own identity                                        *)
+EXTENDS Naturals, TLC
+CONSTANTS ORDER, FENCE, SETTLE, TWO_PHASE, V2, Instances, Transactions, Identities
+VARIABLES pc, me, id, open, ended, wire, outcome, row, pending, applied, lied, n
+kafka == <<id, open, ended, wire, outcome>>
+database == <<row, pending, applied>>
+vars == <<pc, me, kafka, database, lied, n>>
+\* me: what an instance remembers: its identity and epoch, the open transaction that Kafka told it of, the decision it read, its own transaction
+\* id: the only identity that Kafka obeys; open: the open transaction and its identity; ended: whose EndTxn is answered; wire: EndTxns
+\* row: the slot's fence and decision; pending: the database transaction that holds the row's lock; applied: transactions whose rows are there
+None == [t |-> 0, id |-> 0]
+Fresh == [id |-> 0, epoch |-> 0, ongoing |-> 0, found |-> 0, t |-> 0]
+Off == IF ORDER = "database first" THEN "fence" ELSE "init"                        \* a process that has not claimed yet, or no more
+Init == /\ pc = [i \in Instances |-> Off] /\ me = [i \in Instances |-> Fresh] /\ lied = FALSE /\ n = 0
+        /\ id = 0 /\ open = None /\ ended = 0 /\ wire = {} /\ outcome = [t \in 1..Transactions |-> "none"]
+        /\ row = [epoch |-> 0, prepared |-> 0] /\ pending = None /\ applied = {}
+Become(i, where, what) == pc' = [pc EXCEPT ![i] = where] /\ me' = [me EXCEPT ![i] = what]
+Leave(i) == Become(i, Off, Fresh)
+Owner(m) == [Fresh EXCEPT !.id = m.id, !.epoch = m.epoch]
+EndTxn(number, commit) == wire' = IF number < id THEN wire ELSE wire \cup {[id |-> number, commit |-> commit]}
+Epoch(i) == IF FENCE = "kafka" THEN me[i].id % 2 ELSE row.epoch + 1
+Mine(i) == FENCE = "none" \/ row.epoch = me[i].epoch
 
-Prepare(i) == /\ pc[i] = "ready" /\ n < Transactions
-              /\ IF epoch[i] # kepoch THEN Goto(i, "dead") /\ UNCHANGED <<open, n, prepared>>
-                 ELSE /\ open = 0 /\ n' = n + 1 /\ open' = n + 1
-                      /\ prepared' = [prepared EXCEPT ![i] = n + 1] /\ Goto(i, "prepared")
-              /\ UNCHANGED <<epoch, found, kepoch, outcome, decided, applied, counter, crashes>>
-\* One database transaction: the rows, the prepared state, and the comparison with the fence.
-Decide(i) == /\ pc[i] = "prepared"
-             /\ IF FENCE /\ counter # epoch[i] THEN Goto(i, "dead") /\ UNCHANGED <<decided, applied>>
-                ELSE decided' = prepared[i] /\ applied' = applied \cup {prepared[i]} /\ Goto(i, "decided")
-             /\ UNCHANGED <<epoch, prepared, found, kepoch, open, outcome, counter, n, crashes>>
-Commit(i) == /\ pc[i] = "decided"
-             /\ IF epoch[i] # kepoch \/ open # prepared[i] THEN Goto(i, "dead") /\ UNCHANGED <<open, outcome>>
-                ELSE outcome' = [outcome EXCEPT ![prepared[i]] = "committed"] /\ open' = 0 /\ Goto(i, "ready")
-             /\ UNCHANGED <<epoch, prepared, found, kepoch, decided, applied, counter, n, crashes>>
+\* Claiming: InitProducerId(keepPreparedTxn); the fence and the decision; the end of what was open.
+Claimed(i, m) == Become(i, IF m.ongoing = 0 THEN "ready" ELSE "ending", Owner(m))
+Completing(m) == IF m.ongoing = 0 THEN {} ELSE {[id |-> m.id, commit |-> m.ongoing = m.found]}
+InitProducerId(i) == /\ pc[i] = "init" /\ id' = id + 1
+                     /\ LET m == [me[i] EXCEPT !.id = id + 1, !.ongoing = open.id]
+                        IN IF ORDER = "database first" THEN Claimed(i, m) /\ wire' = Completing(m)
+                           ELSE Become(i, IF ORDER = "right" THEN "fence" ELSE "read", m) /\ wire' = {}
+                     /\ UNCHANGED <<open, ended, outcome, database, lied, n>>
+ReadApart(i) == /\ pc[i] = "read" /\ pending = None /\ Become(i, "fence", [me[i] EXCEPT !.found = row.prepared])
+                /\ UNCHANGED <<kafka, database, lied, n>>
+RaiseFence(i) == /\ pc[i] = "fence" /\ pending = None /\ row' = [row EXCEPT !.epoch = Epoch(i)]
+                 /\ LET m == [me[i] EXCEPT !.epoch = Epoch(i), !.found = IF ORDER = "read apart" THEN @ ELSE row.prepared]
+                    IN IF ORDER = "database first" THEN Become(i, "init", m) /\ UNCHANGED wire
+                       ELSE Claimed(i, m) /\ wire' = IF m.id < id THEN wire ELSE wire \cup Completing(m)
+                 /\ UNCHANGED <<id, open, ended, outcome, pending, applied, lied, n>>
 
-Crash(i) == /\ pc[i] # "off" /\ crashes < Crashes /\ crashes' = crashes + 1 /\ Goto(i, "off")
-            /\ UNCHANGED <<epoch, prepared, found, kepoch, open, outcome, decided, applied, counter, n>>
-TimeOut == /\ ~TWO_PHASE /\ open # 0 /\ outcome' = [outcome EXCEPT ![open] = "aborted"] /\ open' = 0
-           /\ kepoch' = kepoch + 1
-           /\ UNCHANGED <<pc, epoch, prepared, found, decided, applied, counter, n, crashes>>
+\* One block: send, prepare, the last statement and COMMIT, what came of it, complete. Whom Kafka refuses gives the slot up.
+Begin(i) == /\ pc[i] = "ready" /\ n < Transactions
+            /\ IF id # me[i].id THEN Leave(i) /\ UNCHANGED <<open, n>>
+               ELSE n' = n + 1 /\ open' = [t |-> n + 1, id |-> id] /\ Become(i, "sent", [me[i] EXCEPT !.t = n + 1])
+            /\ UNCHANGED <<id, ended, wire, outcome, database, lied>>
+Prepare(i) == /\ pc[i] = "sent" /\ IF open.t = me[i].t THEN Become(i, "prepared", me[i]) ELSE Leave(i)
+              /\ UNCHANGED <<kafka, database, lied, n>>
+Commit(i) == /\ pc[i] = "prepared" /\ pending = None
+             /\ IF Mine(i) THEN pending' = [t |-> me[i].t, id |-> me[i].id] /\ Become(i, "settle", me[i]) /\ UNCHANGED wire
+                ELSE EndTxn(me[i].id, FALSE) /\ Leave(i) /\ UNCHANGED pending                        \* Fenced, and says so
+             /\ UNCHANGED <<id, open, ended, outcome, row, applied, lied, n>>
+\* An answer to COMMIT is one way to know; the row is the other, and after a lost connection the only one.
+Settle(i) == /\ pc[i] = "settle" /\ (SETTLE = "no lock" \/ pending = None)
+             /\ LET committed == row.prepared = me[i].id
+                    known == committed \/ Mine(i) \/ SETTLE = "no owner"                               \* else OutcomeUnknown
+                IN /\ lied' = (lied \/ (known /\ committed # (me[i].t \in applied \/ pending.t = me[i].t)))
+                   /\ IF known THEN EndTxn(me[i].id, committed) /\ Become(i, "ending", Owner(me[i]))
+                      ELSE Leave(i) /\ UNCHANGED wire
+             /\ UNCHANGED <<id, open, ended, outcome, database, n>>
+Answered(i) == /\ pc[i] = "ending"
+               /\ IF ended = me[i].id THEN Become(i, "ready", [me[i] EXCEPT !.id = IF V2 THEN @ + 1 ELSE @])
+                  ELSE id # me[i].id /\ Leave(i)
+               /\ UNCHANGED <<kafka, database, lied, n>>
+AppCrash(i) == me[i] # Fresh /\ Leave(i) /\ UNCHANGED <<kafka, database, lied, n>>
 
-Next == TimeOut \/ \E i \in Instances : \/ TakeOver(i) \/ Fence(i) \/ Read(i) \/ Complete(i)
-                                        \/ Prepare(i) \/ Decide(i) \/ Commit(i) \/ Crash(i)
+\* Kafka: an EndTxn arrives; a transaction times out that is not of two phases; a crash. What is below `id` is refused, and forgotten here.
+Ends(commit) == /\ open # None /\ open' = None /\ outcome' = [outcome EXCEPT ![open.t] = IF commit THEN "committed" ELSE "aborted"]
+Arrive(m) == /\ m.id = id /\ Ends(m.commit) /\ ended' = id /\ id' = IF V2 THEN id + 1 ELSE id
+             /\ wire' = (IF V2 THEN {} ELSE wire) /\ UNCHANGED <<pc, me, database, lied, n>>
+TimeOut == /\ ~TWO_PHASE /\ Ends(FALSE) /\ id' = id + 1 /\ wire' = {} /\ UNCHANGED <<pc, me, ended, database, lied, n>>
+KafkaCrash == /\ \E i \in Instances : pc[i] = "sent" /\ open.t = me[i].t
+              /\ Ends(FALSE) /\ UNCHANGED <<pc, me, id, ended, wire, database, lied, n>>
+\* The database: the COMMIT on its way is done, or the database dies before it.
+DatabaseCommit == /\ pending # None /\ pending' = None /\ applied' = applied \cup {pending.t}
+                  /\ row' = [row EXCEPT !.prepared = pending.id] /\ UNCHANGED <<pc, me, kafka, lied, n>>
+DatabaseCrash == pending # None /\ pending' = None /\ UNCHANGED <<pc, me, kafka, row, applied, lied, n>>
+
+Next == \/ TimeOut \/ KafkaCrash \/ DatabaseCommit \/ DatabaseCrash \/ \E m \in wire : Arrive(m)
+        \/ \E i \in Instances : \/ InitProducerId(i) \/ ReadApart(i) \/ RaiseFence(i) \/ AppCrash(i)
+                                \/ Begin(i) \/ Prepare(i) \/ Commit(i) \/ Settle(i) \/ Answered(i)
 Spec == Init /\ [][Next]_vars
-Bounded == kepoch <= 8
+Alike == Permutations(Instances)
+Bounded == id <= Identities /\ row.epoch <= Identities
 
 RowsHaveTheirRecords == \A t \in 1..Transactions : ~(t \in applied /\ outcome[t] = "aborted")
 RecordsHaveTheirRows == \A t \in 1..Transactions : ~(outcome[t] = "committed" /\ t \notin applied)
+AnswersAreTrue == ~lied
 ====
