@@ -145,7 +145,7 @@ def cache(url: str) -> Iterator[tuple[Any, Any]]:
 
 def place(part: int = 0) -> Any:
     """Where a cache keeps a partition."""
-    from semel.sinks.valkey.store import Place
+    from semel.sinks.noted.place import Place
 
     return Place("shop.totals", CLUSTER_ID, TOPIC.name, part)
 

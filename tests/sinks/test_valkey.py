@@ -317,7 +317,8 @@ def test_more_effects_than_a_script_holds_go_record_by_record(
 
 
 def test_an_operator_releases_what_is_parked(url: str) -> None:
-    from semel.ops.parking import CacheShelf
+    from semel.ops.parking import StoreShelf
+    from semel.sinks.valkey.store import ValkeyStore
 
     sink = ledger.sink(url)
     sink.take_over([claim()])
@@ -327,7 +328,7 @@ def test_an_operator_releases_what_is_parked(url: str) -> None:
     mended.take_over([claim()])
 
     async def operate() -> None:
-        shelf = CacheShelf(url)
+        shelf = StoreShelf(ValkeyStore(url))
         items = await shelf.items()
         assert [item.id for item in items] == ["shop.totals:purchases-0@0", "shop.totals:purchases-0@1"]
         assert items[0].fault is not None

@@ -35,7 +35,7 @@ from semel.sinks.sql.release import insert_command, read_outcome, read_record
 from semel.types import Record, TopicPartition
 
 if TYPE_CHECKING:
-    from semel.sinks.valkey.store import ParkedRecord, Place
+    from semel.sinks.noted.place import ParkedRecord, Place, Store
 
 __all__ = ["Asked", "Item", "Request", "Shelf", "ask", "chosen", "groups", "open_shelves", "rows", "wait_for"]
 
@@ -234,13 +234,11 @@ class DatabaseShelf:
         return [] if found is None else [found]
 
 
-class CacheShelf:
-    """The parked records of every sink in one Valkey."""
+class StoreShelf:
+    """The parked records of every sink in one Valkey or OpenSearch."""
 
-    def __init__(self, url: str) -> None:
-        from semel.sinks.valkey.store import ValkeyStore  # Only who has a cache has its driver.
-
-        self._store = ValkeyStore(url)
+    def __init__(self, store: Store) -> None:
+        self._store = store
         self._found: dict[Item, tuple[Place, ParkedRecord]] = {}
 
     async def items(self) -> list[Item]:
@@ -273,6 +271,15 @@ class CacheShelf:
         return await asyncio.to_thread(read)
 
 
+def _shelf(url: str) -> Shelf:
+    """Only who has a cache has its driver."""
+    if is_cache(url):
+        from semel.sinks.valkey.store import ValkeyStore
+
+        return StoreShelf(ValkeyStore(url))
+    return DatabaseShelf(url)
+
+
 def _item(row: ParkedRow) -> Item:
     lane = row.offset if row.record_key is None else row.record_key
     return Item(row.key.sink, row.topic, row.key.part, row.offset, row.record_key, lane, row.fault)
@@ -282,10 +289,7 @@ def _item(row: ParkedRow) -> Item:
 async def open_shelves(app: App, settings: Settings) -> AsyncIterator[list[Shelf]]:
     """Every place where records of the app wait, as long as this is open."""
     async with AsyncExitStack() as stack:
-        shelves: list[Shelf] = [
-            CacheShelf(url) if is_cache(url) else DatabaseShelf(url)
-            for url in sorted({sink.database.url for sink in app.sinks.values()})
-        ]
+        shelves: list[Shelf] = [_shelf(url) for url in sorted({sink.database.url for sink in app.sinks.values()})]
         if settings.kafka:
             inputs = {processor.topic.name for processor in app.processors.values()} | {requests_topic(app.name)}
             topics = [park_topic(app.name, topic) for topic in sorted(inputs)]

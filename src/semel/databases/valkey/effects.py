@@ -111,6 +111,11 @@ class CacheEffects:
         """Keep the items from `start` to `stop` only; negative ones count from the end."""
         self._note("LTRIM", key, _step(start), _step(stop))
 
+    @property
+    def noted(self) -> list[tuple[bytes, ...]]:
+        """The commands."""
+        return self.commands
+
     def end(self) -> None:
         """The handler returned or raised: nothing can be noted any more."""
         self._open = False

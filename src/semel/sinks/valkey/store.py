@@ -3,81 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from semel.databases.database import without_password
 from semel.databases.valkey.connection import ValkeyConnection, packed
-from semel.processing.faults import Fault
 from semel.processing.parklog import Command, Outcome
 from semel.sinks.contract import Unavailable
+from semel.sinks.noted.place import Change, ParkedRecord, Place
 from semel.sinks.valkey.scripts import APPLY, RENEW, TAKE_OVER
-from semel.types import Header, Record
 
-__all__ = ["Change", "ParkedRecord", "Place", "ValkeyStore"]
+__all__ = ["ValkeyStore"]
 
 log = logging.getLogger("semel.sinks")
 
 INDEX = b"semel:positions"
-
-
-class Place(NamedTuple):
-    """One partition of one sink. Everything about it is in keys that end in its name."""
-
-    sink: str
-    cluster_id: str
-    topic: str
-    part: int
-
-    @property
-    def name(self) -> str:
-        """As it stands in the index and in keys."""
-        return f"{self.sink}:{self.cluster_id}:{self.topic}:{self.part}"
-
-    def key(self, what: str) -> bytes:
-        return f"semel:{what}:{self.name}".encode()
-
-    @classmethod
-    def parse(cls, name: str) -> Place:
-        # Names of topics, clusters and parts hold no colon; the sink's may.
-        sink, cluster_id, topic, part = name.rsplit(":", 3)
-        return cls(sink, cluster_id, topic, int(part))
-
-
-class ParkedRecord(msgspec.Struct, frozen=True):
-    """A parked record as it is kept. `fault` is None for one that waits behind another of its key."""
-
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[Header, ...]
-    fault: Fault | None
-    parked_at: int
-
-    @classmethod
-    def of(cls, record: Record, fault: Fault | None, now_ms: int) -> ParkedRecord:
-        return cls(record.timestamp_ms, record.key, record.value, tuple(record.headers), fault, now_ms)
-
-    def record(self, place: Place, offset: int) -> Record:
-        """The record as it came."""
-        return Record(place.topic, place.part, offset, self.timestamp, self.key, self.value, self.headers)
-
-
-class Change(NamedTuple):
-    """What one script does to a partition."""
-
-    epoch: int
-    start: int
-    end: int
-    records: int = 0
-    effects: Sequence[tuple[bytes, ...]] = ()
-    parked: Sequence[tuple[int, ParkedRecord]] = ()
-    released: Sequence[tuple[int, bytes | None]] = ()
-    failed: Sequence[tuple[int, ParkedRecord]] = ()
-    command: tuple[str, Command | None, Outcome] | None = None
-    """A command's id, what is left of it to do, and what came of it so far."""
 
 
 class ValkeyStore(ValkeyConnection):

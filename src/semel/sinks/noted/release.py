@@ -1,21 +1,21 @@
-"""What is to be done with a Valkey sink's parked records: one record a step, each a script with the fence in it."""
+"""What is to be done with parked records where a handler notes effects: one record a step, each behind the fence."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from semel import history
 from semel.processing.faults import Fault, build_at_least
 from semel.processing.parklog import Command, Failed, Outcome, ParkPolicy
-from semel.sinks.valkey.store import ParkedRecord
+from semel.sinks.noted.place import ParkedRecord
 from semel.types import Record
 
 __all__ = ["Done", "Handle", "Step", "due", "steps", "wanted"]
 
-Handle = Callable[[Record], "list[tuple[bytes, ...]] | Exception"]
+Handle = Callable[[Record], "Sequence[Any] | Exception"]
 """Handle a record again: its effects, or the error when it is still at fault."""
 
 
@@ -24,14 +24,14 @@ class Done(NamedTuple):
 
     offset: int
     key: bytes | None
-    effects: list[tuple[bytes, ...]]
+    effects: Sequence[Any]
     released: bool = False
     discarded: bool = False
     fault: Fault | None = None
 
 
 class Step(NamedTuple):
-    """One script's part of a command. `done` is None where there was nothing (more) to do."""
+    """One part of a command. `done` is None where there was nothing (more) to do."""
 
     done: Done | None
     left: Command | None

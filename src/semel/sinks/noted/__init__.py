@@ -1,0 +1,1 @@
+"""What the sinks share whose handlers note effects instead of doing them (Valkey, OpenSearch)."""
