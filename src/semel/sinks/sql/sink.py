@@ -10,9 +10,9 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 
 from semel import history
 from semel.databases.database import Cause, Database, is_missing_table, open_database, without_password
@@ -20,7 +20,6 @@ from semel.databases.processes import ProcessIdentity, kill_if_stopped
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
-from semel.history import BatchPart
 from semel.processing.parklog import ParkPolicy
 from semel.processing.shortage import Shortages
 from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
@@ -31,6 +30,7 @@ from semel.sinks.sql.audit import Audit, Given
 from semel.sinks.sql.dedup import Conflict, guard_of
 from semel.sinks.sql.effects import Effects
 from semel.sinks.sql.judgement import Judgement, Undecided
+from semel.sinks.sql.moves import Item, Move, Owned, all_stay, parts_of
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
 from semel.sinks.sql.release import RELEASE_RECORDS_MAX, Released, carry_out, for_this_build, is_asked
@@ -47,60 +47,6 @@ CONFLICT_TRIES = 5
 """Deadlocks and serialization failures are tried again at once this often, then the batch waits a while."""
 
 
-@dataclass(slots=True)
-class _Owned:
-    """A partition that is ours: what the row says, as this owner last read or wrote it."""
-
-    key: PositionKey
-    next_offset: int
-    owner_epoch: int
-    parked: Parked
-
-
-class _Item(NamedTuple):
-    """A record with its decoded view, or with the error that decoding gave."""
-
-    record: Record
-    view: Any
-    error: Exception | None
-    mark: Any = None
-    """What the guard knows it by, where there is one."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Move:
-    """One partition's part of a transaction: from where to where, and what is handled on the way."""
-
-    partition: TopicPartition
-    key: PositionKey
-    owner_epoch: int
-    from_offset: int
-    to_offset: int
-    items: Sequence[_Item]
-    stays_at: int | None = None
-    """Where the row stands and stays, when another transaction moves it; None when this one does."""
-
-    def up_to(self, offset: int | None) -> _Move | None:
-        """The way as far as this offset, where there is anything to do on it; None for the offset is the whole way."""
-        if offset is None:
-            return self
-        items = [item for item in self.items if item.record.offset < offset]
-        return replace(self, to_offset=offset, items=items) if items else None
-
-    def singles(self) -> Iterable[_Move]:
-        """The same way in steps of one record."""
-        at = self.from_offset
-        for number, item in enumerate(self.items, 1):
-            to = self.to_offset if number == len(self.items) else item.record.offset + 1
-            yield replace(self, from_offset=at, to_offset=to, items=(item,))
-            at = to
-
-
-def _stays(moves: Sequence[_Move]) -> bool:
-    """Whether the transaction moves no position: a release, or effects whose position another one moves."""
-    return all(move.stays_at is not None or move.from_offset == move.to_offset for move in moves)
-
-
 class _Poison(SemelError):
     """The data is at fault; nothing is committed."""
 
@@ -109,23 +55,7 @@ class _Poison(SemelError):
         self.error = error
 
 
-def _parts(moves: Sequence[_Move], parking: Parking, audit: Audit) -> list[BatchPart]:
-    """The transaction as the history tells of it."""
-    return [
-        BatchPart(
-            *move.partition,
-            move.owner_epoch,
-            move.from_offset,
-            move.to_offset,
-            audit.handed(move.partition),
-            parking.offsets(move.partition),
-            tuple(parking.released),
-        )
-        for move in moves
-    ]
-
-
-_Work = Callable[[Parking, Sequence[_Move]], None]
+_Work = Callable[[Parking, Sequence[Move]], None]
 
 
 class SqlSink:
@@ -155,9 +85,9 @@ class SqlSink:
         self._create_tables = create_tables
         self._owner = f"semel {owner} {ProcessIdentity.current()}"
         self._database = database or open_database(spec.database.url)
-        self._owned: dict[TopicPartition, _Owned] = {}
-        self._doubt: tuple[Sequence[_Move], Parking, Audit | None] | None = None
-        self._owing: list[_Move] = []
+        self._owned: dict[TopicPartition, Owned] = {}
+        self._doubt: tuple[Sequence[Move], Parking, Audit | None] | None = None
+        self._owing: list[Move] = []
         """With `at-most-once`: records behind the positions whose effects are still to be written."""
         self._guard = guard_of(spec.dedup, identity, env.wall_ms)
         self._judgement = Judgement(env, self._database.driver_cause)
@@ -232,7 +162,7 @@ class SqlSink:
             if isinstance(row, Stop):
                 answers[claim.partition] = row
                 continue
-            self._owned[claim.partition] = _Owned(self._key(claim), row.next_offset, row.owner_epoch, parked)
+            self._owned[claim.partition] = Owned(self._key(claim), row.next_offset, row.owner_epoch, parked)
             answers[claim.partition] = row.next_offset
         return answers
 
@@ -302,7 +232,7 @@ class SqlSink:
             done.append(self._apply(moves))
         return Applied(*map(sum, zip(*done, strict=True)))
 
-    def _move(self, moves: Sequence[_Move]) -> Applied:
+    def _move(self, moves: Sequence[Move]) -> Applied:
         """With `at-most-once`: write the positions, and owe the effects."""
 
         def attempt() -> Applied:
@@ -318,7 +248,7 @@ class SqlSink:
         """
         return self._apply(self._owing) if self._owing else Applied()
 
-    def _moves(self, slices: Sequence[Slice]) -> list[_Move]:
+    def _moves(self, slices: Sequence[Slice]) -> list[Move]:
         """What is still to be done of the slices, in (topic id, partition) order so that owners cannot deadlock."""
         moves = []
         for partition, records, end in slices:
@@ -326,19 +256,19 @@ class SqlSink:
             if owned is None or end <= owned.next_offset:
                 continue
             items = [self._decode(record) for record in records if record.offset >= owned.next_offset]
-            moves.append(_Move(partition, owned.key, owned.owner_epoch, owned.next_offset, end, items))
+            moves.append(Move(partition, owned.key, owned.owner_epoch, owned.next_offset, end, items))
         return sorted(moves, key=lambda move: move.key)
 
-    def _decode(self, record: Record) -> _Item:
+    def _decode(self, record: Record) -> Item:
         try:
             view = self._spec.topic.decode(record)
-            return _Item(record, view, None, self._guard.mark(record, view) if self._guard else None)
+            return Item(record, view, None, self._guard.mark(record, view) if self._guard else None)
         except Retriable as error:  # A schema registry that is away.
             raise Unavailable(str(error)) from error
         except Exception as error:  # Whatever else the decoder raises is this record's fault.
-            return _Item(record, None, error)
+            return Item(record, None, error)
 
-    def _apply(self, moves: Sequence[_Move]) -> Applied:
+    def _apply(self, moves: Sequence[Move]) -> Applied:
         """Together; else one by one in one transaction; else, when only COMMIT tells, in one transaction each.
 
         N bad records cost at most two calls of the handler each, in the last case three. Where nobody can say whether a
@@ -366,7 +296,7 @@ class SqlSink:
                 total = Applied(*(one + other for one, other in zip(total, done, strict=True)))
         return total
 
-    def _apply_single(self, move: _Move) -> Applied:
+    def _apply_single(self, move: Move) -> Applied:
         try:
             return self._transaction([move], self._one_by_one)
         except Undecided as undecided:
@@ -375,7 +305,7 @@ class SqlSink:
             (item,) = move.items
             return self._transaction([replace(move, items=(item._replace(error=poison.error),))], self._together)
 
-    def _transaction(self, moves: Sequence[_Move], work: _Work) -> Applied:
+    def _transaction(self, moves: Sequence[Move], work: _Work) -> Applied:
         return self._undisturbed(lambda: self._attempt(moves, work))
 
     def _undisturbed(self, transaction: Callable[[], Applied]) -> Applied:
@@ -392,7 +322,7 @@ class SqlSink:
         """Wait a moment of random length, so as not to meet the same transaction again."""
         time.sleep(self._env.rng.random() * 0.01 * 2**attempt)
 
-    def _attempt(self, moves: Sequence[_Move], work: _Work) -> Applied:
+    def _attempt(self, moves: Sequence[Move], work: _Work) -> Applied:
         """One transaction. With `at-least-once` the effects are committed first and the position in a second one, which
         also parks: a record is parked once, whatever happens to the effects."""
         self._audit = Audit(self._identity) if self._is_audited else None
@@ -400,24 +330,24 @@ class SqlSink:
         if guard is not None:
             self._read(lambda: guard.prepare(self._database))
 
-        def park(parking: Parking, moves: Sequence[_Move]) -> None:
+        def park(parking: Parking, moves: Sequence[Move]) -> None:
             failpoint("sink.before_park")
             parking.write(self._database, {move.partition: move.key for move in moves}, self._env.wall_ms())
 
-        if self._spec.delivery == "at-least-once" and not _stays(moves):
+        if self._spec.delivery == "at-least-once" and not all_stay(moves):
             parking = self._filled([replace(move, stays_at=move.from_offset) for move in moves], work)
             self._commit_effects(moves, parking)
             self._filled(moves, park, parking)
         else:
 
-            def both(parking: Parking, moves: Sequence[_Move]) -> None:
+            def both(parking: Parking, moves: Sequence[Move]) -> None:
                 work(parking, moves)
                 park(parking, moves)
 
             parking = self._filled(moves, both)
         return self._commit(moves, parking)
 
-    def _filled(self, moves: Sequence[_Move], work: _Work, parking: Parking | None = None) -> Parking:
+    def _filled(self, moves: Sequence[Move], work: _Work, parking: Parking | None = None) -> Parking:
         """A transaction that is ready for COMMIT: the fence first, then the work. What it parks goes to `parking`."""
         database = self._database
         failpoint("sink.before_begin")
@@ -434,10 +364,10 @@ class SqlSink:
             raise self._translated(error) from error
         return parking
 
-    def _commit_effects(self, moves: Sequence[_Move], parking: Parking) -> None:
+    def _commit_effects(self, moves: Sequence[Move], parking: Parking) -> None:
         """The first step of `at-least-once`: where nobody knows how it ended, it is done again."""
         if self._audit is not None:
-            self._audit.begin(_parts(moves, parking, self._audit))
+            self._audit.begin(parts_of(moves, parking, self._audit))
         try:
             self._database.commit()
         except OutcomeUnknown as error:
@@ -446,7 +376,7 @@ class SqlSink:
             self._database.rollback()
             raise self._translated(error) from error
 
-    def _advance(self, moves: Sequence[_Move]) -> None:
+    def _advance(self, moves: Sequence[Move]) -> None:
         lost: dict[TopicPartition, str] = {}
         for move in moves:
             stays = move.stays_at
@@ -463,7 +393,7 @@ class SqlSink:
             self.release(lost)
             raise PartitionsLost(lost)
 
-    def _why_lost(self, move: _Move, row: PositionRow | None) -> str:
+    def _why_lost(self, move: Move, row: PositionRow | None) -> str:
         what = f"{self._identity}: {move.partition}"
         if row is None:
             return f"{what}: its row in semel_position is gone."
@@ -474,7 +404,7 @@ class SqlSink:
             f"{move.from_offset} in {move.owner_epoch}: the database was set back, as by restoring a backup."
         )
 
-    def _parking(self, moves: Sequence[_Move]) -> Parking:
+    def _parking(self, moves: Sequence[Move]) -> Parking:
         """What is parked of these partitions; read again where it matters, since an operator may have emptied it."""
         for move in moves:
             owned = self._owned[move.partition]
@@ -487,7 +417,7 @@ class SqlSink:
             build=self._policy.build,
         )
 
-    def _together(self, parking: Parking, moves: Sequence[_Move]) -> None:
+    def _together(self, parking: Parking, moves: Sequence[Move]) -> None:
         items = []
         for move in moves:
             for item in move.items:
@@ -501,7 +431,7 @@ class SqlSink:
         if items:
             self._handle(items)
 
-    def _admit(self, items: list[_Item], parking: Parking) -> list[_Item]:
+    def _admit(self, items: list[Item], parking: Parking) -> list[Item]:
         """Those that are not known yet; the others are passed over, and their effects are in the database already."""
         if self._guard is None or not items:
             return items
@@ -512,7 +442,7 @@ class SqlSink:
             self._audit.passed_over(self._database, copies)
         return [item for item, is_new in zip(items, news, strict=True) if is_new]
 
-    def _one_by_one(self, parking: Parking, moves: Sequence[_Move], *, is_evidence: bool = True) -> None:
+    def _one_by_one(self, parking: Parking, moves: Sequence[Move], *, is_evidence: bool = True) -> None:
         """Each record in a savepoint. Raises `Undecided`, after it has looked how others fare, and then all is undone.
 
         What succeeded a moment ago and is done again `is_evidence` of nothing.
@@ -550,7 +480,7 @@ class SqlSink:
         if last is not None:
             raise Undecided(undecided, last)
 
-    def _handle_one(self, item: _Item, parking: Parking | None) -> Exception | None:
+    def _handle_one(self, item: Item, parking: Parking | None) -> Exception | None:
         """Run the handler on one record inside a savepoint; the error for which the record is to be parked.
 
         Without `parking` it is not asked whether the record is a copy.
@@ -569,7 +499,7 @@ class SqlSink:
         database.execute("RELEASE SAVEPOINT semel_record")
         return None
 
-    def _handle(self, items: Sequence[_Item]) -> None:
+    def _handle(self, items: Sequence[Item]) -> None:
         """Call the handler; raises `_Poison` when the data is at fault, `Conflict` and `Unavailable` when not."""
         effects = Effects(self._database)
         with self._audited(items):
@@ -585,7 +515,7 @@ class SqlSink:
             if effects.failure is not None:
                 raise self._translated(effects.failure) from effects.failure
 
-    def _audited(self, items: Sequence[_Item]) -> AbstractContextManager[None]:
+    def _audited(self, items: Sequence[Item]) -> AbstractContextManager[None]:
         """Around a call of the handler: the ledger has what it is given."""
         if self._audit is None:
             return nullcontext()
@@ -614,7 +544,7 @@ class SqlSink:
                 total = total._replace(records=total.records + len(done.released), transactions=total.transactions + 1)
         return total
 
-    def _carry_out(self, partition: TopicPartition, owned: _Owned) -> Released | None:
+    def _carry_out(self, partition: TopicPartition, owned: Owned) -> Released | None:
         """One step; where a record fails only at COMMIT, the next record alone; where that fails, it stays parked."""
         try:
             return self._release(partition, owned, RELEASE_RECORDS_MAX, None)
@@ -625,17 +555,17 @@ class SqlSink:
         except _Poison as poison:
             return self._release(partition, owned, 1, poison.error)
 
-    def _release(self, partition: TopicPartition, owned: _Owned, limit: int, doom: Exception | None) -> Released | None:
-        move = _Move(partition, owned.key, owned.owner_epoch, owned.next_offset, owned.next_offset, ())
+    def _release(self, partition: TopicPartition, owned: Owned, limit: int, doom: Exception | None) -> Released | None:
+        move = Move(partition, owned.key, owned.owner_epoch, owned.next_offset, owned.next_offset, ())
         done: list[Released | None] = [None]
 
-        def work(parking: Parking, _: Sequence[_Move]) -> None:
+        def work(parking: Parking, _: Sequence[Move]) -> None:
             def handle(record: Record, assume: bool) -> Exception | None:
                 if doom is not None:
                     return doom
                 item = self._decode(record)
                 if assume and isinstance(item.error, Unprovable):
-                    return self._handle_one(_Item(record, self._spec.topic.decode(record), None), None)
+                    return self._handle_one(Item(record, self._spec.topic.decode(record), None), None)
                 return item.error or self._handle_one(item, parking)
 
             database, now_ms = self._database, self._env.wall_ms()
@@ -658,11 +588,11 @@ class SqlSink:
 
     # The end of a transaction.
 
-    def _commit(self, moves: Sequence[_Move], parking: Parking) -> Applied:
+    def _commit(self, moves: Sequence[Move], parking: Parking) -> Applied:
         audit = self._audit
         self._doubt = (moves, parking, audit)  # Until we know: an exception anywhere below leaves it to be settled.
         try:
-            with nullcontext() if audit is None else audit.told(_parts(moves, parking, audit)):
+            with nullcontext() if audit is None else audit.told(parts_of(moves, parking, audit)):
                 self._database.commit()
         except OutcomeUnknown as error:
             raise Unavailable(f"{error}. Whether it was committed will be read from the position rows.") from error
@@ -673,7 +603,7 @@ class SqlSink:
         failpoint("sink.after_db_commit")
         return self._accept(moves, parking)
 
-    def _accept(self, moves: Sequence[_Move], parking: Parking) -> Applied:
+    def _accept(self, moves: Sequence[Move], parking: Parking) -> Applied:
         self._doubt = None
         records = sum(len(move.items) for move in moves)
         for move in moves:
@@ -689,7 +619,7 @@ class SqlSink:
         self._judgement.passed(item.record for move in moves for item in move.items)
         return Applied(records, len(parking), 1, parking.copies)
 
-    def _paid(self, move: _Move) -> None:
+    def _paid(self, move: Move) -> None:
         """The effects up to there are written, or may be: either way not again."""
         rest = [replace(owed, items=[item for item in owed.items if item.record.offset >= move.to_offset])
                 if owed.partition == move.partition else owed for owed in self._owing]  # fmt: skip
@@ -747,7 +677,7 @@ class SqlSink:
             raise PartitionsLost(lost)
         return settled
 
-    def _is_current(self, move: _Move) -> bool:
+    def _is_current(self, move: Move) -> bool:
         owned = self._owned.get(move.partition)
         return owned is not None and owned.owner_epoch == move.owner_epoch
 
