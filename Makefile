@@ -22,7 +22,7 @@ demo: $(READY)  ## real purchases in by HTTP, out as rows, while processes are k
 
 # Tests wait for other processes more than they compute: three at once keep two cores busy.
 test: $(READY)  ## everything that runs in under ten minutes
-	$(BIN)/python -m pytest -n 3 --dist loadscope -m "not soak and not peers" $(TEST)
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "not soak and not peers" $(TEST)
 
 check: $(READY)  ## lint, types, import contract
 	$(BIN)/ruff check .

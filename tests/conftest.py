@@ -30,8 +30,25 @@ LONG_WITHOUT_C = ("test_blame", "test_latency", "test_overlap", "test_provenance
 """The engine's suites whose second run, without the inner loop in C, is in `make soak`; `test_engine` has both."""
 
 
+LONGEST = (
+    *("processing/test_engine_kafka", "client/test_brokers", "test_bad_input", "demo/test_demo", "models/test_models"),
+    *("sinks/test_engine_kafka", "log/test_compaction", "broker/test_crash_points", "prove/test_campaign"),
+    *("sinks/test_commit_outcome", "broker/test_process", "ingress/test_chain", "simulation/test_simulation"),
+    *("test_docs", "differential/test_differential", "prove/test_faults_transactions", "outbox/test_bank"),
+    *("outbox/test_relay", "ops/test_run", "outbox/test_transaction_crashes", "sinks/test_crashes"),
+    *("outbox/test_crashes", "failpoints/test_cases", "conformance/test_java_clients"),
+)
+"""The modules that take longest, the longest first: begun last, one of them would run alone at the end."""
+
+
+def _rank(item: pytest.Item) -> int:
+    module = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+    return LONGEST.index(module) if module in LONGEST else len(LONGEST)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_rank)
     for item in items:
         module = item.path.stem
         second_way = module in LONG_WITHOUT_C and item.path.parent.name == "processing" and "general" in item.name

@@ -42,8 +42,10 @@ class _Images:
         return written
 
 
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("snapshots", [1, 10_000])
+@pytest.mark.parametrize(
+    ("snapshots", "version"),
+    [(1, 1), (10_000, 2), pytest.param(1, 2, marks=pytest.mark.soak), pytest.param(10_000, 1, marks=pytest.mark.soak)],
+)
 def test_a_kill_at_every_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: int, snapshots: int) -> None:
     monkeypatch.setattr("semel.log.log.SNAPSHOT_BATCHES", snapshots)
     config = BrokerConfig(transaction_version=version, segment_bytes=400)

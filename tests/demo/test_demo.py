@@ -49,6 +49,7 @@ def test_embedded_broker_and_sqlite(tmp_path: Path) -> None:
     assert_exact(run(DemoOptions(orders=3_000, seed=11, keep=tmp_path)), 3_000)
 
 
+@pytest.mark.soak  # Each half of it is in one of the others.
 def test_embedded_broker_and_postgres(tmp_path: Path, postgres: PostgresServer) -> None:
     options = DemoOptions(orders=2_000, seed=12, keep=tmp_path, database=postgres.new_database())
     assert_exact(run(options), 2_000)

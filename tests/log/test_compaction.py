@@ -397,7 +397,7 @@ class _Images:
 
 
 @pytest.mark.parametrize("segment_bytes", [1, 1 << 20])
-@pytest.mark.parametrize("lose", ["nothing", "snapshots", "all but the log"])
+@pytest.mark.parametrize("lose", ["nothing", pytest.param("snapshots", marks=pytest.mark.soak), "all but the log"])
 def test_a_kill_at_every_operation_of_a_pass(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, segment_bytes: int, lose: str
 ) -> None:

@@ -24,10 +24,10 @@ BEATING = """
     import asyncio, os, signal, sys, time
     from semel.processing.heartbeat import Heartbeat
     async def main(body):
-        beat = Heartbeat.from_environment()
-        beat.start()
         stop = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+        beat = Heartbeat.from_environment()
+        beat.start()  # From here on it counts as running, and may be told to drain.
         print("up", os.getpid(), flush=True)
         await body(stop)
 """

@@ -18,7 +18,7 @@ from tests.simulation.world import Outcome
 from tests.simulation.worlds import run
 
 ROOT = Path(__file__).parents[2]
-NEW_SEEDS = 200
+NEW_SEEDS = 100
 WORLDS_MIXED = ("broker",) * 9 + ("chain",)
 """A seed of the chain takes ten times as long."""
 QUICK = (
