@@ -16,8 +16,9 @@ from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.env import Env
 from semel.errors import ConfigurationError
+from semel.ops.audit import audit_topic
 from semel.ops.cli import main
-from semel.ops.gaps import accept_gaps, audit_topic
+from semel.ops.gaps import accept_gaps
 from semel.processing.watermarks import Watermarks
 from semel.settings import Settings
 from semel.sinks.contract import Claim, Stop, StopReason

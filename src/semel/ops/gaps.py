@@ -14,12 +14,12 @@ from typing import Any
 import msgspec
 
 from semel.app import App
-from semel.client.admin import Admin, TopicSpec
+from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.idempotent import Producer
 from semel.databases.database import Database, is_cache
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
+from semel.ops.audit import auditing
 from semel.ops.databases import connected
 from semel.ops.listings import tool_client
 from semel.ops.park_verbs import who
@@ -29,18 +29,12 @@ from semel.settings import Settings
 from semel.sinks.sql import positions
 from semel.sinks.sql.positions import PositionKey
 from semel.types import GroupMetadata, TopicPartition
-from semel.wire.records import BatchBuilder
 
-__all__ = ["Gap", "accept_gaps", "audit_topic"]
+__all__ = ["Gap", "accept_gaps"]
 
 OPERATOR = "semel accept-gap"
 _EMPTY = ("", "Empty", "Dead")
 """States of a group without members; a broker that does not tell the state refuses the commit itself."""
-
-
-def audit_topic(app: str) -> str:
-    """Where operators' decisions stand, for ever: one partition, JSON."""
-    return f"{app}.semel.audit"
 
 
 class Gap(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,36 +150,27 @@ async def _accept(
     app: App, chosen: Sequence[tuple[Consumes, Gap]], client: KafkaClient, settings: Settings, reason: str
 ) -> list[dict[str, Any]]:
     admin, env = Admin(client), Env()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for item in {item.group: item for item, _ in chosen if not item.database}.values():
         await _check_stopped(admin, item.group)
-    if chosen:
-        await admin.create_topics({audit_topic(app.name): TopicSpec(1, {"retention.ms": "-1"})})
-    writer = Producer(client)
-    await writer.start()
-    try:
+    if not chosen:
+        return []
+    async with auditing(client, app.name) as audit:
         for item, gap in chosen:
             decision = _Decision(
                 id=str(env.new_id()), state="asked", by=who(), reason=reason, at_ms=env.wall_ms(), gap=gap
             )
-            await _write(writer, app, decision)
+            await audit.write(item.component, decision, decision.at_ms)
             try:
                 await _go_on(item, gap, client, settings)
             except (SemelError, OSError) as error:
-                await _write(writer, app, msgspec.structs.replace(decision, state="failed", why=str(error)))
+                failed = msgspec.structs.replace(decision, state="failed", why=str(error))
+                await audit.write(item.component, failed, decision.at_ms)
                 rows.append(_row(gap, f"not changed: {error}"))
                 continue
-            await _write(writer, app, msgspec.structs.replace(decision, state="done"))
+            await audit.write(item.component, msgspec.structs.replace(decision, state="done"), decision.at_ms)
             rows.append(_row(gap, "goes on"))
-    finally:
-        await writer.close()
     return rows
-
-
-async def _write(writer: Producer, app: App, decision: _Decision) -> None:
-    batch = BatchBuilder()
-    batch.append(decision.gap.component.encode(), msgspec.json.encode(decision), decision.at_ms, ())
-    await writer.send_batch(audit_topic(app.name), 0, batch)
 
 
 async def _check_stopped(admin: Admin, group: str) -> None:

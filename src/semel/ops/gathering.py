@@ -1,0 +1,222 @@
+"""The facts about open transactions: what coordinators, logs and databases say, joined. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from semel.app import App
+from semel.client.admin import Admin, DescribedTransaction
+from semel.client.cluster import KafkaClient
+from semel.client.transaction_admin import OpenInLog, TransactionAdmin
+from semel.client.two_phase import PreparedState
+from semel.databases.database import Database, without_password
+from semel.databases.processes import ProcessIdentity, is_alive
+from semel.dualwrite.store import slot_prefix
+from semel.dualwrite.tables import read_meta
+from semel.errors import ConfigurationError, SemelError
+from semel.ops.databases import connected
+from semel.ops.diagnosis import Kind, OpenTransaction, Slot, TxnRow
+from semel.types import TopicPartition
+
+__all__ = ["Source", "describe", "gather", "sources_of"]
+
+OPEN = ("Ongoing", "PrepareCommit", "PrepareAbort")
+HANGS_SECONDS = 0.2
+"""Between the two looks at a transaction that no coordinator knows: a marker that is just being written is no cause."""
+
+_SLOT = re.compile(r"(?P<slot>.+\.dual\.[^/]+\.\d+?)(?:\.(?P<epoch>\d+))?")
+_NUMBERS = re.compile(r"\d+(\.\d+)?")
+_LANE = re.compile(r".+\.outbox\.[0-9a-f-]+\.\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A database that may hold slots; `app` is empty where only its URL is known."""
+
+    url: str
+    name: str
+    app: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What the slots in it are called, before their number; empty where nobody said."""
+        return slot_prefix(self.app, self.name) if self.app else ""
+
+
+def sources_of(app: App | None, urls: Iterable[str]) -> list[Source]:
+    """The databases to ask: those of the app, and those named by their URL."""
+    own = [Source(spec.url, spec.name, app.name) for spec in app.databases.values()] if app else []
+    return own + [Source(url, without_password(url)) for url in urls]
+
+
+async def gather(client: KafkaClient, app: App | None, sources: Sequence[Source]) -> list[OpenTransaction]:
+    """Every transaction that is open in the cluster, the oldest first.
+
+    Raises `Retriable` when Kafka does not answer. A database that does not is said in what it should have told.
+    """
+    admin = Admin(client)
+    # The logs first: what ends between the two looks is then open in neither.
+    in_logs = await TransactionAdmin(client).open_in_logs(await _behind(admin))
+    listed = await admin.list_transactions(states=list(OPEN))
+    described = await admin.describe_transactions([item.transactional_id for item in listed])
+    known = [item for item in described if item.state in OPEN]
+    now_ms = client.env.wall_ms()
+    hanging = await _hanging(client, in_logs, known)
+    names = [item.transactional_id for item in known]
+    rows = await asyncio.to_thread(_rows_of, sources, names, client.cluster_id) if names else {}
+    found = [_known(item, now_ms, app, rows) for item in known]
+    found += [_unknown(item, now_ms) for item in hanging]
+    return sorted(found, key=lambda item: -item.age_seconds)
+
+
+async def describe(
+    client: KafkaClient, app: App | None, sources: Sequence[Source], name: str
+) -> OpenTransaction | None:
+    """One transactional id, open or not; None when the coordinator does not know it."""
+    found = await Admin(client).describe_transactions([name])
+    rows = await asyncio.to_thread(_rows_of, sources, [name], client.cluster_id)
+    return _known(found[0], client.env.wall_ms(), app, rows) if found else None
+
+
+async def _behind(admin: Admin) -> list[TopicPartition]:
+    """Partitions whose last stable offset is below the end: something is open there."""
+    topics = await admin.list_topics(internal=True)
+    partitions = [TopicPartition(item.name, number) for item in topics.values() for number in range(item.partitions)]
+    if not partitions:
+        return []
+    stable = await admin.list_offsets(partitions, at="stable")
+    end = await admin.list_offsets(partitions, at="high_watermark")
+    return [at for at in partitions if stable[at] < end[at]]
+
+
+async def _hanging(
+    client: KafkaClient, in_logs: Sequence[OpenInLog], known: Sequence[DescribedTransaction]
+) -> list[OpenInLog]:
+    """What is open in a log, was unknown to every coordinator after that, and is still open."""
+    places = {(item.producer_id, at) for item in known for at in item.partitions}
+    suspects = [item for item in in_logs if (item.producer_id, item.partition) not in places]
+    if not suspects:
+        return []
+    await asyncio.sleep(HANGS_SECONDS)
+    again = await TransactionAdmin(client).open_in_logs({item.partition: None for item in suspects})
+    still = {(item.partition, item.name, item.start_offset) for item in again}
+    return [item for item in suspects if (item.partition, item.name, item.start_offset) in still]
+
+
+# --- Whose it is ---
+
+
+def _known(item: DescribedTransaction, now_ms: int, app: App | None, rows: Mapping[str, Slot]) -> OpenTransaction:
+    name = item.transactional_id
+    found = OpenTransaction(
+        transactional_id=name,
+        name=PreparedState(item.producer_id, item.producer_epoch),
+        state=item.state,
+        age_seconds=max(0.0, (now_ms - item.start_ms) / 1000) if item.start_ms >= 0 else 0.0,
+        timeout_ms=item.timeout_ms,
+        partitions=item.partitions,
+        kind=Kind.FOREIGN,
+    )
+    if name in rows:
+        return replace(found, kind=Kind.SLOT, slot=rows[name])
+    if _LANE.fullmatch(name) and (app is None or name.startswith(f"{app.name}.outbox.")):
+        return replace(found, kind=Kind.LANE, app=name.partition(".outbox.")[0])
+    for component in _components(app):
+        if app is not None and name.startswith(f"{app.name}.{component}."):
+            return replace(found, kind=Kind.COMPONENT, app=app.name, component=component)
+    return found
+
+
+def _components(app: App | None) -> list[str]:
+    if app is None:
+        return []
+    return [*(item.name for item in app.components()), *app.sinks, "requests"]
+
+
+def _unknown(item: OpenInLog, now_ms: int) -> OpenTransaction:
+    return OpenTransaction(
+        transactional_id="",
+        name=item.name,
+        state="Hanging",
+        age_seconds=max(0.0, (now_ms - item.last_timestamp_ms) / 1000),
+        timeout_ms=0,
+        partitions=(item.partition,),
+        kind=Kind.HANGING,
+        start_offset=item.start_offset,
+    )
+
+
+# --- What the databases say ---
+
+
+def _rows_of(sources: Sequence[Source], names: Collection[str], environment: str) -> dict[str, Slot]:
+    """What is known of each of these ids that is a slot of a dual write. Blocks; does not raise."""
+    found: dict[str, Slot] = {}
+    for source in sources:
+        # A name may fit the slots of two databases: the one that has its row is the one.
+        wanted = [name for name in names if _may_be_of(source, name) and not (name in found and found[name].row)]
+        said = _ask(source, wanted, environment) if wanted else {}
+        found |= {name: slot for name, slot in said.items() if slot.row or name not in found}
+    for name in names:
+        parts = _SLOT.fullmatch(name)
+        if name not in found and parts is not None:
+            slot = name if parts["epoch"] is None else parts["slot"]
+            problem = "nobody said in which database it is: name the app, or the database with --database URL"
+            found[name] = Slot(slot, "?", problem=problem)
+    return found
+
+
+def _may_be_of(source: Source, name: str) -> bool:
+    if not source.prefix:
+        return _SLOT.fullmatch(name) is not None
+    return name.startswith(source.prefix) and _NUMBERS.fullmatch(name[len(source.prefix) :]) is not None
+
+
+def _ask(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
+    where = source.name
+    try:
+        with connected(source.url) as database:
+            if database is None:
+                raise ConfigurationError(f"there is no database at {without_password(source.url)}")
+            problem = _problem_of(database, source, environment)
+            if problem:
+                return {name: Slot(name, where, problem=problem) for name in names}
+            return {name: _slot(database, where, name) for name in names}
+    except SemelError as error:
+        return {name: Slot(name, where, problem=f"it cannot be read: {error}") for name in names}
+
+
+def _problem_of(database: Database, source: Source, environment: str) -> str:
+    """Why the rows in this database say nothing about this cluster's transactions; empty when they do."""
+    meta = read_meta(database)
+    if meta.environment not in (None, environment):
+        return (
+            f"the rows of {source.name} belong to another environment: Kafka cluster {meta.environment!r}, not this "
+            f"one, {environment!r}. They say nothing about its transactions"
+        )
+    if source.app and meta.app not in (None, source.app):
+        return f"the rows of {source.name} belong to another app, {meta.app!r}"
+    return ""
+
+
+def _slot(database: Database, where: str, name: str) -> Slot:
+    """The row of a slot by its transactional id, which may end with the owner's epoch (the conditional recipe)."""
+    sql = "SELECT slot, owner_epoch, owner, prepared, resolved_epoch FROM semel_txn WHERE slot = ?"
+    head, _, tail = name.rpartition(".")
+    for slot, epoch in ((name, None), (head, int(tail) if tail.isdigit() else None)):
+        rows = database.query(sql, (slot,))
+        if rows:
+            row = TxnRow(*rows[0][1:])
+            return Slot(slot, where, row, owner_runs=_runs(row.owner), owner_epoch=epoch)
+    return Slot(name, where)
+
+
+def _runs(owner: str) -> bool | None:
+    """Whether the owner's process runs; None where that cannot be seen from this host."""
+    identity = ProcessIdentity.parse(owner)
+    if identity is None or identity.host != ProcessIdentity.current().host:
+        return None if identity else False
+    return is_alive(identity)
