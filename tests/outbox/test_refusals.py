@@ -11,6 +11,7 @@ from semel.errors import ConfigurationError, Retriable
 from semel.ops.databases import migrate, migrate_app
 from semel.outbox.tables import schema_sql
 from tests.outbox.bank import INSERT, SCHEMA, Bank, Paid
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
 
 
@@ -143,3 +144,34 @@ def test_in_development_the_tables_are_made(url: str, monkeypatch: pytest.Monkey
 def test_psycopg_is_asked_for_no_more_than_it_has() -> None:
     """`enqueue_in` leans on it: an idle connection is status 0."""
     assert psycopg.pq.TransactionStatus.IDLE == 0
+
+
+@pytest.mark.mariadb
+def test_a_mariadb_that_loses_answered_commits(mariadb: MariadbServer) -> None:
+    """Killed, it would come back without rows whose records are in Kafka."""
+    url = mariadb.new_database()
+    migrate(url, print_only=False, outbox=True)
+    look = connect(url)
+    look.migrate(SCHEMA)
+    look.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 2")
+    try:
+        bank = Bank(url, look)
+        refused(bank, "innodb_flush_log_at_trx_commit=2.*Set it to 1")
+        assert (bank.balances(), bank.rows()) == ({}, [])
+    finally:
+        look.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    bank.open_account("ann", 1)
+    bank.app.close()
+    look.close()
+
+
+@pytest.mark.postgres
+def test_a_postgresql_that_would_lose_answered_commits_is_told_not_to(postgres: PostgresServer) -> None:
+    url = postgres.new_database()
+    name = url.rpartition("/")[2]
+    database = connect(url)
+    for setting, becomes in (("off", "on"), ("local", "local"), ("remote_apply", "remote_apply")):
+        database.execute(f"ALTER DATABASE {name} SET synchronous_commit = {setting}")
+        database.connect()
+        assert database.query("SHOW synchronous_commit") == [(becomes,)]
+    database.close()

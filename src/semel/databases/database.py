@@ -141,6 +141,12 @@ class Database(ABC):
         """Which server this is and which history of it: another one after a restore. None where nobody can say."""
         return None
 
+    def check_durable(self) -> None:  # noqa: B027 - some set it for their own session
+        """Raise `ConfigurationError` where a COMMIT that was answered can be lost with the server's process.
+
+        What is told to others after a COMMIT - records in Kafka - would be there without the rows.
+        """
+
     def new_id(self) -> str:
         """An id for a row of ours."""
         return str(uuid.uuid4())

@@ -198,6 +198,14 @@ class MariadbDatabase(Database):
             )
         self._packet_bytes = int(packet)
 
+    def check_durable(self) -> None:
+        [(flush,)] = self.query("SELECT @@innodb_flush_log_at_trx_commit")
+        if int(flush) != 1:
+            raise ConfigurationError(
+                f"{without_password(self.url)} has innodb_flush_log_at_trx_commit={flush}: a COMMIT that was answered "
+                "can be lost with the server, and Kafka would have its records all the same. Set it to 1."
+            )
+
     def close(self) -> None:
         self._lost = None
         connection, self._connection = self._connection, None

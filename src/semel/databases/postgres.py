@@ -112,6 +112,11 @@ class PostgresDatabase(Database):
         try:
             settings = ", ".join("set_config(%s, %s, false)" for _ in _SESSION)
             connection.execute(f"SELECT {settings}", [text for pair in _SESSION.items() for text in pair])
+            # A role or a database may say otherwise; then a COMMIT that was answered is lost with the server's process.
+            connection.execute(
+                "SELECT set_config('synchronous_commit', 'on', false) "
+                "WHERE current_setting('synchronous_commit') = 'off'"
+            )
         except BaseException:
             connection.close()
             raise

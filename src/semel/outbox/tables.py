@@ -220,6 +220,7 @@ def check_outbox(database: Database, role: Role, app: str, environment: str | No
     missing, was made for another version of Semel, belongs to another app or Kafka cluster, or when a right is missing.
     """
     meta = read_meta(database)
+    database.check_durable()
     where = without_password(database.url)
     if meta.app not in (None, app):
         raise ConfigurationError(
