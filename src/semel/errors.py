@@ -14,7 +14,9 @@ from enum import IntEnum
 
 __all__ = [
     "AbortTransaction",
+    "ConditionFailed",
     "ConfigurationError",
+    "Conflict",
     "CorruptBatch",
     "ErrorCode",
     "Fatal",
@@ -45,6 +47,14 @@ class Retriable(SemelError):
     def __init__(self, message: str = "", *, after: float = 0.0) -> None:
         super().__init__(message)
         self.after = after
+
+
+class Conflict(Retriable):
+    """What a transaction read was changed by somebody else before it ended. Nothing happened; run it again."""
+
+
+class ConditionFailed(SemelError):
+    """A condition of a transaction does not hold, so nothing of it happened."""
 
 
 class Reject(SemelError):

@@ -10,7 +10,8 @@ import pytest
 from semel.databases import connect
 from semel.dualwrite.sql import MARK
 from semel.dualwrite.store import Claim, Store
-from semel.errors import Fatal
+from semel.errors import ConfigurationError, Fatal
+from tests.dualwrite.conftest import open_store
 
 Stores = Callable[[], Store]
 
@@ -51,9 +52,23 @@ def test_a_beat_is_of_its_owner(new_store: Stores) -> None:
     assert store.slots()[0].beat != before
 
 
-def test_a_number_does_not_come_again(new_store: Stores, url: str) -> None:
-    """Kafka may hold a transaction under the name of a slot that was deleted."""
+def test_another_kafka_cluster_is_refused(new_store: Stores, store_url: str) -> None:
+    """A copy of the store for another environment would decide about transactions that are none of its own."""
+    new_store()
+    with pytest.raises(ConfigurationError, match="belongs to the Kafka cluster 'cluster-a'"):
+        open_store(store_url, environment="cluster-b")
+
+
+def test_a_slot_that_is_not_there_is_decided_by_nobody(new_store: Stores) -> None:
     store = new_store()
+    with pytest.raises(Fatal, match=r"is gone from .*Nothing is decided"):
+        store.claim("bank.dual.database.7", "ann")
+    assert store.decided("bank.dual.database.7") is None
+
+
+def test_a_number_does_not_come_again(new_sql_store: Stores, url: str) -> None:
+    """Kafka may hold a transaction under the name of a slot that was deleted."""
+    store = new_sql_store()
     slot = store.add("ann").slot
     database = connect(url)
     database.execute("DELETE FROM semel_txn")
@@ -64,9 +79,9 @@ def test_a_number_does_not_come_again(new_store: Stores, url: str) -> None:
     assert store.decided(slot) is None
 
 
-def test_a_claim_waits_for_a_commit_under_way_and_sees_it(new_store: Stores, url: str) -> None:
+def test_a_claim_waits_for_a_commit_under_way_and_sees_it(new_sql_store: Stores, url: str) -> None:
     """The zombie has written its decision and not committed: whoever raises the fence must not miss it."""
-    store, other = new_store(), new_store()
+    store, other = new_sql_store(), new_sql_store()
     slot = store.add("ann").slot
     epoch = store.claim(slot, "ann").owner_epoch
     zombie = connect(url)

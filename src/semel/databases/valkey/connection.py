@@ -17,6 +17,7 @@ from semel.processing.shortage import is_shortage
 try:
     import redis
     from redis.backoff import NoBackoff
+    from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
     from redis.retry import Retry
 except ImportError as error:
     if is_shortage(error):
@@ -25,7 +26,7 @@ except ImportError as error:
         f"Valkey needs redis-py, which is not there ({error}). Install it with: pip install 'semel[valkey]'"
     ) from error
 
-__all__ = ["ANSWER_SECONDS", "ValkeyConnection", "packed"]
+__all__ = ["ANSWER_SECONDS", "NoPermissionError", "NoScriptError", "ResponseError", "ValkeyConnection", "packed"]
 
 log = logging.getLogger("semel.databases")
 
@@ -64,12 +65,18 @@ class ValkeyConnection:
             )
         except ValueError as error:
             raise ConfigurationError(f"{without_password(url)!r} is not a Valkey URL: {error}") from error
+        self._link: Any = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {without_password(self.url)}>"
 
     def close(self) -> None:
         """Close the connection. Does not raise."""
+        link, self._link = self._link, None
+        with contextlib.suppress(Exception):
+            if link is not None:
+                link.disconnect()
+                self._client.connection_pool.release(link)
         with contextlib.suppress(Exception):
             self._client.close()
 
@@ -82,6 +89,33 @@ class ValkeyConnection:
             self.close()
             text = " ".join(str(error).split())
             raise self.away(f"{without_password(self.url)}: {type(error).__name__}: {text}") from error
+
+    def send(self, *commands: Sequence[str | bytes]) -> list[Any]:
+        """The raw answers to commands that are sent at once, over a connection that stays the same until `close`.
+
+        An answer that is an error is in the list as such. Whatever is raised, nobody knows which were carried out.
+        """
+        with self.reaching():
+            if self._link is None:
+                self._link = self._client.connection_pool.get_connection()
+            self._link.send_packed_command(self._link.pack_commands(commands))
+            found = []
+            for _ in commands:
+                try:
+                    found.append(self._link.read_response())
+                except ResponseError as error:
+                    found.append(error)
+            return found
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether the connection of `send` is there, as far as can be seen without asking."""
+        if self._link is None:
+            return False
+        try:
+            return not self._link.can_read(timeout=0)  # Something to read between two commands is its end.
+        except (redis.RedisError, OSError):
+            return False
 
     def script(self, text: str) -> Any:
         """A script to `run`."""

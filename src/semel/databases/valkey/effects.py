@@ -127,7 +127,10 @@ class CacheEffects:
 
     def _note(self, name: str, key: Key, *arguments: Value) -> None:
         if not self._open:
-            raise EffectRefused("cache is used after the handler ended: its script is made up. Use it inside only.")
+            raise EffectRefused(
+                "commands are noted after the handler ended, or the transaction: the script is made up. Note them "
+                "inside only."
+            )
         if not isinstance(key, str | bytes) or not key:
             raise EffectRefused(f"{name}: a key is text or bytes, and not empty; this is {key!r:.100}.")
         raw = tuple(_bytes(name, part) for part in (name, key, *arguments))
