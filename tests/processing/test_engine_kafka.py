@@ -199,7 +199,9 @@ def test_a_new_owner_waits_for_a_zombies_open_transaction_and_goes_on_with_what_
 POINTS = ["unit.before_produce", "unit.after_produce", "unit.before_end_transaction", "unit.after_end_transaction"]
 
 
-def worker_specs(name: str, environment: Callable[[int], dict[str, str]], folder: Path) -> list[ChildSpec]:
+def worker_specs(
+    name: str, environment: Callable[[int], dict[str, str]], folder: Path, workers: int = 2
+) -> list[ChildSpec]:
     return [
         ChildSpec(
             f"worker-{slot}",
@@ -208,7 +210,7 @@ def worker_specs(name: str, environment: Callable[[int], dict[str, str]], folder
             slot,
             folder / f"worker-{slot}.log",
         )
-        for slot in range(2)
+        for slot in range(workers)
     ]
 
 
