@@ -14,6 +14,7 @@ from semel.databases.spec import DatabaseSpec
 from semel.examples import payments
 from semel.examples.payments import ACCOUNTS, OPENING_CENTS, Transfer, app, ledger, order, pay, transfers
 from semel.testing import TestApp
+from tests.sinks.conftest import empty_database
 
 TRANSFER = Transfer("t-1", "a1", "a2", 250)
 
@@ -31,12 +32,16 @@ def test_a_transfer_that_cannot_be_is_refused(wrong: Transfer) -> None:
         list(order(wrong))
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=[
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mariadb", marks=pytest.mark.mariadb),
+    ]
+)
 def bank(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The app on a database of this test; `pay` makes its tables."""
-    url = f"sqlite:///{tmp_path}/bank.db"
-    if request.param == "postgres":
-        url = request.getfixturevalue("postgres").new_database()
+    url = empty_database(request, tmp_path)
     monkeypatch.setenv("SEMEL_DATABASE", url)
     yield url
     app.close()
@@ -73,8 +78,8 @@ def test_payments_at_the_same_time_keep_the_sum_and_the_order(bank: str) -> None
         running = [threads.submit(pay, each) for each in orders[1:]]
         for each in running:
             each.result()
-            [(total,)] = look.query("SELECT CAST(SUM(balance) AS BIGINT) FROM account")
-            assert total == ACCOUNTS * OPENING_CENTS
+            [(total,)] = look.query("SELECT SUM(balance) FROM account")
+            assert int(total) == ACCOUNTS * OPENING_CENTS
     told: dict[str, list[tuple[int, int]]] = {}
     for account, cents, number in entries(look):
         told.setdefault(account, []).append((cents, number))

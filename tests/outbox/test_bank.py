@@ -36,6 +36,7 @@ from semel.settings import Settings
 from tests.outbox.world import msg_id, read_topic
 from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode, missing_tools
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
 
 THREADS = 8
@@ -104,7 +105,7 @@ class World:
 
     url: str
     broker: BrokerProcess | KafkaNode
-    postgres: PostgresServer | None
+    server: PostgresServer | MariadbServer | None
     folder: Path
     transfers: int
     rng: random.Random
@@ -150,16 +151,16 @@ class World:
 
     def strike(self) -> None:
         """kill -9 of one of them, and its successor."""
-        victims = [*self.children, "broker"] + (["postgres"] if self.postgres is not None else [])
+        victims = [*self.children, "broker"] + (["database"] if self.server is not None else [])
         victim = self.rng.choice(victims)
         self.struck[victim] += 1
         if victim == "broker":
             self.broker.kill()
             self.broker.start()
-        elif victim == "postgres":
-            assert self.postgres is not None
-            self.postgres.kill()
-            self.postgres.start()
+        elif victim == "database":
+            assert self.server is not None
+            self.server.kill()
+            self.server.start()
         else:
             pid = self.children.pop(victim)
             os.kill(pid, signal.SIGKILL)
@@ -310,3 +311,10 @@ def test_a_large_bank_on_postgres_and_kafka(postgres: PostgresServer, tmp_path: 
 @pytest.mark.timeout(36_000)
 def test_a_large_bank_on_sqlite(own_broker: BrokerProcess, tmp_path: Path) -> None:
     run(World(f"sqlite:///{tmp_path}/bank.db", own_broker, None, tmp_path, 20_000, random.Random(4)), kills=100)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(36_000)
+@pytest.mark.mariadb
+def test_a_large_bank_on_mariadb(mariadb: MariadbServer, own_broker: BrokerProcess, tmp_path: Path) -> None:
+    run(World(mariadb.new_database(), own_broker, mariadb, tmp_path, 20_000, random.Random(5)), kills=100)

@@ -37,6 +37,8 @@ class Entry(msgspec.Struct, frozen=True):
     number: int
 
 
+EVERY_ACCOUNT = " UNION ALL ".join(f"SELECT 'a{number}' AS id" for number in range(1, ACCOUNTS + 1))
+
 app = App("payments")
 transfers = app.topic("transfers", key=str, value=Transfer)
 ledger = app.topic("ledger", key=str, value=Entry)
@@ -48,9 +50,8 @@ bank = app.database(
     CREATE TABLE IF NOT EXISTS booked (
         account_id VARCHAR(40) PRIMARY KEY, entries BIGINT NOT NULL, cents BIGINT NOT NULL, number BIGINT NOT NULL);
     INSERT INTO account (id, balance, entries)
-        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {ACCOUNTS})
-        SELECT 'a' || i, {OPENING_CENTS}, 0 FROM n WHERE i <= {ACCOUNTS}
-        ON CONFLICT (id) DO NOTHING;
+        SELECT id, {OPENING_CENTS}, 0 FROM ({EVERY_ACCOUNT}) AS every
+        WHERE NOT EXISTS (SELECT 1 FROM account);
     """,  # noqa: S608 - our own numbers
 )
 
