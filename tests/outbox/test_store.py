@@ -11,7 +11,7 @@ from semel.errors import ConfigurationError
 from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.outbox import store as store_module
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import MSG_ID_HEADER, SHARDS, decode_headers, shard_of
+from semel.outbox.rows import MSG_ID_HEADER, SHARDS, Place, decode_headers, shard_of
 from semel.outbox.store import Reading, Settlement, Store
 from semel.outbox.tables import schema_sql
 from semel.outbox.verbs import Operator, Selection, declare_restored, hold, release, republish, status
@@ -27,8 +27,10 @@ def write(database: Database, *rows: tuple[str, bytes | None]) -> None:
     insert(database, [(shard_of(key, i), i, "t", key, b"v", "[]", 5) for i, key in rows])
 
 
-def read(database: Database, without: Any = (), limit: int = 100, size: int = 1 << 20) -> Reading:
-    return Store(database).read(ALL, without, limit, size)
+def read(
+    database: Database, without: Any = (), limit: int = 100, size: int = 1 << 20, after: Place | None = None
+) -> Reading:
+    return Store(database).read(ALL, after, without, limit, size)
 
 
 def ids(reading: Reading) -> list[str]:
@@ -44,9 +46,14 @@ def test_rows_are_read_within_limits_and_without_those_in_hand(database: Databas
     part = read(database, limit=10)
     assert part.rows == everything.rows[:10]
     assert part.is_full
+    assert part.last == part.rows[-1].place
+    assert read(database, after=part.last).rows == everything.rows[10:]
+    late = everything.rows[20]
+    beyond = read(database, after=part.last, without={late.seq, part.rows[0].seq})
+    assert beyond.rows == [row for row in everything.rows[10:] if row != late]
     rest = read(database, without={row.seq for row in part.rows})
     assert rest.rows == everything.rows[10:]
-    small = read(database, size=sum(everything.sizes[:3]))
+    small = read(database, size=sum(row.size for row in everything.rows[:3]))
     assert small.rows == everything.rows[:3]
     assert small.is_full
     assert len(read(database, size=1).rows) == 1, "one row is read, however large it is"
@@ -61,6 +68,17 @@ def test_only_exact_rows_are_deleted(database: Database) -> None:
     assert store.settle([Settlement(3, 0, 7, wrong, None)]) == []
     assert ids(read(database)) == ["m1", "m3"]
     assert database.query("SELECT batch FROM semel_outbox_lane WHERE lane = 3") == [(7,)]
+
+
+def test_rows_that_moved_since_they_were_read_are_deleted_and_no_others(database: Database) -> None:
+    """PostgreSQL deletes where a row was; a row may be elsewhere by then, and another one there."""
+    write(database, *((f"m{number}", b"k%d" % number) for number in range(8)))
+    store, found = Store(database), {row.msg_id: row for row in read(database).rows}
+    database.execute("UPDATE semel_outbox SET held = NULL WHERE msg_id = 'm1'")
+    addresses = [found[name].address for name in ("m5", "m1", "m2")]  # m5 is where m0 is said to be.
+    rows = [RowId(*found[name].place, name) for name in ("m0", "m1", "m2")]
+    assert store.settle([Settlement(3, 0, 1, rows, None, addresses if all(addresses) else ())]) == []
+    assert ids(read(database)) == ["m3", "m4", "m5", "m6", "m7"]
 
 
 def test_a_former_owner_notes_nothing(database: Database) -> None:

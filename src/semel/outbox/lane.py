@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 from semel.outbox.manifest import VERSION, Manifest, Published, RowId
-from semel.outbox.rows import OutboxRow
+from semel.outbox.rows import OutboxRow, Place
 
 __all__ = ["DEPTH", "Batch", "Lane", "LaneRow", "Takeover", "take_over"]
 
@@ -69,18 +70,18 @@ def take_over(row: LaneRow, incarnation: str, last: Manifest | None, *, is_lost:
     return Takeover(last.rows if last.last > row.batch else [], batch, "")
 
 
-@dataclass(slots=True)
+@dataclass
 class Batch:
-    """Rows that go into one transaction; `number` is given when it begins."""
+    """Rows that go into one transaction, in the order of their places; `number` is given when it begins."""
 
     rows: list[OutboxRow]
     size: int
     number: int = 0
 
-    @property
+    @cached_property
     def ids(self) -> list[RowId]:
         """Its rows, exactly."""
-        return [RowId(row.shard, row.seq, row.msg_id) for row in self.rows]
+        return [RowId(*row[:3]) for row in self.rows]
 
 
 @dataclass(slots=True)
@@ -111,11 +112,18 @@ class Lane:
         """Whether rows may be read for it."""
         return self.in_hand < DEPTH
 
-    @property
-    def numbers(self) -> set[int]:
-        """The numbers (seq) of the rows in hand: the table still has them, and they are not to be read again."""
+    def numbers(self, after: Place | None = None) -> set[int]:
+        """The numbers (seq) of the rows in hand: the table still has them, and they are not to be read again.
+
+        With `after` those of batches that lie whole before it are left out.
+        """
         batches = [*self.waiting, *self.undeleted, *([] if self.under_way is None else [self.under_way])]
-        return {row.seq for batch in batches for row in batch.rows}
+        return {
+            row.seq
+            for batch in batches
+            if batch.rows and (after is None or batch.rows[-1].place > after)
+            for row in batch.rows
+        }
 
     @property
     def size(self) -> int:
@@ -123,8 +131,8 @@ class Lane:
         return sum(batch.size for batch in self.waiting) + (0 if self.under_way is None else self.under_way.size)
 
     def read(self, rows: Sequence[OutboxRow], size: int) -> None:
-        """Take in rows of the table, in the order of their numbers within each shard."""
-        known = self.numbers
+        """Take in rows of the table, in the order of their places."""
+        known = self.numbers(Place(rows[0].shard, rows[0].seq - 1)) if rows else set()
         new = [row for row in rows if row.seq not in known] if known else list(rows)
         if new:
             self.waiting.append(Batch(new, size))

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from typing import ParamSpec, TypeVar
 
 from semel.client.cluster import Backoff
@@ -37,8 +37,9 @@ from semel.failpoints import failpoint
 from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_BYTES, READ_ROWS, TRANSACTIONS_MAX
 from semel.outbox.link import Link
 from semel.outbox.measures import Measures
-from semel.outbox.rows import SHARDS, OutboxRow, lane_of
-from semel.outbox.store import Reading, Settlement, Store, shards_of
+from semel.outbox.rows import OutboxRow, lane_of
+from semel.outbox.store import Reading, Settlement, Store
+from semel.outbox.sweep import Sweep
 from semel.outbox.takeover import Owned, close, take
 from semel.outbox.waking import Listener, Pace
 from semel.processing.identity import instance_id, transactional_id
@@ -127,10 +128,7 @@ class Relay:
         self._due: dict[int, float] = {}
         """Lanes that the group gave us and that are not ours: when to try to take them over."""
         self._owned: dict[int, Owned] = {}
-        self._unread: set[int] = set()
-        """Lanes that may have rows which were not read."""
-        self._from_shard = 0
-        """Where the next SELECT begins: shards are served in turn."""
+        self._sweep = Sweep()
         self._pace = Pace()
         self._transactions = asyncio.Semaphore(TRANSACTIONS_MAX)
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
@@ -162,7 +160,7 @@ class Relay:
                 loop.call_soon_threadsafe(self._look)
 
     def _look(self) -> None:
-        self._unread.update(self._owned)
+        self._sweep.add(self._owned)
         self._pace.woken()
         self._news.set()
 
@@ -352,7 +350,7 @@ class Relay:
             self._due.pop(lane, None)
         self._due.update(dict.fromkeys(lost, self._env.monotonic() + self._fence_seconds))
         self._owned.update(mine)
-        self._unread.update(mine)
+        self._sweep.restart(mine)
         self._measures.lanes(len(self._owned))
         if mine:
             log.info("%s took over lanes %s", self._member, ", ".join(map(str, sorted(mine))))
@@ -390,32 +388,26 @@ class Relay:
     async def _wait_for_news(self) -> None:
         """Wait for a commit, here or there, or until it is time to look anyway."""
         if not await comes(self._news, self._pace.seconds(is_called=self._listener.is_listening)):
-            self._unread.update(self._owned)
+            self._sweep.add(self._owned)
 
     async def _turn(self) -> bool:
         """One transaction that deletes, one SELECT; whether there was anything to do, and may be more."""
         did = await self._settle()
-        if self._draining.is_set() or not self._unread:
+        if self._draining.is_set() or sum(own.lane.size for own in self._owned.values()) >= BYTES_IN_HAND_MAX:
             return did
-        owned = self._owned
-        lanes = {lane for lane in self._unread if lane in owned and owned[lane].lane.has_room}
-        if not lanes or sum(own.lane.size for own in owned.values()) >= BYTES_IN_HAND_MAX:
+        ready = {lane: own for lane, own in self._owned.items() if own.lane.has_room}
+        ask = self._sweep.ask(ready, self._store.meta.lanes)
+        if ask is None:
             return did
-        shards = shards_of(lanes, self._store.meta.lanes)
-        ahead = [shard for shard in shards if shard >= self._from_shard] or shards
-        without = set().union(*(owned[lane].lane.numbers for lane in lanes))
-        readers = {lane: (owned[lane], owned[lane].lane.aborts) for lane in lanes}
-        self._unread -= lanes  # Before the SELECT: whoever calls from now on wrote what it may not see.
-        is_over = False
+        readers = {lane: (ready[lane], ready[lane].lane.aborts) for lane in ask.lanes}
+        without = set().union(*(ready[lane].lane.numbers(ask.after) for lane in ask.lanes))
         try:
-            reading = await self._call(self._store.read, ahead, without, READ_ROWS, READ_BYTES)
-            is_over = not reading.is_full and len(ahead) == len(shards)
-            last = max((row.shard for row in (*reading.rows, *reading.ruled)), default=-1)
-            self._from_shard = (last + 1) % SHARDS if reading.is_full else 0
-            is_over &= await self._distribute(reading, readers)
-        finally:
-            if not is_over:
-                self._unread |= lanes
+            reading = await self._call(self._store.read, ask.shards, ask.after, without, READ_ROWS, READ_BYTES)
+            is_whole = await self._distribute(reading, readers)
+        except BaseException:
+            self._sweep.failed(ask)
+            raise
+        self._sweep.answered(ask, reading.last, is_full=reading.is_full, is_whole=is_whole)
         return True
 
     async def _settle(self) -> bool:
@@ -429,7 +421,8 @@ class Relay:
             if own.noted is not None and own.noted[0] <= number:
                 positions, own.noted = own.noted[1], None
             rows = [row for batch in done for row in batch.ids]
-            settlements.append(Settlement(lane, own.lane.owner_epoch, number, rows, positions))
+            addresses = [row.address for batch in done for row in batch.rows if row.address]
+            settlements.append(Settlement(lane, own.lane.owner_epoch, number, rows, positions, addresses))
         if not settlements:
             return False
         lost = await self._call(self._store.settle, settlements)
@@ -455,39 +448,32 @@ class Relay:
             return True
         self._pace.busy()
         failpoint("outbox.after_read")
-        lanes, count = self._store.meta.lanes, len(reading.rows)
-        rows: dict[int, list[OutboxRow]] = defaultdict(list)
-        sizes: dict[int, int] = defaultdict(int)
-        unfit = await self._unfit(reading)
-        for index in range(count):
-            row = reading.rows[index]
-            if unfit and (row.topic in unfit or (row.topic, row.key) in unfit):
-                continue
-            lane = lane_of(row.shard, lanes)
-            rows[lane].append(row)
-            sizes[lane] += reading.sizes[index]
-        is_whole = not unfit
-        for lane, items in rows.items():
+        unfit, rows = await self._unfit(reading.rows), reading.rows
+        if unfit:
+            rows = [row for row in rows if not (row.topic in unfit or (row.topic, row.key) in unfit)]
+        is_whole, lanes = not unfit, self._store.meta.lanes
+        for lane, items in groupby(rows, lambda row: lane_of(row.shard, lanes)):
             own, aborts = readers[lane]
             if self._owned.get(lane) is own and own.lane.aborts == aborts:
-                own.lane.read(items, sizes[lane])
+                mine = list(items)
+                own.lane.read(mine, sum([row.size for row in mine]))
                 self._publish_beside(own)
             else:
                 is_whole = False
         return is_whole
 
-    async def _unfit(self, reading: Reading) -> set[object]:
+    async def _unfit(self, rows: Sequence[OutboxRow]) -> set[object]:
         """Hold rows that can never be published; their topics, and pairs of topic and key, are not published now."""
         unfit: set[object] = set()
-        limits = {topic: await self._link.limits(topic) for topic in {row.topic for row in reading.rows}}
+        limits = {topic: await self._link.limits(topic) for topic in {row.topic for row in rows}}
         for topic, known in limits.items():
             if known is None:
-                first = next(row for row in reading.rows if row.topic == topic)
+                first = next(row for row in rows if row.topic == topic)
                 await self._hold(first, f"there is no topic {topic}, or none that we may write to", whole_topic=True)
                 unfit.add(topic)
-        for row, size in zip(reading.rows, reading.sizes, strict=True):
+        for row in rows:
             found = limits[row.topic]
-            if found is None or (row.headers == "[]" and size + _ENVELOPE <= found.bytes_max):
+            if found is None or (row.headers == "[]" and row.size + _ENVELOPE <= found.bytes_max):
                 continue
             if (row.topic, row.key) in unfit:
                 continue
@@ -576,6 +562,7 @@ class Relay:
         failpoint("outbox.after_abort")
         is_refused = error.code in _REFUSED_RECORD or error.code in _REFUSED_TOPIC
         culprit = own.lane.aborted(is_refused=is_refused)
+        self._sweep.restart([own.lane.number])
         if culprit is not None:
             row = culprit.rows[0]
             try:
@@ -589,7 +576,6 @@ class Relay:
             own.failures += 1
             await self._pause_for(min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** min(own.failures, 10)))
             log.warning("%s: lane %d tries again: %s", self._member, own.lane.number, error)
-        self._unread.add(own.lane.number)
         self._news.set()
         return True
 

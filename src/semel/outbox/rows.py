@@ -10,13 +10,30 @@ import msgspec
 from semel.types import Header
 from semel.wire.partitioner import murmur2
 
-__all__ = ["LANES", "MSG_ID_HEADER", "SHARDS", "OutboxRow", "decode_headers", "encode_headers", "lane_of", "shard_of"]
+__all__ = [
+    "LANES",
+    "MSG_ID_HEADER",
+    "SHARDS",
+    "OutboxRow",
+    "Place",
+    "decode_headers",
+    "encode_headers",
+    "lane_of",
+    "shard_of",
+]
 
 SHARDS = 64
 """Fixed for ever: a key that changed its shard would overtake its own rows."""
 LANES = 16
 """How many relays can work on one outbox at the same time; fixed in `semel_outbox_meta` when the tables are made."""
 MSG_ID_HEADER = "semel-id"
+
+
+class Place(NamedTuple):
+    """Where a row stands in the order in which rows are read."""
+
+    shard: int
+    seq: int
 
 
 class OutboxRow(NamedTuple):
@@ -31,6 +48,17 @@ class OutboxRow(NamedTuple):
     headers: str
     created_at: int
     """Milliseconds since 1970 in UTC, by the writer's clock: for people and metrics, nothing is decided by it."""
+    size: int = 0
+    """Bytes of key, value and headers."""
+    is_ruled: int = 0
+    """1 when somebody holds it back, and it is not marked yet."""
+    address: str = ""
+    """Where the database has it now, if it can tell (PostgreSQL's ctid): a hint, for a quick DELETE."""
+
+    @property
+    def place(self) -> Place:
+        """Where it stands."""
+        return Place(self.shard, self.seq)
 
 
 def shard_of(key: bytes | None, msg_id: str) -> int:
@@ -39,8 +67,9 @@ def shard_of(key: bytes | None, msg_id: str) -> int:
 
 
 def lane_of(shard: int, lanes: int) -> int:
-    """The lane that publishes a shard."""
-    return shard % lanes
+    """The lane that publishes a shard. Shards that follow each other share one: rows are read in the order of shards,
+    and so a SELECT of a backlog gives one lane much rather than many lanes little."""
+    return shard * lanes // SHARDS
 
 
 def encode_headers(headers: Iterable[Header]) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from semel.outbox.manifest import RowId
+from semel.outbox.rows import Place
 
-__all__ = ["Statement", "delete_rows", "hold_rows", "read_rows", "rows_in"]
+__all__ = ["Statement", "delete_rows", "delete_rows_at", "hold_rows", "read_rows", "rows_in"]
 
 Statement = tuple[str, tuple[Any, ...]]
 
@@ -16,9 +17,10 @@ _LIST_MAX = 500
 """Rows of one IN list, where a database takes no list as one parameter."""
 
 _COLUMNS = "shard, seq, msg_id, topic, record_key, record_value, headers, created_at"
+_ADDRESS = {"PostgreSQL": "ctid::text"}
 
 _READ = """
-SELECT {columns}, is_ruled, size FROM (
+SELECT {columns}, size, is_ruled, address FROM (
   SELECT o.*,
     CASE WHEN h.rules > 0 AND EXISTS (
       SELECT 1 FROM semel_outbox_hold r
@@ -26,7 +28,8 @@ SELECT {columns}, is_ruled, size FROM (
     ) THEN 1 ELSE 0 END AS is_ruled,
     SUM(o.size) OVER (ORDER BY o.shard, o.seq) AS total
   FROM (
-    SELECT {columns}, COALESCE(LENGTH(record_value), 0) + COALESCE(LENGTH(record_key), 0) + LENGTH(headers) AS size
+    SELECT {columns}, {address} AS address,
+      COALESCE(LENGTH(record_value), 0) + COALESCE(LENGTH(record_key), 0) + LENGTH(headers) AS size
     FROM semel_outbox WHERE {shards} AND held IS NULL{without} ORDER BY shard, seq LIMIT ?
   ) o CROSS JOIN (SELECT COUNT(*) AS rules FROM semel_outbox_hold) h
 ) x WHERE total - size < ? ORDER BY shard, seq
@@ -35,14 +38,25 @@ SELECT {columns}, is_ruled, size FROM (
 # row overtake those of its key that were held until then.
 
 
-def read_rows(title: str, shards: Sequence[int], without: Collection[int], limit: int, bytes_max: int) -> Statement:
-    """The next rows of these shards, at most `limit`, and so many that all but the last have less than `bytes_max`."""
+def read_rows(
+    title: str, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, bytes_max: int
+) -> Statement:
+    """The next rows of these shards behind a place, in order, as the fields of `OutboxRow`.
+
+    At most `limit`, and so many that all but the last have less than `bytes_max`.
+    """
     where, parameters = rows_in(title, "shard", shards)
     excluded = ""
-    if without:
+    if after is not None:
+        excluded, parameters = " AND (shard, seq) > (?, ?)", (*parameters, *after)
+    if without and title == "PostgreSQL":
+        # As a part of the text: only a list that the planner knows is looked into by hash.
+        excluded += f" AND seq <> ALL ('{{{','.join(map(str, sorted(without)))}}}'::bigint[])"
+    elif without:
         inside, more = rows_in(title, "seq", sorted(without))
-        excluded, parameters = f" AND NOT ({inside})", parameters + more
-    sql = _READ.format(columns=_COLUMNS, shards=where, without=excluded)
+        excluded, parameters = f"{excluded} AND NOT ({inside})", parameters + more
+    address = _ADDRESS.get(title, "''")
+    sql = _READ.format(columns=_COLUMNS, address=address, shards=where, without=excluded)
     return sql, (*parameters, limit, bytes_max)
 
 
@@ -54,6 +68,24 @@ def rows_in(title: str, column: str, numbers: Sequence[int]) -> Statement:
     if title == "SQLite":
         return f"{column} IN (SELECT value FROM json_each(?))", (json.dumps(list(numbers)),)  # noqa: S608
     return f"{column} IN ({', '.join('?' * len(numbers))})", tuple(numbers)
+
+
+_DELETE_AT = """
+DELETE FROM semel_outbox o
+USING (SELECT * FROM unnest(?::tid[], ?::bigint[], ?::text[]) AS u(address, seq, msg_id) ORDER BY address) d
+WHERE o.ctid = d.address AND o.seq = d.seq AND o.msg_id = d.msg_id
+"""
+
+
+def delete_rows_at(addresses: Sequence[str], rows: Sequence[RowId]) -> Statement:
+    """PostgreSQL: delete exactly these rows where they were when they were read, in the order of the table's pages.
+
+    Rows that were moved since are left.
+    """
+    places = ",".join([f'"{address}"' for address in addresses])
+    numbers = ",".join([str(row.seq) for row in rows])
+    ids = ",".join([f'"{row.msg_id}"' for row in rows])
+    return _DELETE_AT, (f"{{{places}}}", f"{{{numbers}}}", f"{{{ids}}}")
 
 
 def delete_rows(title: str, rows: Sequence[RowId]) -> Iterator[Statement]:

@@ -11,13 +11,13 @@ from semel.failpoints import failpoint
 from semel.outbox.lane import LaneRow
 from semel.outbox.limits import TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import SHARDS, OutboxRow, lane_of
-from semel.outbox.statements import Statement, delete_rows, hold_rows, read_rows, rows_in
+from semel.outbox.rows import OutboxRow, Place
+from semel.outbox.statements import Statement, delete_rows, delete_rows_at, hold_rows, read_rows, rows_in
 from semel.outbox.tables import OutboxMeta, claim_environment, read_meta, schema_sql
 
 log = logging.getLogger("semel.outbox")
 
-__all__ = ["Depth", "Reading", "Settlement", "Store", "shards_of"]
+__all__ = ["Depth", "Reading", "Settlement", "Store"]
 
 _PLANNER = (
     "SELECT set_config(name, 'off', false) FROM "
@@ -33,9 +33,10 @@ class Reading(NamedTuple):
     """What one SELECT gave."""
 
     rows: list[OutboxRow]
-    sizes: list[int]
     ruled: list[OutboxRow]
     """Rows that somebody holds back, and that are not marked yet."""
+    last: Place | None
+    """The place of the last of all these."""
     is_full: bool
     """Whether there may be more."""
 
@@ -49,6 +50,8 @@ class Settlement(NamedTuple):
     rows: list[RowId]
     positions: str | None
     """Where the topics were written to; None leaves what is there."""
+    addresses: Sequence[str] = ()
+    """Where the database had each of the rows when they were read, if it told."""
 
 
 class Depth(NamedTuple):
@@ -58,12 +61,6 @@ class Depth(NamedTuple):
     held: int
     oldest_ms: int | None
     """When the oldest row that is not held was written, in milliseconds since 1970."""
-
-
-def shards_of(lanes: Iterable[int], count: int) -> list[int]:
-    """The shards of some of `count` lanes."""
-    wanted = set(lanes)
-    return [shard for shard in range(SHARDS) if lane_of(shard, count) in wanted]
 
 
 class Store:
@@ -148,11 +145,12 @@ class Store:
         Rows of such a lane are deleted too: they are in a committed manifest of ours.
         """
         rows = [row for settlement in settlements for row in settlement.rows]
+        addresses = [address for settlement in settlements for address in settlement.addresses]
         self.database.begin()
         try:
             lost = [item.lane for item in settlements if not self._note(item)]
             failpoint("outbox.before_delete")
-            self._delete(rows)
+            self._delete(rows, addresses)
             failpoint("outbox.before_delete_commit")
             self.database.commit()
         finally:
@@ -168,26 +166,32 @@ class Store:
         sql = f"UPDATE semel_outbox_lane SET batch = ?, positions = ? {where}"  # noqa: S608
         return self._run(sql, (item.number, item.positions, item.lane, item.owner_epoch)) == 1
 
-    def _delete(self, rows: Sequence[RowId]) -> None:
-        if rows:
+    def _delete(self, rows: Sequence[RowId], addresses: Sequence[str]) -> None:
+        if rows and len(addresses) == len(rows) and self._run(*delete_rows_at(addresses, rows)) == len(rows):
+            return
+        if rows:  # Nobody knows where they are, or some of them were moved, or are gone already.
             self._run_all(delete_rows(self.database.title, rows))
 
     # --- Rows ---
 
-    def read(self, shards: Sequence[int], without: Collection[int], limit: int, bytes_max: int) -> Reading:
-        """The next rows of these shards, in order of shard and number."""
-        found = self.database.query(*read_rows(self.database.title, shards, without, limit, bytes_max))
+    def read(
+        self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, bytes_max: int
+    ) -> Reading:
+        """The next rows of these shards behind a place, in order."""
+        rows = list(
+            map(
+                OutboxRow._make,
+                self.database.query(*read_rows(self.database.title, shards, after, without, limit, bytes_max)),
+            )
+        )
         self.statements += 1
-        rows, sizes, ruled = [], [], []
-        for shard, seq, msg_id, topic, key, value, headers, created_at, is_ruled, size in found:
-            row = OutboxRow(shard, seq, msg_id, topic, key, value, headers, created_at)
-            if is_ruled:
-                ruled.append(row)
-            else:
-                rows.append(row)
-                sizes.append(size)
-        is_full = len(found) == limit or sum(item[9] for item in found) >= bytes_max
-        return Reading(rows, sizes, ruled, is_full)
+        if not rows:
+            return Reading([], [], None, is_full=False)
+        last, is_full = rows[-1].place, len(rows) == limit or sum([row.size for row in rows]) >= bytes_max
+        ruled = [row for row in rows if row.is_ruled]
+        if ruled:
+            rows = [row for row in rows if not row.is_ruled]
+        return Reading(rows, ruled, last, is_full)
 
     def ids(self, shards: Sequence[int]) -> list[RowId]:
         """Every row of these shards, held ones too."""

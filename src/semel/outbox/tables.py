@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS semel_outbox (
   held {text}{primary}
 ){table}{rows_kept};
 {index}
--- Which relay publishes a lane (shard % lanes). `owner_epoch` is raised by each new one; `batch` is the last batch
+-- Which relay publishes a lane (shard * lanes / 64). `owner_epoch` is raised by each new one; `batch` is the last batch
 -- whose rows were deleted, and `positions` says how far the topics were written to then (JSON).
 CREATE TABLE IF NOT EXISTS semel_outbox_lane (
   lane SMALLINT NOT NULL PRIMARY KEY,

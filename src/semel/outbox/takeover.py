@@ -23,7 +23,8 @@ from semel.outbox.lane import Lane, LaneRow, Takeover, take_over
 from semel.outbox.link import Link, Positions
 from semel.outbox.manifest import Manifest, RowId, manifest_key
 from semel.outbox.rows import MSG_ID_HEADER
-from semel.outbox.store import Settlement, Store, shards_of
+from semel.outbox.store import Settlement, Store
+from semel.outbox.sweep import shards_of
 from semel.types import Record, TopicPartition
 
 __all__ = ["Owned", "take"]
