@@ -143,11 +143,14 @@ class App:
         schema: str = "",
         name: str = "database",
         outbox: bool = False,
+        dual_write: bool = False,
         connections: int | None = None,
     ) -> DatabaseSpec:
         """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS).
 
-        With `outbox` transactions on it may send records (`app.transaction`), and a relay brings them into Kafka.
+        With `outbox` transactions on it may send records (`app.transaction`), and a relay brings them into Kafka. With
+        `dual_write` Kafka and the database commit together (KIP-939), on a Kafka that keeps prepared transactions; on
+        another one nothing starts, or, with both, the outbox is used: `semel guarantees` says which, and why.
         `connections` is how many of them one process has at the same time (10; SQLite has one writer).
         """
         check_name(name, "a database")
@@ -157,7 +160,9 @@ class App:
         _check_url(url, f"database {name}")
         if connections is not None and (not isinstance(connections, int) or connections < 1):
             raise ConfigurationError(f"database {name}: connections={connections!r}, but at least 1 is needed.")
-        database = DatabaseSpec(name, url, schema, outbox, connections=connections)
+        if not isinstance(dual_write, bool):
+            raise ConfigurationError(f"database {name}: dual_write={dual_write!r}, but it is True or False.")
+        database = DatabaseSpec(name, url, schema, outbox, dual_write, connections)
         self.databases[name] = database
         return database
 
@@ -362,7 +367,7 @@ class App:
     # --- Transactions ---
 
     def transaction(self, database: DatabaseSpec) -> TransactionBlock:
-        """A transaction on a database with an outbox; the records that it sends are in Kafka if and only if it commits.
+        """A transaction on a database; the records that it sends are in Kafka if and only if it commits.
 
             async with app.transaction(accounts) as tx:
                 await tx.execute("UPDATE account SET balance = balance - ? WHERE id = ?", (cents, account))
@@ -378,10 +383,10 @@ class App:
             raise ConfigurationError(
                 f"app.transaction: {name} is no database of app {self.name}. Use app.database(...)."
             )
-        if not spec.outbox:
+        if not spec.sends:
             raise ConfigurationError(
                 f"app.transaction: database {name} has no outbox, so its transactions could send nothing: declare it "
-                "with app.database(url, outbox=True), and run semel migrate."
+                "with app.database(url, outbox=True) or dual_write=True, and run semel migrate."
             )
         return TransactionBlock(lambda: self.writer(name), name)
 
@@ -433,7 +438,7 @@ class App:
         return made
 
     def writer(self, name: str) -> Writer:
-        """The writing side of a database with an outbox, with this process' connections; made when first asked for."""
+        """The writing side of a database that sends records: this process' connections, made when first asked for."""
         from semel.outbox.writer import Writer  # Only a process that writes to a database pays for it.
 
         with self._writing:

@@ -34,7 +34,8 @@ class Point(NamedTuple):
     what: str
     role: str
     """The process that comes by: `http`, `worker`, `relay`, `broker`, `app` for a program of one's own, `program` for
-    one that writes to its database, or `endpoint` for a web framework's that writes there under a key."""
+    one that writes to its database, `dual` for one that writes to both at once, or `endpoint` for a web framework's
+    that writes to a database under a key."""
     in_task: bool = False
     """An asyncio task runs there, which `cancel` ends as a shutdown or a client that goes away would."""
     writes: bool = False
@@ -48,7 +49,7 @@ class Point(NamedTuple):
 
 
 _HTTP, _WORKER, _RELAY, _BROKER, _APP, _PROGRAM = "http", "worker", "relay", "broker", "app", "program"
-_ENDPOINT = "endpoint"
+_ENDPOINT, _DUAL = "endpoint", "dual"
 
 FAILPOINTS: dict[str, Point] = {
     # An HTTP instance.
@@ -228,6 +229,35 @@ FAILPOINTS: dict[str, Point] = {
     "transaction.after_settle": Point(
         "the number said how the unanswered COMMIT ended, the program does not know yet", _PROGRAM
     ),
+    # A program that writes to a database and to Kafka at once.
+    "dual.claim.after_reserve": Point(
+        "a slot that nobody had bears our name, nothing of it was taken over", _DUAL, in_task=True
+    ),
+    "dual.claim.after_init": Point(
+        "the slot's former producer is fenced, the database knows nothing of it", _DUAL, in_task=True
+    ),
+    "dual.claim.before_fence": Point("the fence of a slot is raised, and COMMIT was not sent", _DUAL),
+    "dual.claim.after_fence": Point(
+        "the fence of a slot is raised, and nothing was compared with what Kafka has open", _DUAL, in_task=True
+    ),
+    "dual.claim.before_complete": Point(
+        "it is known how what a dead owner left open has to end, Kafka was not told", _DUAL, in_task=True
+    ),
+    "dual.claim.after_complete": Point(
+        "what a dead owner left open is ended, its slot is not in use again", _DUAL, in_task=True
+    ),
+    "dual.claim.before_release": Point("a slot is recovered, and not given back", _DUAL, in_task=True),
+    "dual.before_prepare": Point(
+        "records of a transaction are handed to the producer, it is not prepared", _DUAL, in_task=True
+    ),
+    "dual.after_prepare": Point("Kafka keeps the transaction open, the database has not its name", _DUAL, in_task=True),
+    "dual.before_mark": Point("the session knows that Kafka is prepared, its name is not in the database", _DUAL),
+    "dual.before_commit": Point("rows and the name of the Kafka transaction are written, COMMIT was not sent", _DUAL),
+    "dual.after_commit": Point("the database committed, nobody has told Kafka", _DUAL),
+    "dual.before_complete": Point("the decision is known, EndTxn was not sent", _DUAL, in_task=True),
+    "dual.after_complete": Point("Kafka has the decision, its slot is not free yet", _DUAL, in_task=True),
+    "dual.settle.before": Point("COMMIT was not answered, the slot's row was not read", _DUAL),
+    "dual.settle.after": Point("the slot's row says how the unanswered COMMIT ended, nobody acted on it", _DUAL),
     # The relay of an outbox.
     "outbox.before_take_over": Point("lanes are given to a relay, nothing is done about it", _RELAY, in_task=True),
     "outbox.before_owner_commit": Point("the owner epochs of lanes are raised in an open transaction", _RELAY),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ __all__ = [
     "database_variable",
     "quick_choice",
     "read_properties",
+    "running_kafka",
 ]
 
 KAFKA_ADDRESS = "kafka.address"
@@ -130,6 +132,13 @@ class Settings:
             raise ConfigurationError(
                 "SEMEL_COMMIT_INTERVAL_MS must be below SEMEL_TRANSACTION_TIMEOUT_MS, or every transaction times out."
             )
+
+
+def running_kafka(settings: Settings) -> str:
+    """The Kafka that the settings name, or the embedded broker of a `semel run` in the same folder; empty for none."""
+    with suppress(OSError):
+        return settings.kafka or (settings.data / KAFKA_ADDRESS).read_text().strip()
+    return ""
 
 
 def codec_choice() -> str:

@@ -11,6 +11,20 @@ from semel.databases import open_database
 from semel.databases.database import is_cache
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import Store
+from tests.conftest import Address
+from tests.dualwrite.world import World
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On servers `make test` kills at two points; all others are in `make soak`."""
+    for item in items:
+        is_long = item.path == CRASHES and "sqlite" not in item.name
+        if is_long and not any(f"{point}-kill" in item.name for point in SAMPLE):
+            item.add_marker(pytest.mark.soak)
+
+
+CRASHES = Path(__file__).with_name("test_crashes.py")
+SAMPLE = ("dual.before_commit", "dual.after_commit")
 
 DATABASES = [
     "sqlite",
@@ -71,3 +85,12 @@ def _stores(url: str) -> Iterator[Callable[[], Store]]:
     yield new
     for store in made:
         store.close()
+
+
+@pytest.fixture
+def world(url: str, embedded: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A bank on an empty database, and the embedded broker."""
+    monkeypatch.setenv("SEMEL_KAFKA", embedded.bootstrap)
+    found = World(url, embedded.bootstrap)
+    yield found
+    found.close()

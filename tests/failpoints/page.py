@@ -23,6 +23,7 @@ _ROLES = {
     "broker": "Embedded broker",
     "app": "A program of one's own with two-phase commit",
     "program": "A program of one's own with `app.transaction`",
+    "dual": "A program of one's own with the dual write",
     "endpoint": "An endpoint of one's own with `app.idempotency`",
 }
 

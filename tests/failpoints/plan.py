@@ -18,6 +18,7 @@ DELAY_SECONDS = 0.4
 ELSEWHERE = {
     "program": "tests/outbox/test_transaction_crashes.py",
     "relay": "tests/outbox/test_crashes.py",
+    "dual": "tests/dualwrite/test_crashes.py",
     "endpoint": "tests/ingress/test_idempotency_crashes.py",
 }
 """Roles whose points have their cases in a suite of their own: the chain comes by none of them."""

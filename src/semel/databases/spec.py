@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["CacheSpec", "DatabaseSpec"]
 
@@ -19,11 +20,16 @@ class DatabaseSpec:
     schema: str | None = None
     outbox: bool = False
     """Whether transactions on it send records, which a relay brings into Kafka."""
-    dual_write: bool | str = False
-    """Whether transactions on it send records by the dual write (KIP-939): True, or "conditional" on a Kafka that keeps
-    no prepared transactions."""
+    dual_write: Literal["conditional"] | bool = False
+    """Whether Kafka and this database commit together (KIP-939): True, or "conditional" on a Kafka that keeps no
+    prepared transactions."""
     connections: int | None = None
     """Most transactions of one process at the same time; None leaves it to Semel."""
+
+    @property
+    def sends(self) -> bool:
+        """Whether transactions on it may send records, whichever way."""
+        return self.outbox or bool(self.dual_write)
 
 
 class CacheSpec(DatabaseSpec):

@@ -11,6 +11,7 @@ from semel.databases.processes import ProcessIdentity, kill_if_stopped
 from semel.dualwrite.store import LEAVE_RELEASED, Claim, Decision, SlotRow, slot_prefix
 from semel.dualwrite.tables import claim_environment, read_meta, schema_sql
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable
+from semel.failpoints import failpoint
 
 __all__ = ["MARK", "SLOTS_MAX", "SqlStore", "read_decision"]
 
@@ -113,6 +114,7 @@ class SqlStore:
                 "UPDATE semel_txn SET owner_epoch = ?, owner = ?, beat = beat + 1 WHERE slot = ?",
                 (claim.owner_epoch, owner, slot),
             )
+            failpoint("dual.claim.before_fence")
             return claim
 
         return self._in_transaction(work)

@@ -22,7 +22,7 @@ import msgspec
 
 from semel.errors import ConfigurationError, Fenced, SemelError
 from semel.failpoints import arm_failpoints
-from semel.settings import KAFKA_ADDRESS, Settings, read_properties
+from semel.settings import Settings, read_properties, running_kafka
 
 __all__ = ["main"]
 
@@ -123,11 +123,7 @@ def _listen(value: str) -> tuple[str, int]:
 def _looking(kafka: str | None) -> Settings:
     """Settings for a command that only looks: it finds the embedded broker of a `semel run` in the same folder."""
     settings = _settings(kafka=kafka)
-    if settings.kafka:
-        return settings
-    with suppress(OSError):
-        return replace(settings, kafka=(settings.data / KAFKA_ADDRESS).read_text().strip())
-    return settings
+    return replace(settings, kafka=running_kafka(settings))
 
 
 def _need_kafka(kafka: str | None) -> Settings:
@@ -421,11 +417,12 @@ def top(url: str | None, every: float, count: int, output: str) -> None:
 @click.argument("target", metavar="URL|APP")
 @click.option("--sql", is_flag=True, help="Print the statements instead of running them.")
 @click.option("--outbox", is_flag=True, help="The tables of an outbox, too. An APP says itself whether it has one.")
+@click.option("--dual-write", is_flag=True, help="The tables of the dual write, too. An APP says itself.")
 @click.option("--idempotency", is_flag=True, help="The tables of app.idempotency, too. An APP says itself.")
-def migrate(target: str, sql: bool, outbox: bool, idempotency: bool) -> None:
+def migrate(target: str, sql: bool, outbox: bool, dual_write: bool, idempotency: bool) -> None:
     """Create Semel's tables in the database at URL (sqlite:///FILE, postgresql://..., mariadb://...), or what the
-    databases of APP (module:attribute) need: Semel's tables, an outbox and idempotency keys where it declares them,
-    and its own tables.
+    databases of APP (module:attribute) need: Semel's tables, those of an outbox, a dual write and idempotency keys
+    where it declares them, and its own tables.
     """
     from semel.ops.databases import migrate as run_migration
     from semel.ops.databases import migrate_app
@@ -433,7 +430,9 @@ def migrate(target: str, sql: bool, outbox: bool, idempotency: bool) -> None:
 
     audit = bool(_settings().history)
     if "://" in target:
-        statements = run_migration(target, print_only=sql, audit=audit, outbox=outbox, idempotency=idempotency)
+        statements = run_migration(
+            target, print_only=sql, audit=audit, outbox=outbox, dual_write=dual_write, idempotency=idempotency
+        )
     else:
         statements = migrate_app(load_app(target), print_only=sql, audit=audit)
     click.echo(statements if sql else "Semel's tables are there.")

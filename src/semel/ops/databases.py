@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from semel.app import App
 from semel.databases.database import Database, open_database, title_of, without_password
+from semel.dualwrite.tables import schema_sql as slots_schema_sql
 from semel.errors import Retriable, SemelError
 from semel.ingress.claims import schema_sql as keys_schema_sql
 from semel.outbox.tables import schema_sql
@@ -21,24 +22,26 @@ def migrate(
     print_only: bool,
     audit: bool = False,
     outbox: bool = False,
+    dual_write: bool = False,
     idempotency: bool = False,
     schema: str | None = None,
 ) -> str:
     """Make Semel's tables and then `schema`; with `audit` the ledger that a history needs, too, with `outbox` those of
-    an outbox, with `idempotency` those of `app.idempotency`. The SQL.
+    an outbox, with `dual_write` and `idempotency` those of these. The SQL.
 
     Raises `Retriable` when the database cannot be reached.
     """
     title = title_of(url)
     keys = keys_schema_sql(title) if idempotency else ""
-    more = [text for text in (schema_sql(title) if outbox else "", keys, schema) if text]
+    slots = slots_schema_sql(title) if dual_write else ""
+    more = [text for text in (schema_sql(title) if outbox else "", slots, keys, schema) if text]
     with _reaching(url):
         return run_migration(url, schema="\n".join(more), print_only=print_only, audit=audit)
 
 
 def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
-    """Make what an app's databases need: Semel's tables, an outbox and idempotency keys where it declares them, its own
-    tables. The SQL."""
+    """Make what an app's databases need: Semel's tables, those of an outbox, a dual write and idempotency keys where it
+    declares them, its own tables. The SQL."""
     done = []
     keyed = {name for name, _ in app.idempotent}
     for spec in app.databases.values():
@@ -47,6 +50,7 @@ def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
             print_only=print_only,
             audit=audit,
             outbox=spec.outbox,
+            dual_write=bool(spec.dual_write),
             idempotency=spec.name in keyed,
             schema=spec.schema,
         )

@@ -21,11 +21,10 @@ from semel.databases.database import Parameters
 from semel.databases.statements import StatementRefused
 from semel.errors import ConfigurationError, Fatal
 from semel.outbox.records import Outgoing, row_of
-from semel.outbox.session import Session
 from semel.processing.effects import Produce
 
 if TYPE_CHECKING:
-    from semel.outbox.writer import Writer
+    from semel.outbox.writer import AnySession, Writer
 
 __all__ = ["AsyncTransaction", "Transaction", "TransactionBlock"]
 
@@ -39,7 +38,7 @@ T = TypeVar("T")
 class _Sending:
     """What both colours share: the records, and whether anything may still be done."""
 
-    def __init__(self, writer: Writer, session: Session) -> None:
+    def __init__(self, writer: Writer, session: AnySession) -> None:
         self._writer = writer
         self._session = session
         self._outgoing = Outgoing()
@@ -72,7 +71,7 @@ class _Sending:
 
     @property
     def id(self) -> str:
-        """Names this transaction in `semel_commit` and in errors."""
+        """Names this transaction in errors, and with an outbox in `semel_commit`."""
         return self._session.transaction_id
 
     @property
@@ -117,7 +116,7 @@ class _Sending:
         self._open = False
         try:
             if not failed:
-                self._session.commit(self._outgoing.rows)
+                self._writer.commit(self._session, self._outgoing.rows)
         finally:
             self._writer.drop(self._session)
         if not failed and self._outgoing.rows:

@@ -1,22 +1,30 @@
-"""The writing side of one database of an app: its connections, the threads that coroutines use them in, the wake-up."""
+"""The writing side of one database of an app: which way records go, its connections, the threads that coroutines use
+them in, the wake-up of a relay."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
 from semel.databases.database import Cause, is_missing_privilege, open_database, title_of, without_password
 from semel.databases.pool import Pool
 from semel.databases.spec import DatabaseSpec
+from semel.dualwrite.keeping import keeper_thread
+from semel.dualwrite.plan import Choice, Plan, choose
+from semel.dualwrite.session import DualSession
+from semel.dualwrite.writing import Outgoing
 from semel.errors import ConfigurationError, Retriable
 from semel.outbox.calling import Caller
+from semel.outbox.records import NewRow
+from semel.outbox.rows import MSG_ID_HEADER, decode_headers
 from semel.outbox.session import Session
 from semel.outbox.tables import read_meta, schema_sql
 from semel.processing.effects import Produce
+from semel.processing.metrics import Metrics
 from semel.processing.serdes.prepare import attach_with, registered
 from semel.processing.topics import Topic
 from semel.settings import Settings
@@ -27,6 +35,8 @@ log = logging.getLogger("semel.outbox")
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+AnySession = Session | DualSession
 
 CONNECTIONS = 10
 """Transactions of one process on one database at the same time: PostgreSQL allows 100 connections by default, and a
@@ -44,8 +54,8 @@ class Writer:
         title = title_of(spec.url)
         # SQLite has one writer at a time. Those of this process queue here, in order, instead of polling for its lock.
         size = 1 if title == "SQLite" else spec.connections or CONNECTIONS
-        self.pool: Pool[Session] = Pool(
-            lambda: Session(open_database(spec.url), app),
+        self.pool: Pool[AnySession] = Pool(
+            self._new_session,
             size=size,
             wait_seconds=WAIT_SECONDS,
             what=f"connections to database {spec.name}",
@@ -55,6 +65,13 @@ class Writer:
         self._wakers: list[Callable[[], None]] = [] if self._caller is None else [self._caller.wake]
         self._prepare_lock = threading.Lock()
         self.is_prepared = False
+        either = spec.outbox and spec.dual_write
+        self.choice: Choice | None = None if either else choose(spec.outbox, spec.dual_write, None)
+        """How records go to Kafka. Who declares both ways is told by the broker, when it is prepared."""
+        self.metrics = Metrics()
+        """What the dual write of this process counts."""
+        codecs = {topic.name: topic.codec for topic in topics.values()}
+        self._keeper = keeper_thread(app, spec, codecs, self.metrics) if spec.dual_write else None
 
     def __repr__(self) -> str:
         return f"<Writer of app {self.app}, database {self.name}: {self.pool!r}>"
@@ -73,19 +90,31 @@ class Writer:
                 waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
                 if waiting:
                     attach_with(waiting, settings)
+                if self.choice is None and self._keeper is not None:
+                    self.choice = choose(self._spec.outbox, self._spec.dual_write, self._keeper.mode())
+                    log.info("transactions on %s: %s, because %s", self.name, *self.choice)
                 if settings.profile == "dev":
                     self._make_tables()
                 self.is_prepared = True
+
+    def _new_session(self) -> AnySession:
+        assert self.choice is not None, "no connection is lent before the plan is known"
+        database = open_database(self._spec.url)
+        if self.choice.plan is Plan.OUTBOX:
+            return Session(database, self.app)
+        assert self._keeper is not None
+        return DualSession(database, self._keeper)
 
     def _make_tables(self) -> None:
         database = open_database(self._spec.url)
         where = without_password(self._spec.url)
         try:
             database.connect()
-            try:
-                read_meta(database)
-            except ConfigurationError:
-                database.migrate(schema_sql(database.title))
+            if self._spec.outbox:
+                try:
+                    read_meta(database)
+                except ConfigurationError:
+                    database.migrate(schema_sql(database.title))
             if self._spec.schema:
                 database.migrate(self._spec.schema)
         except ConfigurationError:
@@ -110,7 +139,14 @@ class Writer:
         """Run a call in a thread; there are as many threads as connections."""
         return self._executor.submit(function, *args, **kwargs)
 
-    def drop(self, session: Session) -> None:
+    def commit(self, session: AnySession, rows: Sequence[NewRow]) -> None:
+        """Commit the session's transaction, with the records that these rows are. Raises what the session raises."""
+        if isinstance(session, DualSession):
+            session.commit([_outgoing(row) for row in rows])
+        else:
+            session.commit(rows)
+
+    def drop(self, session: AnySession) -> None:
         """Roll back what is open, and let others have the connection."""
         session.rollback()
         self.pool.give_back(session)
@@ -123,6 +159,8 @@ class Writer:
 
     def wake(self) -> None:
         """Tell the relay that there is something to do. A hint: it looks by itself, too."""
+        if self.choice is not None and self.choice.plan is not Plan.OUTBOX:
+            return
         for waker in self._wakers:
             try:
                 waker()
@@ -135,10 +173,19 @@ class Writer:
         if self._caller is not None:
             self._caller.stop()
         self._executor.shutdown(wait=False)
+        if self._keeper is not None:
+            self._keeper.close()
 
     def _close_idle(self) -> None:
         for session in self.pool.close():
             session.close()
+
+
+def _outgoing(row: NewRow) -> Outgoing:
+    """The record of a row, as a relay would write it."""
+    own = (MSG_ID_HEADER, row.msg_id.encode())
+    headers = (own,) if row.headers == "[]" else (*decode_headers(row.headers), own)
+    return Outgoing(row.topic, row.msg_id, row.record_key, row.record_value, headers, row.created_at)
 
 
 def _is_ready(topic: Topic[Any, Any]) -> bool:

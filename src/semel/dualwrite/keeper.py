@@ -1,0 +1,455 @@
+"""The slots of one database in one process: claimed for sessions, told to Kafka, and recovered when an owner is gone.
+
+Everything happens in one event loop. Whoever's name is in a slot's row is responsible for it: as long as that is an
+owner of ours, the slot is in use, unused, or *forsaken* - left by us in a state that only recovery can judge. The sweep
+takes forsaken slots back, and those of owners that died or gave no sign of life for a lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from typing import Any
+
+from semel.client.admin import Admin
+from semel.client.cluster import KafkaClient
+from semel.client.producer import TransactionalProducer
+from semel.client.transaction_state import State
+from semel.client.two_phase import NOTHING_PREPARED, TwoPhaseMode
+from semel.databases.processes import ProcessIdentity, is_alive
+from semel.dualwrite.ending import end, put_away
+from semel.dualwrite.limits import BEAT_SECONDS, KAFKA_SECONDS, LEASE_SECONDS
+from semel.dualwrite.measures import Measures
+from semel.dualwrite.plan import refusal
+from semel.dualwrite.recipe import FullRecipe, Recipe
+from semel.dualwrite.rows import Rows
+from semel.dualwrite.slots import Slot, SlotState
+from semel.dualwrite.store import LEAVE_RELEASED, SlotRow
+from semel.dualwrite.writing import Outgoing, Writing
+from semel.env import Env, comes
+from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable, SemelError, TwoPhaseCommitUnavailable
+from semel.failpoints import failpoint
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("semel.dualwrite")
+
+_AWAY_SECONDS = 1.0
+"""After a claim that failed, the next ones are told so at once: each would hold its caller up."""
+
+
+class Keeper:
+    """One a process and database. `rows` serves claims, signs of life and releases, `recovery` what may have to wait
+    for somebody else's transaction. `slot_prefix` begins the names of the slots.
+
+    `is_dead` says for certain of an owner that it is gone; without it the process in its text is looked for.
+    """
+
+    def __init__(
+        self,
+        app: str,
+        slot_prefix: str,
+        client: KafkaClient,
+        rows: Rows,
+        recovery: Rows,
+        writing: Writing,
+        env: Env,
+        measures: Measures,
+        *,
+        create_tables: bool = False,
+        recipe: Recipe | None = None,
+        is_dead: Callable[[str], bool] | None = None,
+    ) -> None:
+        self._app = app
+        self._prefix = slot_prefix
+        self._client = client
+        self._rows, self._recovery = rows, recovery
+        self._writing = writing
+        self._env = env
+        self._measures = measures
+        self._create_tables = create_tables
+        self._recipe = recipe or FullRecipe(env, self._producer)
+        self._is_dead = is_dead or _process_is_gone
+        self._identity = str(ProcessIdentity.current())
+        self._held: dict[str, Slot] = {}
+        self._unused: dict[str, str] = {}
+        """Candidates of claims that failed before they changed anything, with the owner in their row: the next use."""
+        self._claiming: dict[str, str] = {}
+        self._forsaken: dict[str, str] = {}
+        self._seen: dict[str, tuple[str, int, float]] = {}
+        """Owner and sign of life of others' slots, and since when they are the same, by our own clock."""
+        self._news = asyncio.Event()
+        self._ready = asyncio.Event()
+        self._opening = asyncio.Lock()
+        self._away: tuple[float, str] | None = None
+        """Until when claims are refused, and why."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()
+        measures.watch(self._count, self._oldest)
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self._prefix}* {len(self._held)} slots, {len(self._forsaken)} forsaken>"
+
+    def _count(self, state: SlotState) -> int:
+        return sum(slot.state is state for slot in list(self._held.values()))
+
+    def _oldest(self) -> float:
+        now = self._env.monotonic()
+        open_since = [slot.since for slot in list(self._held.values()) if slot.prepared.is_transaction]
+        return max((now - since for since in open_since), default=0.0)
+
+    def _producer(self, slot: str) -> TransactionalProducer:
+        return TransactionalProducer(
+            self._client, slot, delivery_timeout_ms=int(KAFKA_SECONDS * 1000), two_phase_commit=True
+        )
+
+    # --- Beginning and end ---
+
+    async def mode(self) -> TwoPhaseMode:
+        """What Kafka offers under the slots' names. Raises `Retriable` when it does not answer."""
+        try:
+            await self._client.refresh_metadata()
+            return await Admin(self._client).two_phase_mode(f"{self._prefix}0")
+        except OutcomeUnknown as error:
+            raise Retriable(f"Kafka does not answer: {error}") from error
+
+    async def open(self) -> None:
+        """Once: see that Kafka keeps prepared transactions, and that the rows are ours in this cluster.
+
+        Raises `TwoPhaseCommitUnavailable`, `ConfigurationError`, or `Retriable` while one of them is away.
+        """
+        async with self._opening:
+            if self._ready.is_set():
+                return
+            mode = await self.mode()
+            if mode is not TwoPhaseMode.FULL:
+                raise TwoPhaseCommitUnavailable(refusal(mode))
+            environment = self._client.cluster_id
+            await self._rows.run(self._rows.store.open, self._app, environment, create_tables=self._create_tables)
+            self._ready.set()
+            self._news.set()
+
+    async def run(self) -> None:
+        """Signs of life, and recovery of slots whose owner is gone, until it is cancelled. The first look is at once.
+
+        What cannot be done is logged and tried again: who claims a slot gets the error.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._live(), name="signs of life")
+            tasks.create_task(self._watch(), name="recovery")
+
+    async def _live(self) -> None:
+        """A recovery may have to wait for long, and nobody must take us for dead meanwhile."""
+        while True:
+            owned = {slot.name: slot.owner for slot in self._held.values()} | self._unused
+            if owned:
+                with suppress(SemelError):  # Who needs the database hears of it.
+                    await self._rows.run(self._rows.store.beat, owned)
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def _watch(self) -> None:
+        while True:
+            self._news.clear()
+            try:
+                await self.open()
+                await self.sweep()
+            except Retriable as error:
+                self._news.clear()  # What it left behind waits for the next look, too.
+                self._tell(f"nothing can be recovered now; trying on: {error}")
+            except Fatal as error:
+                self._tell(f"nothing can be recovered: {error}")
+            except Exception:
+                self._news.clear()
+                log.exception("recovery failed unexpectedly; trying on")
+            # Not all processes at once: who recovers the same slot only gets in the other's way.
+            await comes(self._news, BEAT_SECONDS * (0.8 + 0.4 * self._env.rng.random()))
+
+    async def close(self) -> None:
+        """Wait until Kafka knows every decision, then give the slots back. Whoever has no time cancels it: what is left
+        then is recovered by others."""
+        for slot in list(self._held.values()):
+            await self._at_rest(slot)
+            await self.release(slot)
+        for name, owner in list(self._unused.items()):
+            del self._unused[name]
+            await self._give_back(name, owner)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def abandon(self) -> None:
+        """Stop all producers at once."""
+        for slot in list(self._held.values()):
+            if slot.ending is not None:
+                slot.ending.cancel()
+                await asyncio.gather(slot.ending, return_exceptions=True)
+            await put_away(slot.producer)
+        self._held.clear()
+
+    # --- A slot for a session ---
+
+    async def claim(self) -> Slot:
+        """A slot of one's own, recovered if need be.
+
+        Raises `Retriable` while Kafka or the database is away, `Fenced` when another one took it meanwhile (ask again),
+        `ConfigurationError`.
+        """
+        if self._away is not None and self._env.monotonic() < self._away[0]:
+            raise Retriable(self._away[1])
+        try:
+            await self.open()
+            name, owner = await self._candidate()
+            try:
+                slot = await self._take(name, owner, self._rows)
+            except Retriable:
+                self._unused[name] = owner
+                raise
+            except BaseException:
+                self._forsake(name, owner)
+                raise
+        except Retriable as error:
+            self._away = (self._env.monotonic() + _AWAY_SECONDS, str(error))
+            raise
+        self._away = None
+        self._held[slot.name] = slot
+        return slot
+
+    async def _candidate(self) -> tuple[str, str]:
+        """A slot that nobody has, with our name in its row. What it holds is not looked at."""
+        if self._unused:
+            return self._unused.popitem()
+        owner = self._new_owner()
+        for row in await self._rows.run(self._rows.store.slots):
+            taken = row.owner == LEAVE_RELEASED and await self._rows.run(self._rows.store.reserve, row, owner)
+            if taken:
+                failpoint("dual.claim.after_reserve")
+                return row.slot, owner
+        row = await self._rows.run(self._rows.store.add, owner)
+        return row.slot, owner
+
+    def _new_owner(self) -> str:
+        return f"{self._identity} claim={self._env.new_id().hex}"
+
+    async def _take(self, name: str, owner: str, rows: Rows) -> Slot:
+        self._claiming[name] = owner
+        try:
+            taken = await self._recipe.take_over(rows, name, owner)
+        finally:
+            del self._claiming[name]
+        self._measures.recovered(taken.found)
+        if taken.found != "nothing":
+            log.info("slot %s was left with an open transaction: %s.", name, taken.found)
+        return Slot(name, owner, taken.owner_epoch, taken.producer)
+
+    async def release(self, slot: Slot) -> None:
+        """Give a slot back that has nothing open; one that is lost is left to recovery."""
+        if self._held.get(slot.name) is not slot:
+            return
+        del self._held[slot.name]
+        await put_away(slot.producer)
+        if slot.state is SlotState.IDLE:
+            await self._give_back(slot.name, slot.owner)
+        elif not slot.is_lost:
+            self._forsake(slot.name, slot.owner)
+
+    def giving_back(self, slot: Slot) -> None:
+        """The same in the background, after Kafka was told what there is to tell."""
+
+        async def work() -> None:
+            await self._at_rest(slot)
+            await self.release(slot)
+
+        self._spawn(work(), f"release {slot.name}")
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _give_back(self, name: str, owner: str) -> None:
+        try:
+            await self._rows.run(self._rows.store.release, name, owner)
+        except (
+            SemelError,
+            RuntimeError,
+        ) as error:  # RuntimeError: the interpreter ends, no thread takes work any more.
+            log.debug("slot %s is not given back, and found by its dead owner: %s", name, error)
+
+    # --- A transaction ---
+
+    async def write(self, slot: Slot, records: Sequence[Outgoing]) -> str:
+        """Step 1: the records in a Kafka transaction that is prepared; what the database is to store of it.
+
+        Raises `Retriable`, `Fenced`, `Fatal`: nothing is committed, and what was begun is aborted.
+        """
+        try:
+            async with asyncio.timeout(KAFKA_SECONDS):
+                await self._at_rest(slot)
+                if slot.is_lost:
+                    raise Retriable(f"{self._lost(slot)}: run it again.")
+                slot.state = SlotState.WRITING
+                slot.prepared = await self._writing.prepare(slot.producer, records)
+        except TimeoutError:
+            self._undo(slot)
+            raise Retriable(
+                f"Kafka did not take {len(records)} records within {KAFKA_SECONDS:g} s. Nothing was committed: the "
+                "database transaction is rolled back."
+            ) from None
+        except Fenced as error:
+            self._undo(slot)
+            raise Fenced(f"{self._lost(slot)} ({error}).") from error
+        except BaseException:
+            self._undo(slot)
+            raise
+        slot.state, slot.since = SlotState.PREPARED, self._env.monotonic()
+        return self._recipe.decision(slot.owner_epoch, slot.prepared)
+
+    def _lost(self, slot: Slot) -> str:
+        return (
+            f"slot {slot.name} was taken over by another process, which took this one for dead. Nothing was committed; "
+            "the next transaction has another slot"
+        )
+
+    def _undo(self, slot: Slot) -> None:
+        if slot.producer.state in (State.Fenced, State.Failed):
+            self.forsake(slot)
+        elif slot.state is SlotState.WRITING:
+            self.decide(slot, commit=False)
+
+    async def _at_rest(self, slot: Slot) -> None:
+        """Wait until Kafka was told how the slot's last transaction ended."""
+        if slot.ending is not None:
+            await asyncio.wait([slot.ending])
+
+    def decide(self, slot: Slot, *, commit: bool) -> None:
+        """The database has decided: Kafka is told, for as long as that takes. Returns at once."""
+        if slot.state in (SlotState.WRITING, SlotState.PREPARED):
+            slot.state = SlotState.COMPLETING
+            slot.ending = asyncio.create_task(self._end(slot, commit), name=f"end {slot.name}")
+
+    def fenced(self, slot: Slot) -> None:
+        """The row is not ours any more, and nothing was committed: what is open is aborted, and the slot given up."""
+        slot.state, slot.ending = (
+            SlotState.COMPLETING,
+            asyncio.create_task(self._give_up(slot), name=f"end {slot.name}"),
+        )
+
+    async def _give_up(self, slot: Slot) -> None:
+        await self._end(slot, commit=False)
+        self.forsake(slot)
+
+    async def _end(self, slot: Slot, commit: bool) -> None:
+        try:
+            failpoint("dual.before_complete")
+            await end(self._env, slot.producer, slot.prepared if commit else NOTHING_PREPARED)
+            failpoint("dual.after_complete")
+        except asyncio.CancelledError:
+            self.forsake(slot)
+            raise
+        except Fenced as error:
+            # Another one recovers the slot, by the row: it comes to the same decision.
+            log.warning("slot %s was taken over while Kafka was told how its transaction ends: %s", slot.name, error)
+            self._measures.ended("fenced")
+            self.forsake(slot)
+        except Fatal as error:
+            self._measures.ended("lost" if commit else "aborted")
+            log.error("slot %s, transaction %s: %s", slot.name, slot.prepared, error)
+            self.forsake(slot)
+        except Exception:
+            log.exception("slot %s: the end of its transaction failed; it is recovered", slot.name)
+            self.forsake(slot)
+        else:
+            self._measures.ended("committed" if commit else "aborted")
+            slot.state, slot.prepared, slot.ending = SlotState.IDLE, NOTHING_PREPARED, None
+
+    def forsake(self, slot: Slot) -> None:
+        """Nobody knows how the slot's transaction ended, or the slot is not ours: it is recovered like a dead one."""
+        if slot.is_lost:
+            return
+        slot.state, slot.prepared = SlotState.LOST, NOTHING_PREPARED
+        self._held.pop(slot.name, None)
+        self._forsake(slot.name, slot.owner)
+        self._spawn(put_away(slot.producer), f"put away {slot.name}")
+
+    def unknown(self, slot: Slot) -> None:
+        """Nobody could say whether the database committed."""
+        self._measures.ended("unknown")
+        self.forsake(slot)
+
+    def _forsake(self, name: str, owner: str) -> None:
+        self._forsaken[name] = owner
+        self._news.set()
+
+    # --- Slots whose owner is gone ---
+
+    async def sweep(self) -> None:
+        """Recover every slot whose owner is gone, and give it back. Raises `Retriable` when something is away."""
+        left_by_us = [(kept, name) for kept in (self._forsaken, self._unused) for name in kept]
+        rows = {row.slot: row for row in await self._rows.run(self._rows.store.slots)}
+        for kept, name in left_by_us:
+            if name in kept and (name not in rows or rows[name].owner != kept[name]):
+                del kept[name]  # It is somebody else's by now.
+        for name in self._seen.keys() - rows.keys():
+            del self._seen[name]
+        gone = [row for row in rows.values() if self._is_gone(row)]
+        away: Retriable | None = None
+        for number, row in enumerate(gone):
+            self._measures.in_doubt(len(gone) - number)
+            try:
+                await self._recover(row)
+            except Retriable as error:
+                away = error
+        if away is not None:
+            raise away
+        self._measures.in_doubt(0)
+
+    def _is_gone(self, row: SlotRow) -> bool:
+        ours = {self._unused.get(row.slot), self._claiming.get(row.slot)}
+        held = self._held.get(row.slot)
+        if row.owner == LEAVE_RELEASED or row.owner in ours or (held is not None and held.owner == row.owner):
+            self._seen.pop(row.slot, None)
+            return False
+        if self._forsaken.get(row.slot) == row.owner or self._is_dead(row.owner):
+            return True
+        now = self._env.monotonic()
+        seen = self._seen.get(row.slot)
+        if seen is None or seen[:2] != (row.owner, row.beat):
+            self._seen[row.slot] = (row.owner, row.beat, now)
+            return False
+        return now - seen[2] >= LEASE_SECONDS
+
+    async def _recover(self, row: SlotRow) -> None:
+        if row not in await self._rows.run(self._rows.store.slots):
+            return  # Somebody else did it while we were at another one.
+        owner = self._new_owner()
+        try:
+            slot = await self._take(row.slot, owner, self._recovery)
+        except Fatal as error:
+            if row.slot not in self._told:
+                self._told.add(row.slot)
+                log.error("slot %s cannot be recovered, and what it holds open holds up readers: %s", row.slot, error)
+            return
+        except Fenced as error:
+            log.info("slot %s is being recovered by somebody else: %s", row.slot, error)
+            self._forsaken[row.slot] = owner
+            return
+        except BaseException:
+            self._forsaken[row.slot] = owner
+            raise
+        failpoint("dual.claim.before_release")
+        await put_away(slot.producer)
+        await self._give_back(slot.name, slot.owner)
+
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.clear()
+            self._told.add(text)
+            log.warning("%s", text)
+
+
+def _process_is_gone(owner: str) -> bool:
+    """Whether the owner was a process of this machine that has ended."""
+    identity = ProcessIdentity.parse(owner)
+    here = ProcessIdentity.current()
+    return identity is not None and identity.host == here.host and not is_alive(identity)

@@ -1,0 +1,221 @@
+"""A connection for transactions that Kafka and the database commit together.
+
+1. Kafka has the records, prepared. 2. Their transaction's name is written into the slot's row, as the last statement,
+guarded by the fence. 3. COMMIT decides. 4. Kafka is told, in the background: the caller does not wait for it, because
+nothing can change the decision any more.
+
+A COMMIT whose answer does not come is looked for in the row, under its lock. Whatever else goes wrong between (1) and
+(3), the slot is forsaken: recovery judges it by the row.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from semel.databases.database import Cause, Database, without_password
+from semel.dualwrite.limits import SETTLE_SECONDS
+from semel.dualwrite.slots import Slot
+from semel.dualwrite.sql import MARK, read_decision
+from semel.dualwrite.store import Decision
+from semel.dualwrite.thread import KeeperThread
+from semel.dualwrite.writing import Outgoing
+from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable
+from semel.failpoints import failpoint
+
+__all__ = ["DualSession"]
+
+_SETTLE_PAUSE_SECONDS = 0.05
+_SETTLE_PAUSE_MAX_SECONDS = 1.0
+
+
+class DualSession:
+    """A connection and its slot. Used by one thread at a time; what it raises besides is the driver's."""
+
+    def __init__(self, database: Database, keeper: KeeperThread, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+        self.database = database
+        self._keeper = keeper
+        self._settle_seconds = settle_seconds
+        self._slot: Slot | None = None
+        self._no_slot = ""
+        """Why there is none."""
+        self._is_undecided = False
+        """Kafka has something prepared for the open transaction."""
+        self._number = 0
+
+    def __repr__(self) -> str:
+        return f"<DualSession {self._slot} transaction {self._number} on {self.database!r}>"
+
+    @property
+    def transaction_id(self) -> str:
+        """Names the transaction that is open, or the last one, in errors: `slot/owner epoch/number`."""
+        number = self._number + 1 if self.database.in_transaction else self._number
+        slot = "-/-" if self._slot is None else f"{self._slot.name}/{self._slot.owner_epoch}"
+        return f"{slot}/{number}"
+
+    def begin(self) -> None:
+        """Begin a transaction, on a new connection if need be.
+
+        The slot is claimed here: later it would be in the way of the open transaction. A Kafka that is away is only
+        told when records are sent. Raises `ConfigurationError` when the dual write cannot be done as things are set up,
+        and `Retriable` when the database cannot be reached: nothing happened.
+        """
+        if self._slot is None or self._slot.is_lost:
+            self._slot = None
+            try:
+                self._slot = self._keeper.claim()
+            except Retriable as error:
+                self._no_slot = str(error)
+        if self.database.connected:
+            try:
+                self.database.begin()
+            except Exception as error:
+                # The server closed an idle connection, or was restarted: nothing was begun.
+                if self.database.cause(error) is Cause.LOCKED:
+                    self.database.rollback()
+                    raise self._unreachable(error) from error
+                self.database.close()
+            else:
+                return
+        try:
+            self.database.connect()
+            self.database.begin()
+        except Exception as error:
+            self.database.close()
+            if self.database.driver_cause(error) is not None:
+                raise self._unreachable(error) from error
+            raise
+
+    def commit(self, records: Sequence[Outgoing]) -> None:
+        """Commit, with the records or, where there are none, only here.
+
+        Raises `Retriable` when nothing was committed and it may be tried again (Kafka away, or COMMIT was not answered
+        and did not happen), `Fenced` when another process took the slot over (nothing was committed), `OutcomeUnknown`
+        when nobody can tell within the limit, `Fatal` for records that Kafka refuses or when the transaction is not
+        open any more; else what the database refuses.
+        """
+        if not self.database.in_transaction:
+            raise Fatal(
+                "the transaction was ended by other means than this block (tx.connection, or an error that the code "
+                f"went on after), so {len(records)} records were not sent. Let the block commit, and raise what fails."
+            )
+        if records:
+            self._commit_both(records)
+        else:
+            self.database.commit()
+        self._number += 1
+
+    def _commit_both(self, records: Sequence[Outgoing]) -> None:
+        slot = self._slot
+        if slot is None:
+            raise Retriable(f"{len(records)} records cannot be sent, nothing was committed: {self._no_slot}")
+        self.database.check_constraints_now()  # What would fail in COMMIT fails before Kafka has any work with it.
+        self._is_undecided = True
+        decision = self._keeper.write(slot, records)
+        failpoint("dual.before_mark")
+        if self.database.execute(MARK, (decision, slot.name, slot.owner_epoch, slot.owner)) != 1:
+            self._is_undecided, self._slot = False, None
+            self.database.rollback()
+            self._keeper.fenced(slot)
+            raise Fenced(
+                f"slot {slot.name} belongs to another process now, which took this one for dead, or its row is gone. "
+                f"Nothing was committed, here and in Kafka: the {len(records)} records were not sent. The next "
+                "transaction has another slot."
+            )
+        failpoint("dual.before_commit")
+        try:
+            self.database.commit()
+        except OutcomeUnknown as error:
+            self._settle(slot, decision, error, records)
+        except Exception as error:
+            if self.database.driver_cause(error) is None:
+                self._leave(slot)
+            raise  # The database refused: nothing was committed, and `rollback` has Kafka abort it.
+        except BaseException:
+            self._leave(slot)  # Interrupted in the middle of COMMIT.
+            raise
+        self._is_undecided = False
+        try:
+            failpoint("dual.after_commit")
+        finally:
+            self._keeper.decide(slot, commit=True)
+
+    def rollback(self) -> None:
+        """Roll back what is open, here and in Kafka, without raising."""
+        self.database.rollback()
+        if self._is_undecided and self._slot is not None:
+            self._is_undecided = False
+            self._keeper.decide(self._slot, commit=False)
+
+    def close(self) -> None:
+        """Close the connection, without raising, and give the slot back."""
+        self.database.close()
+        slot, self._slot = self._slot, None
+        if slot is not None:
+            self._keeper.release(slot)
+
+    # --- A COMMIT without an answer ---
+
+    def _leave(self, slot: Slot) -> None:
+        """What became of the transaction is for recovery to find out."""
+        self._is_undecided, self._slot = False, None
+        self._keeper.unknown(slot)
+
+    def _settle(self, slot: Slot, decision: str, cause: OutcomeUnknown, records: Sequence[Outgoing]) -> None:
+        """Return when the transaction is committed; raise `Retriable` when it is not, `OutcomeUnknown` otherwise."""
+        self._is_undecided = False
+        try:
+            failpoint("dual.settle.before")
+            found = self._read(slot, cause, decision, records)
+            failpoint("dual.settle.after")
+        except BaseException:
+            self._leave(slot)
+            raise
+        if found is not None and found.prepared == decision:
+            return
+        if found is None or (found.owner, found.owner_epoch) != (slot.owner, slot.owner_epoch):
+            self._leave(slot)
+            why = "its row is gone" if found is None else "its slot has another owner by now, who decided"
+            raise self._unknown(why, cause, slot, decision, records)
+        self._keeper.decide(slot, commit=False)
+        raise Retriable(
+            f"{cause}. Nothing was committed: {decision} is not what slot {slot.name} holds in semel_txn. Run it again."
+        ) from cause
+
+    def _read(self, slot: Slot, cause: OutcomeUnknown, decision: str, records: Sequence[Outgoing]) -> Decision | None:
+        deadline = time.monotonic() + self._settle_seconds
+        pause = _SETTLE_PAUSE_SECONDS
+        while True:
+            try:
+                self.database.connect()
+                return read_decision(self.database, slot.name)
+            except Exception as error:
+                self.database.close()
+                if self.database.driver_cause(error) is None or time.monotonic() >= deadline:
+                    raise self._unknown(
+                        f"it cannot be asked ({_one_line(error)})", cause, slot, decision, records
+                    ) from error
+            time.sleep(pause)
+            pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)
+
+    # --- Errors ---
+
+    def _unknown(
+        self, why: str, cause: OutcomeUnknown, slot: Slot, decision: str, records: Sequence[Outgoing]
+    ) -> OutcomeUnknown:
+        ids = ", ".join(record.msg_id for record in records[:3]) + (", ..." if len(records) > 3 else "")
+        look = f"SELECT prepared FROM semel_txn WHERE slot = '{slot.name}'"  # noqa: S608 - to be read
+        return OutcomeUnknown(
+            f"{cause}; {why}. The transaction of {len(records)} records ({ids}) is in the database and in Kafka, or in "
+            f"neither: recovery decides it by the row, as soon as the database is there. Look before you repeat it: "
+            f"{look} gives {decision} if it was committed, as long as nobody used the slot since; or look for your own "
+            "rows."
+        )
+
+    def _unreachable(self, error: Exception) -> Exception:
+        where = without_password(self.database.url)
+        return Retriable(f"no transaction could be begun on {where}, nothing happened: {_one_line(error)}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

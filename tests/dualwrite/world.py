@@ -1,0 +1,160 @@
+"""An app that keeps accounts and tells of them by the dual write, and a look at what its transactions left."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from semel import App
+from semel.client.admin import Admin, TopicSpec
+from semel.client.cluster import KafkaClient
+from semel.databases import connect
+from semel.databases.spec import DatabaseSpec
+from semel.dualwrite.keeping import make_keeper
+from semel.dualwrite.tables import schema_sql
+from semel.env import Env
+from semel.processing.metrics import Metrics
+from semel.settings import Settings
+from tests.outbox.world import read_topic
+
+SCHEMA = "CREATE TABLE account (id VARCHAR(40) PRIMARY KEY, balance BIGINT NOT NULL)"
+PARTITIONS = 2
+
+
+class Paid(msgspec.Struct, frozen=True):
+    cents: int
+
+
+class World:
+    """A database with its tables, a topic, and apps on both: one a process."""
+
+    def __init__(self, url: str, bootstrap: str, **database: Any) -> None:
+        self.url, self.bootstrap = url, bootstrap
+        self.name = f"bank{uuid.uuid4().hex[:8]}"
+        self.topic = f"{self.name}.paid"
+        self.declared = {"dual_write": True, "connections": 3, **database}
+        self.look = connect(url)
+        self.look.migrate(SCHEMA)
+        self.look.migrate(schema_sql(self.look.title))
+        self._bank: Bank | None = None
+        asyncio.run(self._make_topic())
+
+    async def _make_topic(self) -> None:
+        async with KafkaClient(self.bootstrap) as client:
+            await Admin(client).create_topics({self.topic: TopicSpec(PARTITIONS)})
+
+    @property
+    def bank(self) -> Bank:
+        """The app in this process."""
+        if self._bank is None:
+            self._bank = Bank(self)
+        return self._bank
+
+    def balances(self) -> dict[str, int]:
+        return dict(self.look.query("SELECT id, balance FROM account"))
+
+    def told(self) -> dict[str, int]:
+        """The balances as Kafka tells them; each account once. It waits for what is open."""
+        records = asyncio.run(read_topic(self.bootstrap, self.topic, partitions=PARTITIONS))
+        found = {(record.key or b"").decode(): msgspec.json.decode(record.value or b"")["cents"] for record in records}
+        assert len(found) == len(records), "something is in the topic twice"
+        return found
+
+    def owners(self) -> list[str]:
+        """Of slots that are not given back."""
+        return [owner for (owner,) in self.look.query("SELECT owner FROM semel_txn") if owner]
+
+    def open_in_kafka(self) -> list[str]:
+        """Transactional ids of this app that have a transaction open."""
+
+        async def ask() -> list[str]:
+            async with KafkaClient(self.bootstrap) as client:
+                listed = await Admin(client).list_transactions(states=["Ongoing", "PrepareCommit", "PrepareAbort"])
+            return [item.transactional_id for item in listed if item.transactional_id.startswith(f"{self.name}.")]
+
+        return asyncio.run(ask())
+
+    def recover(self) -> None:
+        """What any process of the app does when it starts: until no owner is left."""
+
+        async def work() -> None:
+            spec = DatabaseSpec("database", self.url, dual_write=True)
+            keeper, close = make_keeper(self.name, spec, {}, Settings(kafka=self.bootstrap), Env(), Metrics())
+            try:
+                await keeper.open()
+                async with asyncio.timeout(60):
+                    while self.owners():
+                        await keeper.sweep()
+            finally:
+                await keeper.abandon()
+                await close()
+
+        asyncio.run(work())
+
+    def check(self) -> dict[str, int]:
+        """Everything is in both or in neither, nothing is open, and the next transaction works; the balances."""
+        self.recover()
+        assert self.open_in_kafka() == []
+        found = self.balances()
+        assert found == self.told()
+        name = f"after-{uuid.uuid4().hex}"
+        self.bank.open_account(name, 1)
+        self.bank.app.close()
+        self._bank = None
+        assert self.told().get(name) == 1
+        return found
+
+    def close(self) -> None:
+        if self._bank is not None:
+            self._bank.app.close()
+        self.look.close()
+
+
+class Bank:
+    """The app. Whoever makes one closes it."""
+
+    def __init__(self, world: World) -> None:
+        os.environ["SEMEL_KAFKA"] = world.bootstrap  # The fixture puts it back.
+        self.app = App(world.name)
+        self.paid = self.app.topic(world.topic, key=str, value=Paid)
+        self.database = self.app.database(world.url, **world.declared)
+
+    def open_account(self, name: str, cents: int) -> None:
+        """A row and the record that tells of it."""
+        with self.app.transaction(self.database) as tx:
+            tx.execute("INSERT INTO account (id, balance) VALUES (?, ?)", (name, cents))
+            tx.send(self.paid.record(name, Paid(cents)))
+
+    def run(self, work: Any) -> Any:
+        """Run a coroutine function with an open transaction in a loop of its own."""
+
+        async def whole() -> Any:
+            async with self.app.transaction(self.database) as tx:
+                return await work(tx)
+
+        return asyncio.run(whole())
+
+
+def in_a_child(work: Any, done: Path) -> int:
+    """Run `work(told)` in a forked process; `told(name)` says that a caller was given success. Its process id."""
+    done.write_text("")
+    pid = os.fork()
+    if not pid:
+        code = 1
+        try:
+            with done.open("a", buffering=1) as file:
+                work(lambda name: file.write(f"{name}\n"))
+            code = 0
+        except BaseException:
+            import traceback
+
+            with done.with_suffix(".error").open("a") as file:
+                traceback.print_exc(file=file)
+        finally:
+            os._exit(code)
+    return pid
