@@ -13,10 +13,11 @@ from semel.outbox import store as store_module
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import MSG_ID_HEADER, SHARDS, Place, decode_headers, shard_of
 from semel.outbox.store import Reading, Settlement, Store
-from semel.outbox.tables import schema_sql
+from semel.outbox.tables import read_meta, schema_sql
 from semel.outbox.verbs import Operator, Selection, declare_restored, hold, release, republish, status
 from semel.types import Record
 from tests.outbox.world import insert
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
 
 ME = Operator("me", "because", 1_000)
@@ -30,7 +31,9 @@ def write(database: Database, *rows: tuple[str, bytes | None]) -> None:
 def read(
     database: Database, without: Any = (), limit: int = 100, size: int = 1 << 20, after: Place | None = None
 ) -> Reading:
-    return Store(database).read(ALL, after, without, limit, size)
+    store = Store(database)
+    store.meta = read_meta(database)
+    return store.read(ALL, after, without, limit, size)
 
 
 def ids(reading: Reading) -> list[str]:
@@ -199,3 +202,21 @@ def test_a_table_of_dead_rows_is_made_small_beside_an_old_transaction(
     assert max(row.seq for row in read(database).rows) > 3_001, "numbers go on"
     for connection in (database, old, writer):
         connection.close()
+
+
+@pytest.mark.mariadb
+def test_what_the_relay_has_read_survives_a_crash_of_mariadb(mariadb: MariadbServer) -> None:
+    """InnoDB shows a commit before it is on the disk. The time between is stretched here: without a write of the
+    relay the row would be gone, and Kafka is told of it next."""
+    database = connect(mariadb.new_database())
+    database.migrate(schema_sql("MariaDB"))
+    database.execute("SET GLOBAL innodb_flush_log_at_timeout = 2700")
+    database.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 0")
+    write(database, ("seen", b"k"))
+    database.execute("SET GLOBAL innodb_flush_log_at_trx_commit = 1")
+    assert ids(read(database)) == ["seen"]
+    mariadb.kill()
+    mariadb.start()
+    database.connect()
+    assert ids(read(database)) == ["seen"]
+    database.close()

@@ -54,6 +54,10 @@ class Database(ABC):
     lock_rows: ClassVar[str]
     """What makes a SELECT wait for a transaction that changes the rows it reads."""
 
+    shows_commits_early = False
+    """Others see a commit before it is on the disk, from where a crash would take it back. A later write of whoever saw
+    it, once committed, has taken it there: the log is written in order."""
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.binary = False

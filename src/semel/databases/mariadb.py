@@ -109,6 +109,7 @@ class MariadbDatabase(Database):
     """
 
     title = "MariaDB"
+    shows_commits_early = True  # InnoDB lets a transaction's locks go, then writes its log to the disk.
     lock_rows = " FOR UPDATE"
 
     def __init__(self, url: str) -> None:

@@ -168,17 +168,19 @@ class Session:
     def _read_number(self, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> int:
         deadline = time.monotonic() + self._settle_seconds
         pause = _SETTLE_PAUSE_SECONDS
-        sql = f"SELECT number FROM semel_commit WHERE session_id = ?{self.database.lock_rows}"  # noqa: S608
         while True:
             try:
                 self.database.connect()
                 self.database.begin()
-                found = self.database.query(sql, (self._id,))
-                self.database.rollback()
+                # A write, which waits for a session that is still committing, and takes what is seen to the disk.
+                self.database.execute("UPDATE semel_commit SET used_at = used_at + 1 WHERE session_id = ?", (self._id,))
+                found = self.database.query("SELECT number FROM semel_commit WHERE session_id = ?", (self._id,))
+                self.database.commit()
                 break
             except Exception as error:
                 self.database.close()
-                if self.database.driver_cause(error) is None or time.monotonic() >= deadline:
+                is_away = isinstance(error, OutcomeUnknown) or self.database.driver_cause(error) is not None
+                if not is_away or time.monotonic() >= deadline:
                     raise self._unknown(f"and cannot be asked ({_one_line(error)})", cause, rows) from error
             time.sleep(pause)
             pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)

@@ -11,7 +11,7 @@ from semel.failpoints import failpoint
 from semel.outbox.lane import LaneRow
 from semel.outbox.limits import TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import OutboxRow, Place
+from semel.outbox.rows import OutboxRow, Place, lane_of
 from semel.outbox.statements import Statement, delete_rows, delete_rows_at, hold_rows, read_rows, rows_in
 from semel.outbox.tables import OutboxMeta, claim_environment, read_meta, schema_sql
 
@@ -187,6 +187,10 @@ class Store:
         self.statements += 1
         if not rows:
             return Reading([], [], None, is_full=False)
+        if self.database.shows_commits_early:
+            # Kafka is told of these rows soon, and a crash of the database must not take them back after that.
+            lane = lane_of(rows[0].shard, self.meta.lanes)
+            self._run("UPDATE semel_outbox_lane SET seen = seen + 1 WHERE lane = ?", (lane,))
         last, is_full = rows[-1].place, len(rows) == limit or sum([row.size for row in rows]) >= bytes_max
         ruled = [row for row in rows if row.is_ruled]
         if ruled:

@@ -30,13 +30,15 @@ CREATE TABLE IF NOT EXISTS semel_outbox (
 ){table}{rows_kept};
 {index}
 -- Which relay publishes a lane (shard * lanes / 64). `owner_epoch` is raised by each new one; `batch` is the last batch
--- whose rows were deleted, and `positions` says how far the topics were written to then (JSON).
+-- whose rows were deleted, and `positions` says how far the topics were written to then (JSON). `seen` counts reads, on
+-- databases that show commits before they are on the disk.
 CREATE TABLE IF NOT EXISTS semel_outbox_lane (
   lane SMALLINT NOT NULL PRIMARY KEY,
   owner {text},
   owner_epoch BIGINT NOT NULL,
   batch BIGINT NOT NULL,
-  positions {text}
+  positions {text},
+  seen BIGINT NOT NULL DEFAULT 0
 ){table}{lanes_kept};
 
 -- Whose outbox this is. `incarnation` changes when the database is declared restored, `origin` is the server it was
