@@ -143,14 +143,15 @@ class App:
         schema: str = "",
         name: str = "database",
         outbox: bool = False,
-        dual_write: bool = False,
+        dual_write: Literal["conditional"] | bool = False,
         connections: int | None = None,
     ) -> DatabaseSpec:
         """Declare a database. `schema` is SQL that makes the app's tables and may run again (IF NOT EXISTS).
 
         With `outbox` transactions on it may send records (`app.transaction`), and a relay brings them into Kafka. With
         `dual_write` Kafka and the database commit together (KIP-939), on a Kafka that keeps prepared transactions; on
-        another one nothing starts, or, with both, the outbox is used: `semel guarantees` says which, and why.
+        another one nothing starts, or, with both, the outbox is used: `semel guarantees` says which, and why. With
+        `dual_write="conditional"` released Apache Kafka will do, on a condition (docs/guarantees.md).
         `connections` is how many of them one process has at the same time (10; SQLite has one writer).
         """
         check_name(name, "a database")
@@ -160,8 +161,10 @@ class App:
         _check_url(url, f"database {name}")
         if connections is not None and (not isinstance(connections, int) or connections < 1):
             raise ConfigurationError(f"database {name}: connections={connections!r}, but at least 1 is needed.")
-        if not isinstance(dual_write, bool):
-            raise ConfigurationError(f"database {name}: dual_write={dual_write!r}, but it is True or False.")
+        if dual_write not in (False, True, "conditional"):
+            raise ConfigurationError(
+                f"database {name}: dual_write={dual_write!r}, but it is True, False or 'conditional'."
+            )
         database = DatabaseSpec(name, url, schema, outbox, dual_write, connections)
         self.databases[name] = database
         return database

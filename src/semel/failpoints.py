@@ -246,6 +246,16 @@ FAILPOINTS: dict[str, Point] = {
     "dual.claim.after_complete": Point(
         "what a dead owner left open is ended, its slot is not in use again", _DUAL, in_task=True
     ),
+    "dual.claim.after_ended": Point(
+        "conditional recipe: a former owner's transaction is committed under its saved name, and its row says so",
+        _DUAL,
+        in_task=True,
+    ),
+    "dual.claim.after_old_fence": Point(
+        "conditional recipe: a former owner's transactional id is fenced, and not marked as resolved",
+        _DUAL,
+        in_task=True,
+    ),
     "dual.claim.before_release": Point("a slot is recovered, and not given back", _DUAL, in_task=True),
     "dual.before_prepare": Point(
         "records of a transaction are handed to the producer, it is not prepared", _DUAL, in_task=True

@@ -83,7 +83,7 @@ class World:
         """What any process of the app does when it starts: until no owner is left."""
 
         async def work() -> None:
-            spec = DatabaseSpec("database", self.url, dual_write=True)
+            spec = DatabaseSpec("database", self.url, dual_write=self.declared["dual_write"])
             keeper, close = make_keeper(self.name, spec, {}, Settings(kafka=self.bootstrap), Env(), Metrics())
             try:
                 await keeper.open()

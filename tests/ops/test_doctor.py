@@ -21,6 +21,7 @@ from semel.client.producer import TransactionalProducer
 from semel.client.two_phase import PreparedState
 from semel.databases.database import Database, open_database
 from semel.databases.processes import ProcessIdentity
+from semel.dualwrite.conditional import ConditionalName, own_id
 from semel.dualwrite.sql import MARK, SqlStore
 from semel.errors import ConfigurationError, ErrorCode, Fenced, Retriable
 from semel.log.log import LogError
@@ -440,6 +441,54 @@ def test_an_owner_that_runs_is_waited_for(broker: EmbeddedBroker, tmp_path: Path
         assert "runs on this host" in found["why"]
         assert found["then"].startswith("Wait for the owner first.")
         assert "aborted" in await ward.decided(ABORT)
+
+    play(broker, tmp_path, scene)
+
+
+def test_the_conditional_recipe_without_keep_prepared(broker: EmbeddedBroker, tmp_path: Path) -> None:
+    async def scene(ward: Ward) -> None:
+        ward.owner_epoch = await asyncio.to_thread(lambda: ward.store.claim(ward.slot, DEAD).owner_epoch)
+        own = own_id(ward.slot, ward.owner_epoch)
+
+        async def prepares(value: str) -> PreparedState:
+            producer = TransactionalProducer(
+                ward.client, own, transaction_timeout_ms=60_000, prepare_until_timeout=True
+            )
+            await producer.init_transactions()
+            producer.begin()
+            await producer.produce(ward.topic, 0, records(value))
+            return await producer.prepare()
+
+        def commit(name: PreparedState, value: str) -> None:
+            ward.run("UPDATE semel_txn SET prepared = ?", str(ConditionalName(ward.owner_epoch, name)))
+            ward.run("INSERT INTO orders VALUES (?)", value)
+
+        name = await prepares("undecided")
+        assert (await ward.explained(own))["decision"] == ABORT
+        assert await ward.decided(ABORT, own) == f"{name} is aborted"
+        ward.owner_epoch = await asyncio.to_thread(lambda: ward.store.claim(ward.slot, DEAD).owner_epoch)
+        own = own_id(ward.slot, ward.owner_epoch)
+        name = await prepares("kept")
+        commit(name, "kept")
+        found = await ward.explained(own)
+        assert found["decision"] == COMMIT
+        assert found["title"].endswith("s are left")
+        assert 0 < found["ends_in_seconds"] <= 60
+        with pytest.raises(ConfigurationError, match="abort is not the right decision"):
+            await ward.decided(ABORT, own)
+        assert await ward.decided(COMMIT, own) == f"{name} is committed"
+        ward.owner_epoch = await asyncio.to_thread(lambda: ward.store.claim(ward.slot, DEAD).owner_epoch)
+        own = own_id(ward.slot, ward.owner_epoch)
+        name = await prepares("lost")
+        commit(name, "lost")
+        ward.broker.call(lambda node: node.transactions.sweep(node.env.wall_ms() + 3_600_000))
+        found = (await ward.listed())[own]
+        assert found["title"].startswith("LOST")
+        assert f"producer {name.producer_id}, epoch {name.epoch}" in found["then"]
+        assert (await ward.explained())["then"] == found["then"], "the slot is known by its own name, too"
+        assert await ward.decided(ABORT, own) == f"slot {ward.slot} is in use again"
+        assert own not in await ward.listed()
+        assert (await ward.read(), ward.orders()) == (["kept"], ["kept", "lost"])
 
     play(broker, tmp_path, scene)
 

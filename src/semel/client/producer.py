@@ -54,6 +54,9 @@ class TransactionalProducer:
 
     After `Fenced` and `Fatal` nothing works any more. After `AbortTransaction` call `abort()`; after `OutcomeUnknown`
     call `init_transactions()` (or `abort()`), then go on from the committed offsets: the commit may have happened.
+
+    With `two_phase_commit` its transactions can be prepared and never time out (KIP-939). `prepare_until_timeout` lets
+    those be prepared that do time out: whoever decides has to be in time, or what is decided is lost.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class TransactionalProducer:
         transaction_timeout_ms: int = 10_000,
         delivery_timeout_ms: int | None = None,
         two_phase_commit: bool = False,
+        prepare_until_timeout: bool = False,
     ) -> None:
         if not transactional_id:
             raise ConfigurationError("a transactional producer needs a transactional id that is not empty.")
@@ -75,7 +79,10 @@ class TransactionalProducer:
         )
         self._client = client
         self._protocol = TransactionProtocol(
-            transactional_id, max_in_flight=settings.max_in_flight, two_phase=two_phase_commit
+            transactional_id,
+            max_in_flight=settings.max_in_flight,
+            two_phase=two_phase_commit,
+            times_out=prepare_until_timeout,
         )
         self.two_phase_mode: TwoPhaseMode | None = None
         """What the broker offers of two-phase commit; known after `init_transactions`, None without it."""

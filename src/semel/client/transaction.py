@@ -54,10 +54,14 @@ _NO_TWO_PHASE = (ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, ErrorCode.UNSU
 class TransactionProtocol:
     """One transactional id's producer. Times are the caller's, in seconds; nothing here reads a clock."""
 
-    def __init__(self, transactional_id: str, *, max_in_flight: int = 5, two_phase: bool = False) -> None:
+    def __init__(
+        self, transactional_id: str, *, max_in_flight: int = 5, two_phase: bool = False, times_out: bool = False
+    ) -> None:
         self.transactional_id = transactional_id
         self.two_phase = two_phase
         """Whether transactions are open until they are told how to end."""
+        self.prepares = two_phase or times_out
+        """Whether they may be prepared: also where they time out, when whoever decides knows that and is in time."""
         self.prepared = NOTHING_PREPARED
         """The name of the prepared transaction, until its end was answered."""
         self.state = State.Uninitialized
@@ -133,7 +137,7 @@ class TransactionProtocol:
         self._move(State.InTransaction)
 
     def _check_version(self, transaction_version: int) -> None:
-        if self.two_phase and transaction_version < 2:
+        if self.prepares and transaction_version < 2:
             raise TwoPhaseCommitUnavailable(
                 f"transactional id {self.transactional_id!r} cannot have two-phase commit. "
                 f"{TwoPhaseMode.TRANSACTIONS_V1.meaning}"
@@ -161,7 +165,7 @@ class TransactionProtocol:
         Everything must be acknowledged. A transaction to which nothing was written has no name: the broker does not
         know it and its identity goes on to the next one, so a database must not remember it as decided.
         """
-        if not self.two_phase:
+        if not self.prepares:
             raise ConfigurationError(
                 f"the producer of transactional id {self.transactional_id!r} has no two-phase commit: its transaction "
                 "times out, so it cannot be prepared. Make it with two_phase_commit=True."
@@ -549,8 +553,8 @@ class TransactionProtocol:
     def _lose_prepared(self, found: str) -> None:
         self.failure = Fatal(
             f"prepared transaction {self.prepared} of {self.transactional_id!r} cannot be committed ({found}): "
-            "somebody else ended it, an operator for example. If a database committed it, its records are missing in "
-            "Kafka: write them again in a new transaction."
+            f"{'' if self.two_phase else 'it timed out, or '}somebody else ended it, an operator for example. "
+            "If a database committed it, its records are missing in Kafka: write them again in a new transaction."
         )
         self._move(State.Failed)
 

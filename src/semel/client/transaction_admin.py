@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from semel.client.admin import Admin
 from semel.client.cluster import TRANSACTION, KafkaClient
 from semel.client.two_phase import PreparedState
 from semel.errors import ConfigurationError, ErrorCode, OutcomeUnknown, Retriable, kafka_error
@@ -26,13 +27,13 @@ SAVED_END_VERSION = 5
 
 
 class OpenInLog(NamedTuple):
-    """A transaction that is open in one partition, as DescribeProducers tells it."""
+    """A producer's last transaction in one partition, as DescribeProducers tells it."""
 
     partition: TopicPartition
     producer_id: int
     producer_epoch: int
     start_offset: int
-    """Of its first record there: readers of committed records stop below it."""
+    """Of its first record there, where readers of committed records stop; -1 when it has ended."""
     last_timestamp_ms: int
     coordinator_epoch: int
 
@@ -77,6 +78,23 @@ class TransactionAdmin:
 
     async def open_in_logs(self, partitions: Iterable[TopicPartition]) -> list[OpenInLog]:
         """Every transaction that is open in these partitions, whether or not a coordinator knows of it."""
+        return [item for item in await self._producers(partitions) if item.start_offset >= 0]
+
+    async def written_by(self, name: PreparedState) -> list[TopicPartition]:
+        """The partitions in which this transaction, open or ended, was the last of its producer.
+
+        Leaders forget a producer a day after its last record (producer.id.expiration.ms).
+        """
+        topics = await Admin(self._client).list_topics()
+        places = [TopicPartition(item.name, number) for item in topics.values() for number in range(item.partitions)]
+        epochs = (name.epoch, name.epoch + 1)  # The marker that ends it carries the next epoch.
+        return [
+            item.partition
+            for item in await self._producers(places)
+            if item.producer_id == name.producer_id and item.producer_epoch in epochs
+        ]
+
+    async def _producers(self, partitions: Iterable[TopicPartition]) -> list[OpenInLog]:
         wanted = list(dict.fromkeys(partitions))
 
         async def once() -> list[OpenInLog]:
@@ -111,7 +129,7 @@ class TransactionAdmin:
                     self._forget([topic.name])
                     raise kafka_error(item.error_code, f"the producers of {at}", item.error_message or "")
                 found += [_open(at, producer) for producer in item.active_producers]
-        return [item for item in found if item.start_offset >= 0]
+        return found
 
     def _forget(self, topics: Iterable[str]) -> None:
         for name in topics:

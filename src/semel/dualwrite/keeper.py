@@ -22,14 +22,13 @@ from semel.databases.processes import ProcessIdentity, is_alive
 from semel.dualwrite.ending import end, put_away
 from semel.dualwrite.limits import BEAT_SECONDS, KAFKA_SECONDS, LEASE_SECONDS
 from semel.dualwrite.measures import Measures
-from semel.dualwrite.plan import refusal
 from semel.dualwrite.recipe import FullRecipe, Recipe
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.slots import Slot, SlotState
-from semel.dualwrite.store import LEAVE_RELEASED, SlotRow
+from semel.dualwrite.store import LEAVE_RELEASED, OUT_OF_USE, SlotOutOfUse, SlotRow
 from semel.dualwrite.writing import Outgoing, Writing
 from semel.env import Env, comes
-from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable, SemelError, TwoPhaseCommitUnavailable
+from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
 
 __all__ = ["Keeper"]
@@ -116,16 +115,14 @@ class Keeper:
             raise Retriable(f"Kafka does not answer: {error}") from error
 
     async def open(self) -> None:
-        """Once: see that Kafka keeps prepared transactions, and that the rows are ours in this cluster.
+        """Once: see that Kafka offers what the recipe needs, and that the rows are ours in this cluster.
 
         Raises `TwoPhaseCommitUnavailable`, `ConfigurationError`, or `Retriable` while one of them is away.
         """
         async with self._opening:
             if self._ready.is_set():
                 return
-            mode = await self.mode()
-            if mode is not TwoPhaseMode.FULL:
-                raise TwoPhaseCommitUnavailable(refusal(mode))
+            self._recipe.accept(await self.mode())
             environment = self._client.cluster_id
             await self._rows.run(self._rows.store.open, self._app, environment, create_tables=self._create_tables)
             self._ready.set()
@@ -147,7 +144,14 @@ class Keeper:
             if owned:
                 with suppress(SemelError):  # Who needs the database hears of it.
                     await self._rows.run(self._rows.store.beat, owned)
+                    for slot in list(self._held.values()):
+                        await self._rest(slot)
             await asyncio.sleep(BEAT_SECONDS)
+
+    async def _rest(self, slot: Slot) -> None:
+        if slot.state is SlotState.IDLE and slot.committed:
+            decision, slot.committed = slot.committed, ""
+            await self._recipe.rested(self._rows, slot.name, slot.owner, decision)
 
     async def _watch(self) -> None:
         while True:
@@ -205,6 +209,8 @@ class Keeper:
             except Retriable:
                 self._unused[name] = owner
                 raise
+            except SlotOutOfUse as error:
+                raise Fenced(f"slot {name} is out of use, and the next claim gets another one: {error}") from error
             except BaseException:
                 self._forsake(name, owner)
                 raise
@@ -249,6 +255,8 @@ class Keeper:
         del self._held[slot.name]
         await put_away(slot.producer)
         if slot.state is SlotState.IDLE:
+            with suppress(SemelError, RuntimeError):  # As below; whoever comes next looks at Kafka then.
+                await self._rest(slot)
             await self._give_back(slot.name, slot.owner)
         elif not slot.is_lost:
             self._forsake(slot.name, slot.owner)
@@ -303,6 +311,7 @@ class Keeper:
             self._undo(slot)
             raise
         slot.state, slot.since = SlotState.PREPARED, self._env.monotonic()
+        slot.committed = ""
         return self._recipe.decision(slot.owner_epoch, slot.prepared)
 
     def _lost(self, slot: Slot) -> str:
@@ -361,6 +370,8 @@ class Keeper:
             self.forsake(slot)
         else:
             self._measures.ended("committed" if commit else "aborted")
+            if commit:
+                slot.committed = self._recipe.decision(slot.owner_epoch, slot.prepared)
             slot.state, slot.prepared, slot.ending = SlotState.IDLE, NOTHING_PREPARED, None
 
     def forsake(self, slot: Slot) -> None:
@@ -407,6 +418,8 @@ class Keeper:
     def _is_gone(self, row: SlotRow) -> bool:
         ours = {self._unused.get(row.slot), self._claiming.get(row.slot)}
         held = self._held.get(row.slot)
+        if row.owner.startswith(OUT_OF_USE):
+            return False
         if row.owner == LEAVE_RELEASED or row.owner in ours or (held is not None and held.owner == row.owner):
             self._seen.pop(row.slot, None)
             return False
@@ -425,6 +438,9 @@ class Keeper:
         owner = self._new_owner()
         try:
             slot = await self._take(row.slot, owner, self._recovery)
+        except SlotOutOfUse:
+            self._measures.ended("lost")  # The recipe has told it.
+            return
         except Fatal as error:
             if row.slot not in self._told:
                 self._told.add(row.slot)

@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from semel.client.cluster import KafkaClient
+from semel.client.producer import TransactionalProducer
 from semel.databases.database import open_database
 from semel.databases.spec import DatabaseSpec
+from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS, ConditionalRecipe
 from semel.dualwrite.keeper import Keeper
 from semel.dualwrite.limits import KAFKA_SECONDS
 from semel.dualwrite.measures import Measures
+from semel.dualwrite.recipe import FullRecipe
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import slot_prefix
@@ -53,6 +56,18 @@ def make_keeper(
         )
         for what in ("rows", "recovery")
     )
+
+    def producer(name: str, two_phase: bool = True) -> TransactionalProducer:
+        return TransactionalProducer(
+            client,
+            name,
+            transaction_timeout_ms=CONDITION_TIMEOUT_MS,
+            delivery_timeout_ms=int(KAFKA_SECONDS * 1000),
+            two_phase_commit=two_phase,
+            prepare_until_timeout=not two_phase,
+        )
+
+    conditional = ConditionalRecipe(client, producer)
     keeper = Keeper(
         app,
         slot_prefix(app, spec.name),
@@ -63,6 +78,7 @@ def make_keeper(
         env,
         Measures(metrics, name),
         create_tables=settings.profile == "dev",
+        recipe=conditional if spec.dual_write == "conditional" else FullRecipe(env, producer, conditional.resolve),
     )
 
     async def close() -> None:

@@ -18,6 +18,7 @@ class Plan(StrEnum):
 
     OUTBOX = "outbox"
     DUAL_WRITE = "dual write"
+    CONDITIONAL = "conditional dual write"
 
 
 class Choice(NamedTuple):
@@ -35,11 +36,26 @@ def choose(outbox: bool, dual_write: DualWrite, mode: TwoPhaseMode | None) -> Ch
     """
     if not dual_write:
         return Choice(Plan.OUTBOX, "the app declares outbox=True")
+    if dual_write == "conditional":
+        return _conditional(outbox, mode)
     if mode is None or mode is TwoPhaseMode.FULL:
         return Choice(Plan.DUAL_WRITE, "the broker keeps prepared transactions (KIP-939)")
     if outbox:
         return Choice(Plan.OUTBOX, f"the broker cannot do the dual write ({mode}): {mode.meaning}")
     raise TwoPhaseCommitUnavailable(refusal(mode))
+
+
+def _conditional(outbox: bool, mode: TwoPhaseMode | None) -> Choice:
+    if mode is TwoPhaseMode.TRANSACTIONS_V1:
+        if outbox:
+            return Choice(Plan.OUTBOX, f"the broker cannot do a dual write: {mode.meaning}")
+        raise TwoPhaseCommitUnavailable(refusal(mode))
+    if mode in (TwoPhaseMode.FULL, TwoPhaseMode.NO_RECOVERY):
+        return Choice(Plan.CONDITIONAL, "the app asks for it, and here no transaction times out: it has no condition")
+    return Choice(
+        Plan.CONDITIONAL,
+        "the app asks for it: what the database commits is lost for Kafka when nobody recovers it within its time-out",
+    )
 
 
 def refusal(mode: TwoPhaseMode) -> str:

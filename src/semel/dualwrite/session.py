@@ -17,7 +17,7 @@ from semel.databases.database import Cause, Database, without_password
 from semel.dualwrite.limits import SETTLE_SECONDS
 from semel.dualwrite.slots import Slot
 from semel.dualwrite.sql import MARK, read_decision
-from semel.dualwrite.store import Decision
+from semel.dualwrite.store import ENDED, Decision
 from semel.dualwrite.thread import KeeperThread
 from semel.dualwrite.writing import Outgoing
 from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable
@@ -171,7 +171,7 @@ class DualSession:
         except BaseException:
             self._leave(slot)
             raise
-        if found is not None and found.prepared == decision:
+        if found is not None and found.prepared in (decision, f"{decision}{ENDED}"):
             return
         if found is None or (found.owner, found.owner_epoch) != (slot.owner, slot.owner_epoch):
             self._leave(slot)

@@ -39,6 +39,8 @@ class Slot:
     prepared: PreparedState = NOTHING_PREPARED
     since: float = 0.0
     """When the open transaction was prepared, by the keeper's clock."""
+    committed: str = ""
+    """The last decision, while Kafka has committed it and the row does not say so."""
     ending: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from semel.databases.database import Cause, Database, without_password
 from semel.databases.processes import ProcessIdentity, kill_if_stopped
-from semel.dualwrite.store import LEAVE_RELEASED, Claim, Decision, SlotRow, slot_prefix
+from semel.dualwrite.store import LEAVE_RELEASED, OUT_OF_USE, Claim, Decision, SlotRow, slot_prefix
 from semel.dualwrite.tables import claim_environment, read_meta, schema_sql
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
@@ -133,10 +133,33 @@ class SqlStore:
             (LEAVE_RELEASED, slot, owner),
         )
 
+    # --- For the conditional recipe ---
+
+    def resolved(self, slot: str) -> int:
+        rows = self._insist(
+            lambda: self._database.query("SELECT resolved_epoch FROM semel_txn WHERE slot = ?", (slot,))
+        )
+        return int(rows[0][0]) if rows else -1
+
+    def mark_resolved(self, slot: str, owner: str, epoch: int) -> bool:
+        sql = "UPDATE semel_txn SET resolved_epoch = ? WHERE slot = ? AND owner = ?"
+        return self._changed(sql, (epoch, slot, owner))
+
+    def replace_prepared(self, slot: str, owner: str, before: str, after: str) -> bool:
+        sql = "UPDATE semel_txn SET prepared = ? WHERE slot = ? AND owner = ? AND (prepared = ? OR prepared = ?)"
+        return self._changed(sql, (after, slot, owner, before, after))
+
+    def retire(self, slot: str, owner: str, why: str) -> bool:
+        sql = "UPDATE semel_txn SET owner = ? WHERE slot = ? AND owner = ?"
+        return self._changed(sql, (f"{OUT_OF_USE}{why}", slot, owner))
+
     def close(self) -> None:
         self._database.close()
 
     # --- Statements ---
+
+    def _changed(self, sql: str, parameters: tuple[Any, ...]) -> bool:
+        return self._insist(lambda: self._database.execute(sql, parameters)) == 1
 
     def _change(self, sql: str, parameters: tuple[Any, ...]) -> None:
         self._insist(lambda: self._database.execute(sql, parameters))

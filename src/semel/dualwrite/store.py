@@ -14,10 +14,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-__all__ = ["LEAVE_RELEASED", "Claim", "Decision", "SlotRow", "Store", "slot_prefix"]
+from semel.errors import Fatal
+
+__all__ = [
+    "ENDED",
+    "LEAVE_RELEASED",
+    "OUT_OF_USE",
+    "Claim",
+    "Decision",
+    "ResolvingStore",
+    "SlotOutOfUse",
+    "SlotRow",
+    "Store",
+    "slot_prefix",
+]
 
 LEAVE_RELEASED = ""
 """The `owner` of a slot that was given back with nothing open: anybody may take it."""
+
+OUT_OF_USE = "out of use: "
+"""Begins the `owner` of a slot that nobody may take before an operator has looked at it; the rest says why."""
+
+
+ENDED = "/committed"
+"""Ends the `prepared` of a slot of the conditional recipe whose transaction Kafka is known to have committed."""
+
+
+class SlotOutOfUse(Fatal):
+    """What the database decided about this slot cannot be carried out in Kafka: a person has to look at it."""
 
 
 def slot_prefix(app: str, database: str) -> str:
@@ -89,3 +113,20 @@ class Store(Protocol):
 
     def close(self) -> None:
         """Close the connection, without raising."""
+
+
+class ResolvingStore(Store, Protocol):
+    """What the conditional recipe asks besides: its transactional ids carry the epoch of their owner, and each has to
+    be ended once. All changes are made by the slot's owner only, and say whether he still is."""
+
+    def resolved(self, slot: str) -> int:
+        """Up to which owner's epoch the transactional ids of the slot are ended; -1 for none."""
+
+    def mark_resolved(self, slot: str, owner: str, epoch: int) -> bool:
+        """The ids of all owners up to `epoch` are ended."""
+
+    def replace_prepared(self, slot: str, owner: str, before: str, after: str) -> bool:
+        """Say more about the decision that the row holds, if it is still `before` (or `after` already)."""
+
+    def retire(self, slot: str, owner: str, why: str) -> bool:
+        """Take the slot out of use: nobody's any more, and nobody's to take."""

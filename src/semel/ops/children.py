@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from semel import history
 from semel.app import App
@@ -18,6 +18,7 @@ from semel.ingress.link import ensure_topics, topic_specs
 from semel.ingress.owner import owner_component
 from semel.ingress.purge import purge_for_ever
 from semel.ingress.server import bind, serve
+from semel.ops.alarm import watching
 from semel.ops.exposition import join, publishing, read_others
 from semel.ops.guarantees import check_required, edges_of
 from semel.ops.loading import load_app
@@ -58,7 +59,12 @@ async def run_worker(spec: str, settings: Settings, *, slot: int) -> None:
     overdue = Overdue(settings.data, heartbeat.beat)
     runnables = _runnables(app, settings, env, metrics, watermarks, overdue, slot)
     worker = Worker(runnables, drain_seconds=settings.drain_seconds, heartbeat=heartbeat)
-    async with publishing(metrics, settings.data, process), watermarks.written(), _purging(app, settings, env):
+    async with (
+        publishing(metrics, settings.data, process),
+        watermarks.written(),
+        _purging(app, settings, env),
+        watching(app, settings, env, metrics) if slot == 0 else nullcontext(),
+    ):
         await worker.run()
 
 

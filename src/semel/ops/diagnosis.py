@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from semel.client.two_phase import NO_TIMEOUT_MS, PreparedState
+from semel.dualwrite.conditional import ConditionalName
 from semel.types import TopicPartition
 
 __all__ = ["Decision", "Finding", "Kind", "OpenTransaction", "Slot", "TxnRow", "judge"]
@@ -96,8 +97,10 @@ class OpenTransaction:
 
     @property
     def ends_in_seconds(self) -> float | None:
-        """Until the coordinator aborts it, None where it never does."""
-        return None if self.never_ends else max(0.0, self.timeout_ms / 1000 - self.age_seconds)
+        """Until the coordinator aborts it, None where it never does, or where nothing is open."""
+        return (
+            None if self.never_ends or self.state != "Ongoing" else max(0.0, self.timeout_ms / 1000 - self.age_seconds)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +111,6 @@ class Finding:
     title: str
     why: str
     then: str
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether the verb that carries it out asks no more than `--yes`."""
-        return self.decision in (Decision.COMMIT, Decision.ABORT)
 
 
 _DECIDED = {"PrepareCommit": "committed", "PrepareAbort": "aborted"}
@@ -147,6 +145,11 @@ def _decided(item: OpenTransaction) -> Finding:
 
 
 def _closed(item: OpenTransaction) -> Finding:
+    slot = item.slot
+    if slot is not None and slot.row is not None and slot.owner_epoch is not None:
+        held = ConditionalName.parse(slot.row.prepared)
+        if held is not None and held.owner_epoch == slot.owner_epoch and _may_be_lost(item, held, slot.row):
+            return _lost(item, slot, held)
     last = {"CompleteCommit": "its last transaction is committed", "CompleteAbort": "its last transaction is aborted"}
     state = last.get(item.state, "it waits for its next transaction")
     return Finding(
@@ -230,10 +233,35 @@ def _lost_row(item: OpenTransaction, slot: Slot) -> Finding:
     )
 
 
+def _may_be_lost(item: OpenTransaction, held: ConditionalName, row: TxnRow) -> bool:
+    """Whether the row names a transaction of this id that Kafka did not commit, as far as it can tell."""
+    if held.is_ended or row.resolved_epoch >= held.owner_epoch:
+        return False
+    return item.state == "Empty" or (item.state == "CompleteAbort" and item.name.epoch == held.name.epoch + 1)
+
+
+def _lost(item: OpenTransaction, slot: Slot, held: ConditionalName) -> Finding:
+    certain = item.state == "CompleteAbort"
+    fate = (
+        "Kafka aborted it: nobody recovered the slot within the transaction's time-out, or somebody ended it"
+        if certain
+        else "somebody began the id anew, so that Kafka does not tell any more how it ended"
+    )
+    return Finding(
+        Decision.ABORT,
+        "LOST: the database committed it, Kafka aborted it" if certain else "it may be lost",
+        f"Row {slot.name} of semel_txn in {slot.database} holds {held.name}: the database committed with it. {fate}. "
+        "Its rows are there, and readers of committed records do not see what was sent with them.",
+        f"The records are in the log until retention deletes them: read them with isolation.level=read_uncommitted "
+        f"(producer {held.name.producer_id}, epoch {held.name.epoch}), and send them again. Then give the slot back: "
+        "`semel doctor txn abort`.",
+    )
+
+
 def _conditional(item: OpenTransaction, slot: Slot, row: TxnRow) -> Finding:
     """The recipe without keepPreparedTxn: the transactional id carries the epoch of the owner, the name too."""
-    wanted = f"{slot.owner_epoch}/{item.name}"
-    if row.prepared in (wanted, f"{wanted}/committed"):
+    held = ConditionalName.parse(row.prepared)
+    if held is not None and held[:2] == (slot.owner_epoch, item.name):
         found = _committed(item, slot)
         if item.never_ends:
             return _with_owner(slot, found)

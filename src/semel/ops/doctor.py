@@ -18,22 +18,24 @@ import msgspec
 from semel.app import App
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
-from semel.client.transaction_admin import OpenInLog, TransactionAdmin
+from semel.client.transaction_admin import OpenInLog, SavedEnd, TransactionAdmin
 from semel.client.two_phase import NOTHING_PREPARED
 from semel.databases.database import open_database
 from semel.databases.processes import ProcessIdentity
+from semel.dualwrite.conditional import ConditionalName
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import Claim
 from semel.errors import ConfigurationError, Fatal, Fenced, Retriable, SemelError
 from semel.ops.audit import auditing
 from semel.ops.diagnosis import Decision, Finding, Kind, OpenTransaction, judge
-from semel.ops.gathering import Source, describe, gather, sources_of
+from semel.ops.gathering import Source, describe, gather, ids_of_slot, sources_of
 from semel.ops.listings import tool_client
 from semel.ops.park_verbs import who
 from semel.settings import Settings
 
 __all__ = ["Asked", "decide", "explain", "list_all", "render_finding"]
 
+_WAITS = ("Ongoing", "Hanging")
 Verb = Literal["commit", "abort"]
 
 
@@ -105,11 +107,12 @@ def render_finding(row: dict[str, Any], output: str) -> str:
     """One finding, or what came of a verb, for people or as JSON."""
     if output == "json":
         return msgspec.json.encode(row).decode()
-    ends = "never by itself" if row["ends_in_seconds"] is None else f"in {row['ends_in_seconds']} s"
+    left = row["ends_in_seconds"]
+    ends = f"ends in {left} s" if left is not None else "ends never by itself" if row["state"] in _WAITS else "decided"
     lines = [
         f"{row['id']}: {row['title']}",
         f"  what      {row['kind']}, transaction {row['transaction']}, {row['state']}",
-        f"  since     {row['age_seconds']} s, ends {ends}",
+        f"  since     {row['age_seconds']} s, {ends}",
         f"  where     {', '.join(row['partitions']) or '-'}",
         f"  decision  {row['decision']}",
         f"  why       {row['why']}",
@@ -124,6 +127,9 @@ async def _find(client: KafkaClient, app: App | None, sources: Sequence[Source],
         if name in (item.id, str(item.name)):
             return item
     closed = None if "@" in name else await describe(client, app, sources, name)
+    if closed is None:
+        for own in await asyncio.to_thread(ids_of_slot, sources, name):
+            closed = await describe(client, app, sources, own)
     if closed is None:
         raise ConfigurationError(
             f"nothing is open under {name!r}, and no coordinator knows such a transactional id. `semel doctor txn "
@@ -180,6 +186,7 @@ def _consequence(verb: Verb) -> str:
 
 
 def _steps(item: OpenTransaction, asked: Asked) -> str:
+    """What `--yes` would do, in order."""
     if item.kind is Kind.HANGING:
         return f"write an abort marker for producer {item.name} into {item.partitions[0]} (WriteTxnMarkers)"
     if item.kind is not Kind.SLOT:
@@ -188,7 +195,8 @@ def _steps(item: OpenTransaction, asked: Asked) -> str:
     fence = f"raise the fence of row {item.slot.name} in {item.slot.database} and read it"
     if item.slot.row is None:
         fence = "leave the database alone, which " + ("cannot be read" if item.slot.problem else "has no such row")
-    return f"fence Kafka and keep the transaction; {fence}; {asked.verb}" + (
+    first = "" if item.slot.owner_epoch is not None else "fence Kafka and keep the transaction; "
+    return f"{first}{fence}; {asked.verb}" + (
         f", AGAINST THE DATABASE: {_consequence(asked.verb)}" if asked.against else " if the row still says so"
     )
 
@@ -237,7 +245,48 @@ async def _carry_out(client: KafkaClient, sources: Sequence[Source], item: OpenT
     if item.kind is not Kind.SLOT:
         identity = await operator.fence(item.transactional_id)
         return f"aborted, and its producer fenced: the id is {identity} now"
+    if item.slot is not None and item.slot.owner_epoch is not None:
+        return await _decide_conditional(client, sources, item, asked, item.slot.owner_epoch)
     return await _decide_slot(client, sources, item, asked)
+
+
+async def _decide_conditional(
+    client: KafkaClient, sources: Sequence[Source], item: OpenTransaction, asked: Asked, epoch: int
+) -> str:
+    """Without keepPreparedTxn: fence the database and read, then end the transaction under its own id and name."""
+    slot, operator = item.slot, TransactionAdmin(client)
+    assert slot is not None
+    store = None if slot.row is None else _store_of(sources, item)
+    owner = f"semel doctor {ProcessIdentity.current()} {client.env.new_id()}"
+    try:
+        claim = None if store is None else await asyncio.to_thread(store.claim, slot.name, owner)
+        held = None if claim is None else ConditionalName.parse(claim.prepared)
+        is_open = item.state == "Ongoing"
+        says = is_open and held is not None and held[:2] == (epoch, item.name)
+        if claim is not None and is_open and says != (asked.verb == "commit") and not asked.against:
+            raise Retriable(
+                f"the row changed meanwhile: it holds {claim.prepared!r} now, so {asked.verb} is not right for "
+                f"{item.name}, and was not done. Look again."
+            )
+        if asked.verb == "commit":
+            end = await operator.end_saved(item.transactional_id, item.name, commit=True)
+            if end is not SavedEnd.ENDED:
+                raise Retriable(f"{item.name} was not open any more ({end}): look again. Nothing was done.")
+            if store is not None and held is not None and says:
+                ended = str(held._replace(is_ended=True))
+                await asyncio.to_thread(store.replace_prepared, slot.name, owner, str(held), ended)
+            outcome = f"{item.name} is committed"
+        else:
+            await operator.fence(item.transactional_id)
+            if store is not None:
+                await asyncio.to_thread(store.mark_resolved, slot.name, owner, epoch)
+            outcome = f"{item.name} is aborted" if is_open else f"slot {slot.name} is in use again"
+        if store is not None:
+            await asyncio.to_thread(store.release, slot.name, owner)
+    finally:
+        if store is not None:
+            await asyncio.to_thread(store.close)
+    return outcome
 
 
 async def _decide_slot(client: KafkaClient, sources: Sequence[Source], item: OpenTransaction, asked: Asked) -> str:

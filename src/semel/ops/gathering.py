@@ -14,14 +14,15 @@ from semel.client.transaction_admin import OpenInLog, TransactionAdmin
 from semel.client.two_phase import PreparedState
 from semel.databases.database import Database, without_password
 from semel.databases.processes import ProcessIdentity, is_alive
+from semel.dualwrite.conditional import ConditionalName, own_id
 from semel.dualwrite.store import slot_prefix
 from semel.dualwrite.tables import read_meta
 from semel.errors import ConfigurationError, SemelError
 from semel.ops.databases import connected
-from semel.ops.diagnosis import Kind, OpenTransaction, Slot, TxnRow
+from semel.ops.diagnosis import Decision, Kind, OpenTransaction, Slot, TxnRow, judge
 from semel.types import TopicPartition
 
-__all__ = ["Source", "describe", "gather", "sources_of"]
+__all__ = ["OPEN", "Source", "describe", "gather", "ids_of_slot", "sources_of"]
 
 OPEN = ("Ongoing", "PrepareCommit", "PrepareAbort")
 HANGS_SECONDS = 0.2
@@ -69,6 +70,7 @@ async def gather(client: KafkaClient, app: App | None, sources: Sequence[Source]
     rows = await asyncio.to_thread(_rows_of, sources, names, client.cluster_id) if names else {}
     found = [_known(item, now_ms, app, rows) for item in known]
     found += [_unknown(item, now_ms) for item in hanging]
+    found += await _ended_and_in_doubt(client, app, sources, set(names))
     return sorted(found, key=lambda item: -item.age_seconds)
 
 
@@ -79,6 +81,19 @@ async def describe(
     found = await Admin(client).describe_transactions([name])
     rows = await asyncio.to_thread(_rows_of, sources, [name], client.cluster_id)
     return _known(found[0], client.env.wall_ms(), app, rows) if found else None
+
+
+async def _ended_and_in_doubt(
+    client: KafkaClient, app: App | None, sources: Sequence[Source], seen: Collection[str]
+) -> list[OpenTransaction]:
+    """Transactions of the conditional recipe that a database decided, and that Kafka did not keep open for it."""
+    named = await asyncio.to_thread(_conditional_ids, sources, client.cluster_id)
+    found = []
+    for name in sorted(set(named) - set(seen)):
+        item = await describe(client, app, sources, name)
+        if item is not None and judge(item).decision is not Decision.NOTHING:
+            found.append(item)
+    return found
 
 
 async def _behind(admin: Admin) -> list[TopicPartition]:
@@ -166,6 +181,36 @@ def _rows_of(sources: Sequence[Source], names: Collection[str], environment: str
             slot = name if parts["epoch"] is None else parts["slot"]
             problem = "nobody said in which database it is: name the app, or the database with --database URL"
             found[name] = Slot(slot, "?", problem=problem)
+    return found
+
+
+def _conditional_ids(sources: Sequence[Source], environment: str) -> list[str]:
+    """The transactional ids whose last decision is not known to be carried out. Blocks; does not raise."""
+    found = []
+    for source in sources:
+        try:
+            with connected(source.url) as database:
+                if database is None or _problem_of(database, source, environment):
+                    continue
+                for slot, prepared, resolved in database.query("SELECT slot, prepared, resolved_epoch FROM semel_txn"):
+                    held = ConditionalName.parse(prepared)
+                    if held is not None and not held.is_ended and held.owner_epoch > resolved:
+                        found.append(own_id(slot, held.owner_epoch))
+        except SemelError:
+            continue  # What is open says so itself: its database does not answer.
+    return found
+
+
+def ids_of_slot(sources: Sequence[Source], slot: str) -> list[str]:
+    """The id under which the slot's last decision was made, where it has one of the conditional recipe. Blocks."""
+    found = []
+    for source in sources:
+        try:
+            with connected(source.url) as database:
+                rows = database.query("SELECT prepared FROM semel_txn WHERE slot = ?", (slot,)) if database else []
+        except SemelError:
+            continue
+        found += [own_id(slot, held.owner_epoch) for (text,) in rows if (held := ConditionalName.parse(text))]
     return found
 
 

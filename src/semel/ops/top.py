@@ -34,8 +34,14 @@ COLUMNS = (
     "interval_ms",
     "parked",
     "stopped",
+    "open_s",
 )
 
+_OPEN = (
+    "semel_open_transaction_age_seconds",
+    "semel_dual_prepared_age_seconds",
+    "semel_cluster_open_transaction_age_seconds",
+)
 _LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})? (\S+)")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 
@@ -135,4 +141,5 @@ def _row(component: str, before: list[Sample], after: list[Sample], seconds: flo
         "interval_ms": worst_ms("semel_commit_interval_seconds"),
         "parked": int(sum(values("semel_parked_keys"))),
         "stopped": int(sum(values("semel_stopped_partitions"))),
+        "open_s": max((round(age, 1) for name in _OPEN for age in values(name)), default=None),
     }

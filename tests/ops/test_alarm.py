@@ -1,0 +1,101 @@
+"""A transaction that is open for too long is told, with what to do; readers that stand still are noticed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from semel.broker.embedded import EmbeddedBroker
+from semel.client.admin import Admin, TopicSpec
+from semel.client.cluster import KafkaClient
+from semel.client.producer import TransactionalProducer
+from semel.env import Env, wall_ms
+from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, StandStill, TransactionAlarm
+from semel.ops.top import parse, rows
+from semel.processing.metrics import Metrics
+from semel.types import TopicPartition
+from tests.broker.core import batch
+from tests.client.test_brokers import records
+from tests.moment import NOW_MS
+
+P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
+
+
+def test_a_last_stable_offset_stands_still_from_the_first_look_at_it() -> None:
+    still = StandStill()
+    assert still.look({P0: (3, 3), P1: (1, 5)}, 100.0) == {P1: 0.0}
+    assert still.look({P0: (3, 4), P1: (1, 9)}, 110.0) == {P0: 0.0, P1: 10.0}
+    assert still.look({P0: (3, 9), P1: (6, 9)}, 125.0) == {P0: 15.0, P1: 0.0}, "it moved, and stops anew"
+    assert still.look({P0: (9, 9)}, 130.0) == {}
+    assert still.look({P0: (9, 10)}, 140.0) == {P0: 0.0}
+
+
+class Clock:
+    """Both clocks are ahead by what a test says."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+        self.env = Env(
+            monotonic=lambda: time.monotonic() + self.ahead, wall_ms=lambda: wall_ms() + int(self.ahead * 1000)
+        )
+
+
+def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    topic, name = f"alarm-{uuid.uuid4().hex[:8]}", f"shop.dual.database.{uuid.uuid4().hex[:8]}"
+
+    async def main(address: str, broker: EmbeddedBroker) -> None:
+        clock, metrics = Clock(), Metrics()
+
+        def gauges() -> dict[str, float]:
+            return {sample.name: sample.value for sample in parse(metrics.render())}
+
+        async with KafkaClient(address) as client, KafkaClient(address, env=clock.env) as watcher:
+            await Admin(client).create_topics({topic: TopicSpec(2)})
+            alarm = TransactionAlarm(watcher, metrics, lambda found: found == topic)
+            await alarm.look()
+            assert set(gauges().values()) == {0.0}
+            producer = TransactionalProducer(client, name, two_phase_commit=True)
+            await producer.init_transactions()
+            producer.begin()
+            await producer.produce(topic, 0, records("a"))
+            prepared = await producer.prepare()
+            await alarm.look()
+            assert not caplog.records, "one that is young is no news"
+            clock.ahead = ALARM_SECONDS + 1
+            await alarm.look()
+            [line] = caplog.messages
+            for said in (str(prepared), name, "never times out", f"{topic}-0", f"semel doctor txn explain {name}"):
+                assert said in line
+            assert min(gauges().values()) > ALARM_SECONDS
+            [row] = rows([], list(parse(metrics.render())), 1.0)
+            assert (row["component"], row["open_s"] > ALARM_SECONDS) == ("kafka", True)
+            await alarm.look()
+            assert len(caplog.messages) == 1, "said once"
+            clock.ahead += REPEAT_SECONDS
+            await alarm.look()
+            assert len(caplog.messages) == 2, "and again while it lasts"
+            await producer.complete(prepared)
+            await alarm.look()
+            assert set(gauges().values()) == {0.0}
+
+            def hang(node: object) -> None:
+                partition = node.topics.partition(topic, 1)  # type: ignore[attr-defined]
+                data = batch(b"late", producer_id=77, producer_epoch=3, base_sequence=0, transactional=True)
+                partition.log.append(bytearray(data), NOW_MS)
+
+            broker.call(hang)
+            caplog.clear()
+            await alarm.look()
+            clock.ahead += ALARM_SECONDS
+            await alarm.look()
+            [line] = caplog.messages
+            assert f"{topic}-1 stand still" in line
+            assert "semel doctor txn list" in line
+
+    with EmbeddedBroker(tmp_path) as broker, caplog.at_level(logging.WARNING, "semel.alarm"):
+        asyncio.run(main(broker.address, broker))
