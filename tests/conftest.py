@@ -15,6 +15,7 @@ import pytest
 from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.mariadb import MariadbServer, missing_mariadb
+from tests.services.opensearch import OpenSearchNode, missing_opensearch_tools
 from tests.services.postgres import PostgresServer, missing_postgres
 from tests.services.valkey import ValkeyServer, missing_valkey
 
@@ -26,13 +27,21 @@ if os.environ.get("CI") == "true":
 
 LONG_ON_MARIADB = ("test_dedup", "test_delivery", "test_release", "test_transaction_crashes")
 """What these show of MariaDB beyond the suites that every store runs takes longer than `make test` has."""
+LONG_ON_OPENSEARCH = ("test_release", "test_judgement", "test_crashes", "test_engine_kafka")
+"""The same of OpenSearch, where `sinks/test_search` runs the suites of other modules."""
 LONG_WITHOUT_C = ("test_blame", "test_latency", "test_overlap", "test_provenance", "test_release")
 """The engine's suites whose second run, without the inner loop in C, is in `make soak`; `test_engine` has both."""
 
 
 LONGEST = (
     *("processing/test_engine_kafka", "client/test_brokers", "test_bad_input", "demo/test_demo", "models/test_models"),
-    *("sinks/test_engine_kafka", "log/test_compaction", "broker/test_crash_points", "prove/test_campaign"),
+    *(
+        "sinks/test_engine_kafka",
+        "sinks/test_search",
+        "log/test_compaction",
+        "broker/test_crash_points",
+        "prove/test_campaign",
+    ),
     *("sinks/test_commit_outcome", "broker/test_process", "ingress/test_chain", "simulation/test_simulation"),
     *("test_docs", "differential/test_differential", "prove/test_faults_transactions", "outbox/test_bank"),
     *("outbox/test_relay", "ops/test_run", "outbox/test_transaction_crashes", "sinks/test_crashes"),
@@ -52,7 +61,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         module = item.path.stem
         second_way = module in LONG_WITHOUT_C and item.path.parent.name == "processing" and "general" in item.name
-        if second_way or (module in LONG_ON_MARIADB and item.get_closest_marker("mariadb")):
+        origin = item.function.__module__.rpartition(".")[2] if isinstance(item, pytest.Function) else module
+        on_opensearch = module == "test_search" and origin in LONG_ON_OPENSEARCH
+        if second_way or on_opensearch or (module in LONG_ON_MARIADB and item.get_closest_marker("mariadb")):
             item.add_marker(pytest.mark.soak)
 
 
@@ -153,6 +164,19 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def opensearch() -> Iterator[OpenSearchNode]:
+    """OpenSearch 2.19.3; shared, so use `new_database()`. Whoever kills it starts it again."""
+    tools = missing_opensearch_tools()
+    if tools:
+        unavailable("OpenSearch", f"{' and '.join(tools)} not found")
+    node = OpenSearchNode()
+    try:
+        yield node.start()
+    finally:
+        node.stop()
 
 
 @pytest.fixture(scope="session")

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from semel.databases.database import is_cache, title_of, without_password
-from semel.databases.spec import CacheSpec, DatabaseSpec
+from semel.databases.database import is_cache, is_search, title_of, without_password
+from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
 from semel.processing.overdue import parse_deadline
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
-from semel.settings import Settings, cache_variable, database_variable
+from semel.settings import Settings, database_variable, store_variable
 from semel.sinks.dedup import Dedup, Inbox, Version
-from semel.sinks.spec import SinkSpec
+from semel.sinks.spec import SEARCH_PARKED_MAX, SinkSpec
 
 if TYPE_CHECKING:
     from semel.ingress.idempotency import Idempotency
@@ -34,9 +35,11 @@ __all__ = ["App"]
 K = TypeVar("K")
 V = TypeVar("V")
 Handler = TypeVar("Handler", bound=Callable[..., Any])
+Store = TypeVar("Store", bound=DatabaseSpec)
 
 REQUESTS = "requests"
 """The component that runs the endpoints; no handler may take its name."""
+_INDEX = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
 
 class App:
@@ -70,6 +73,7 @@ class App:
         self.states: dict[str, State[Any, Any]] = {}
         self.databases: dict[str, DatabaseSpec] = {}
         self.caches: dict[str, CacheSpec] = {}
+        self.searches: dict[str, SearchSpec] = {}
         self.endpoints: dict[str, EndpointSpec] = {}
         self.processors: dict[str, ProcessorSpec] = {}
         self.sinks: dict[str, SinkSpec] = {}
@@ -155,8 +159,8 @@ class App:
         `connections` is how many of them one process has at the same time (10; SQLite has one writer).
         """
         check_name(name, "a database")
-        variable = database_variable(name)
-        if any(variable == database_variable(other) for other in self.databases):
+        variable = store_variable("database", name)
+        if any(variable == store_variable("database", other) for other in self.databases):
             raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
         _check_url(url, f"database {name}")
         if connections is not None and (not isinstance(connections, int) or connections < 1):
@@ -172,48 +176,69 @@ class App:
     def cache(self, url: str, *, name: str = "cache") -> CacheSpec:
         """Declare a Valkey or Redis for sinks: `valkey://HOST:PORT/0`, or `valkeys://` with TLS."""
         check_name(name, "a cache")
-        if any(cache_variable(name) == cache_variable(other) for other in self.caches):
+        if any(store_variable("cache", name) == store_variable("cache", other) for other in self.caches):
             raise ConfigurationError(f"cache {name} is declared twice: give the second a name= of its own.")
         _check_cache_url(url, f"cache {name}")
         cache = CacheSpec(name, url)
         self.caches[name] = cache
         return cache
 
+    def search(self, url: str, *, indexes: Mapping[str, Mapping[str, Any]], name: str = "search") -> SearchSpec:
+        """Declare an OpenSearch for sinks: `opensearch://HOST:PORT`, or `opensearchs://` with TLS.
+
+        `indexes` are those that sinks write to, each with what it is made with, as OpenSearch takes it:
+        `{"products": {"mappings": {"properties": {"name": {"type": "text"}}}}}`.
+        """
+        check_name(name, "a search")
+        if any(store_variable("search", name) == store_variable("search", other) for other in self.searches):
+            raise ConfigurationError(f"search {name} is declared twice: give the second a name= of its own.")
+        _check_search_url(url, f"search {name}")
+        for index, body in indexes.items():
+            if not isinstance(index, str) or not _INDEX.fullmatch(index) or index.startswith("semel-"):
+                raise ConfigurationError(
+                    f"search {name}: {index!r} is no name for an index: small letters, digits, '-', '_' and '.', a "
+                    "letter or digit first, and not 'semel-', which is Semel's own."
+                )
+            if not isinstance(body, Mapping):
+                raise ConfigurationError(f"search {name}: index {index} is made with {body!r:.100}, which is no dict.")
+        if not indexes:
+            raise ConfigurationError(f"search {name} has no index: indexes={{'products': {{}}}} declares one.")
+        search = SearchSpec(name, url, indexes=dict(indexes))
+        self.searches[name] = search
+        return search
+
     def use_databases(self, environ: Mapping[str, str]) -> None:
         """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's,
-        and those of SEMEL_CACHE and SEMEL_CACHE_<NAME>.
+        and those of SEMEL_CACHE, SEMEL_CACHE_<NAME>, SEMEL_SEARCH and SEMEL_SEARCH_<NAME>.
 
-        Raises `ConfigurationError` for a variable that names no database of the app: with a misspelt one, effects would
-        go where nobody wanted them.
+        Raises `ConfigurationError` for a variable that names nothing of the app: with a misspelt one, effects would go
+        where nobody wanted them.
         """
-        self._use_caches(environ)
-        names = {database_variable(name): name for name in self.databases}
-        for variable, url in environ.items():
-            if variable != "SEMEL_DATABASE" and not variable.startswith("SEMEL_DATABASE_"):
-                continue
-            if variable not in names:
-                known = f"it takes {' and '.join(names)}" if names else "it has none"
-                raise ConfigurationError(f"{variable} names no database of app {self.name}: {known}.")
-            _check_url(url, variable)
-            name = names[variable]
-            self.databases[name] = replace(self.databases[name], url=url)
+        self._use(environ, "database", self.databases, _check_url)
+        self._use(environ, "cache", self.caches, _check_cache_url)
+        self._use(environ, "search", self.searches, _check_search_url)
         for title, sink in self.sinks.items():
-            if not isinstance(sink.database, CacheSpec):
-                self.sinks[title] = replace(sink, database=self.databases[sink.database.name])
+            self.sinks[title] = replace(sink, database=self._stores_like(sink.database)[sink.database.name])
 
-    def _use_caches(self, environ: Mapping[str, str]) -> None:
-        names = {cache_variable(name): name for name in self.caches}
+    def _use(
+        self, environ: Mapping[str, str], kind: str, known: dict[str, Store], check: Callable[[str, str], None]
+    ) -> None:
+        names = {store_variable(kind, name): name for name in known}
+        bare = store_variable(kind, kind)
         for variable, url in environ.items():
-            if variable != "SEMEL_CACHE" and not variable.startswith("SEMEL_CACHE_"):
+            if variable != bare and not variable.startswith(f"{bare}_"):
                 continue
             if variable not in names:
-                known = f"it takes {' and '.join(names)}" if names else "it has none"
-                raise ConfigurationError(f"{variable} names no cache of app {self.name}: {known}.")
-            _check_cache_url(url, variable)
-            self.caches[names[variable]] = replace(self.caches[names[variable]], url=url)
-        for title, sink in self.sinks.items():
-            if isinstance(sink.database, CacheSpec):
-                self.sinks[title] = replace(sink, database=self.caches[sink.database.name])
+                takes = f"it takes {' and '.join(names)}" if names else "it has none"
+                raise ConfigurationError(f"{variable} names no {kind} of app {self.name}: {takes}.")
+            check(url, variable)
+            known[names[variable]] = replace(known[names[variable]], url=url)
+
+    def _stores_like(self, spec: DatabaseSpec) -> Mapping[str, DatabaseSpec]:
+        """What the app has of the kind of this one, by name."""
+        if isinstance(spec, CacheSpec):
+            return self.caches
+        return self.searches if isinstance(spec, SearchSpec) else self.databases
 
     # --- What happens ---
 
@@ -325,7 +350,8 @@ class App:
         name: str | None = None,
     ) -> Callable[[Handler], Handler]:
         """Declare a sink: `handler(records, db)` writes a batch to the database, in one database transaction with the
-        position in `topic`. On a cache `handler(records, cache)` notes commands, which become one script with it.
+        position in `topic`. On a cache `handler(records, cache)` notes commands, which become one script with it. On a
+        search `handler(records, index)` notes documents with versions: they are written first, then the position.
 
         `delivery` other than "exactly-once" takes a transaction for the effects and another one for the position:
         "at-least-once" may write effects again after a crash, "at-most-once" may lose them.
@@ -338,11 +364,18 @@ class App:
             title = self._component_name(handler, name, "sink")
             what = f"sink {title}"
             self._check_topic(topic, what)
-            is_cache_sink = isinstance(database, CacheSpec)
-            known: Mapping[str, DatabaseSpec] = self.caches if is_cache_sink else self.databases
-            if not isinstance(database, DatabaseSpec) or known.get(database.name) is not database:
+            is_cache_sink, is_search_sink = isinstance(database, CacheSpec), isinstance(database, SearchSpec)
+            if not isinstance(database, DatabaseSpec) or (
+                self._stores_like(database).get(database.name) is not database
+            ):
                 raise ConfigurationError(
-                    f"{what}: its database is not of app {self.name}. Use app.database(...) or app.cache(...)."
+                    f"{what}: its database is not of app {self.name}. Use app.database(...), app.cache(...) or "
+                    "app.search(...)."
+                )
+            if is_search_sink and (delivery != "exactly-once" or dedup is not None):
+                raise ConfigurationError(
+                    f"{what}: delivery= and dedup= are not for a search index, where the version of each document "
+                    "decides. Leave them out, and give put and delete a version=."
                 )
             if is_cache_sink and delivery != "exactly-once":
                 raise ConfigurationError(
@@ -355,14 +388,17 @@ class App:
                     "one can happen without the other. Let a processor of the same topic yield the records, and the "
                     "sink write the rows."
                 )
-            _check_handler(handler, ("records", "cache" if is_cache_sink else "db"), what)
+            given = "cache" if is_cache_sink else "index" if is_search_sink else "db"
+            _check_handler(handler, ("records", given), what)
             if dedup is not None and not isinstance(dedup, Version | Inbox):
                 raise ConfigurationError(f"{what}: dedup={dedup!r} is neither Version(...) nor Inbox(...).")
             if dedup is not None and is_cache_sink:
                 raise ConfigurationError(
                     f"{what}: dedup= needs the tables of a database. A cache has its position only."
                 )
-            self.sinks[title] = SinkSpec(title, topic, database, handler, delivery=delivery, dedup=dedup)
+            spec = SinkSpec(title, topic, database, handler, delivery=delivery, dedup=dedup)
+            # A search sink's parked offsets stand in its position, which is written with every batch.
+            self.sinks[title] = replace(spec, max_parked_records=SEARCH_PARKED_MAX) if is_search_sink else spec
             return handler
 
         return register
@@ -551,6 +587,13 @@ def _check_cache_url(url: Any, what: str) -> None:
     if not is_cache(str(url)):
         raise ConfigurationError(
             f"{what}: {without_password(str(url))!r} is no cache that Semel knows. Use valkey://HOST:PORT/0."
+        )
+
+
+def _check_search_url(url: Any, what: str) -> None:
+    if not is_search(str(url)):
+        raise ConfigurationError(
+            f"{what}: {without_password(str(url))!r} is no search that Semel knows. Use opensearch://HOST:PORT."
         )
 
 

@@ -34,8 +34,8 @@ class Point(NamedTuple):
     what: str
     role: str
     """The process that comes by: `http`, `worker`, `relay`, `broker`, `app` for a program of one's own, `program` for
-    one that writes to its database, `dual` for one that writes to both at once, or `endpoint` for a web framework's
-    that writes to a database under a key."""
+    one that writes to its database, `dual` for one that writes to both at once, `endpoint` for a web framework's that
+    writes to a database under a key, or `search` for a worker whose sink writes to an OpenSearch."""
     in_task: bool = False
     """An asyncio task runs there, which `cancel` ends as a shutdown or a client that goes away would."""
     writes: bool = False
@@ -49,7 +49,7 @@ class Point(NamedTuple):
 
 
 _HTTP, _WORKER, _RELAY, _BROKER, _APP, _PROGRAM = "http", "worker", "relay", "broker", "app", "program"
-_ENDPOINT, _DUAL = "endpoint", "dual"
+_ENDPOINT, _DUAL, _SEARCH = "endpoint", "dual", "search"
 
 FAILPOINTS: dict[str, Point] = {
     # An HTTP instance.
@@ -210,6 +210,9 @@ FAILPOINTS: dict[str, Point] = {
     "sink.inbox_floor_raised": Point("ids below the new floor count as unknown, and none of them is deleted", _WORKER),
     "sink.before_park": Point("the effects are written, the parked records of the batch are not", _WORKER),
     "sink.before_db_commit": Point("all effects are written, COMMIT was not sent", _WORKER),
+    "sink.before_position": Point(
+        "the documents of a search sink's batch are durable, its position is as it was", _SEARCH
+    ),
     "sink.after_db_commit": Point("the database committed, the sink does not know yet", _WORKER),
     "sink.before_settle": Point("a COMMIT was not answered, its rows were not read", _WORKER),
     "sink.after_settle": Point(

@@ -19,12 +19,12 @@ from semel.errors import ConfigurationError
 __all__ = [
     "KAFKA_ADDRESS",
     "Settings",
-    "cache_variable",
     "codec_choice",
     "database_variable",
     "quick_choice",
     "read_properties",
     "running_kafka",
+    "store_variable",
 ]
 
 KAFKA_ADDRESS = "kafka.address"
@@ -160,14 +160,15 @@ def quick_choice() -> bool:
     return choice != "off"
 
 
+def store_variable(kind: str, name: str) -> str:
+    """The variable that says where an app's database, cache or search is, in place of the URL that the app names."""
+    bare = f"SEMEL_{kind.upper()}"
+    return bare if name == kind else f"{bare}_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+
+
 def database_variable(name: str) -> str:
-    """The variable that says where an app's database is, in place of the URL that the app names."""
-    return "SEMEL_DATABASE" if name == "database" else "SEMEL_DATABASE_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
-
-
-def cache_variable(name: str) -> str:
-    """The same for an app's cache."""
-    return "SEMEL_CACHE" if name == "cache" else "SEMEL_CACHE_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
+    """The same for a database."""
+    return store_variable("database", name)
 
 
 def _client_settings(environ: Mapping[str, str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ _ROLES = {
     "program": "A program of one's own with `app.transaction`",
     "dual": "A program of one's own with the dual write",
     "endpoint": "An endpoint of one's own with `app.idempotency`",
+    "search": "A worker whose sink writes to an OpenSearch",
 }
 
 

@@ -20,6 +20,7 @@ ELSEWHERE = {
     "relay": "tests/outbox/test_crashes.py",
     "dual": "tests/dualwrite/test_crashes.py",
     "endpoint": "tests/ingress/test_idempotency_crashes.py",
+    "search": "tests/sinks/test_search.py",
 }
 """Roles whose points have their cases in a suite of their own: the chain comes by none of them."""
 POINTS = {name: point for name, point in FAILPOINTS.items() if point.role not in ELSEWHERE}

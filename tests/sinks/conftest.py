@@ -42,5 +42,5 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     ]
 )
 def any_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty store of any kind that a sink can write to."""
+    """The URL of an empty store of any kind that a sink can write to; on OpenSearch they run in `test_search`."""
     return empty_database(request, tmp_path)

@@ -37,9 +37,7 @@ def test_the_same_batch_again_changes_nothing(any_url: str) -> None:
 
 def test_a_new_row_starts_at_the_log_start(any_url: str) -> None:
     sink = ledger.sink(any_url)
-    if is_cache(any_url):  # Which may have lost its data: there it takes a person.
-        with ledger.cache(any_url) as (client, _):
-            client.set("semel:accept_start:shop.totals", "yes")
+    ledger.accept_start(any_url)
     assert sink.take_over([claim(0, log_start=40), claim(1, log_start=7)]) == {partition(0): 40, partition(1): 7}
     assert ledger.position(any_url, 1) == (7, 1)
     sink.close()
@@ -68,7 +66,7 @@ def test_a_zombie_is_fenced_before_it_does_work(any_url: str) -> None:
     with pytest.raises(PartitionsLost, match=r"taken over by semel .*owner epoch 2, ours was 1") as lost:
         zombie.apply(batch)
     assert set(lost.value.reasons) == {partition(0)}
-    if not is_cache(any_url):  # There a handler only notes what it wants, and the script is what has the fence.
+    if not ledger.is_noting(any_url):  # There a handler only notes what it wants, and what writes it has the fence.
         assert calls == [1], "the handler ran although the fence had to stop it first"
     assert zombie.position(partition(0)) is None
     # What is still the zombie's goes on with the very same batch.

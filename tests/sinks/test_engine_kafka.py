@@ -19,6 +19,7 @@ from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import Producer
 from tests.conftest import Address
+from tests.services.opensearch import OpenSearchNode
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
 from tests.sinks.conftest import empty_database
@@ -136,7 +137,11 @@ def test_kills_and_pauses_leave_every_effect_there_once(
                 await asyncio.sleep(2.5)  # Past the session time-out.
                 workers.signal(1, signal.SIGCONT)
             elif number == 4 and url.startswith("postgresql"):
-                server: PostgresServer = request.getfixturevalue("postgres")
+                server: PostgresServer | OpenSearchNode = request.getfixturevalue("postgres")
+                await asyncio.to_thread(server.kill)
+                await asyncio.to_thread(server.start)
+            elif number == 4 and url.startswith("opensearch"):
+                server = request.getfixturevalue("opensearch")
                 await asyncio.to_thread(server.kill)
                 await asyncio.to_thread(server.start)
             else:

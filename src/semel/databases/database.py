@@ -21,6 +21,7 @@ __all__ = [
     "is_cache",
     "is_missing_privilege",
     "is_missing_table",
+    "is_search",
     "open_database",
     "without_password",
 ]
@@ -188,6 +189,11 @@ def is_cache(url: str) -> bool:
     return url.startswith(("valkey:", "valkeys:", "redis:", "rediss:"))
 
 
+def is_search(url: str) -> bool:
+    """Whether a URL names an OpenSearch."""
+    return url.startswith(("opensearch:", "opensearchs:"))
+
+
 def title_of(url: str) -> str:
     """What kind of database a URL names; its driver need not be there. Raises `ConfigurationError`."""
     if url.startswith("sqlite:"):
@@ -198,6 +204,8 @@ def title_of(url: str) -> str:
         return "MariaDB"
     if is_cache(url):
         raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.cache(...).")
+    if is_search(url):
+        raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.search(...).")
     if url.startswith("mysql:"):
         raise ConfigurationError(
             f"{without_password(url)!r}: Semel works on MariaDB (mariadb://USER@HOST/NAME), not on MySQL, which has no "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-__all__ = ["CacheSpec", "DatabaseSpec"]
+__all__ = ["CacheSpec", "DatabaseSpec", "SearchSpec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,3 +37,11 @@ class CacheSpec(DatabaseSpec):
     """A Valkey or Redis of the app: `valkey://HOST:PORT/NUMBER`, `valkeys://` with TLS, `redis://` and `rediss://`."""
 
     __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpec(DatabaseSpec):
+    """An OpenSearch of the app: `opensearch://HOST:PORT`, `opensearchs://` with TLS."""
+
+    indexes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """The indexes that sinks write to, by name, each with what it is made with (`mappings`, `settings`, `aliases`)."""

@@ -11,6 +11,7 @@ from semel.dualwrite.tables import schema_sql as slots_schema_sql
 from semel.errors import Retriable, SemelError
 from semel.ingress.claims import schema_sql as keys_schema_sql
 from semel.outbox.tables import schema_sql
+from semel.sinks.search.indexes import migrate as migrate_search
 from semel.sinks.sql import migrate as run_migration
 
 __all__ = ["connected", "migrate", "migrate_app"]
@@ -41,7 +42,7 @@ def migrate(
 
 def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
     """Make what an app's databases need: Semel's tables, those of an outbox, a dual write and idempotency keys where it
-    declares them, its own tables. The SQL."""
+    declares them, its own tables, and the indexes of a search. The SQL, and a search's requests."""
     done = []
     keyed = {name for name, _ in app.idempotent}
     for spec in app.databases.values():
@@ -55,6 +56,9 @@ def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
             schema=spec.schema,
         )
         done.append(f"-- Database {spec.name}, {without_password(spec.url)}\n\n{sql}")
+    for search in app.searches.values():
+        requests = migrate_search(search.url, search.indexes, print_only=print_only)
+        done.append(f"-- Search {search.name}, {without_password(search.url)}\n\n{requests}\n")
     return "\n".join(done)
 
 

@@ -16,7 +16,7 @@ import msgspec
 from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.databases.database import Database, is_cache
+from semel.databases.database import Database, is_cache, is_search
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
 from semel.ops.audit import auditing
@@ -78,9 +78,10 @@ async def accept_gaps(
     if not dry_run and not reason:
         raise ConfigurationError("records are skipped for ever by this: say why with --reason, or look with --dry-run.")
     named = [item for item in consumers_of(app) if component in ("", item.component)]
-    consumers = [item for item in named if not item.database or not is_cache(item.database)]
+    consumers = [item for item in named if not (is_cache(item.database) or is_search(item.database))]
     if not consumers:
-        why = "keeps its position in a cache: set next_offset there" if named else "is no processor or sink of the app"
+        kept = "keeps its position in a cache or search: set next_offset there"
+        why = kept if named else "is no processor or sink of the app"
         raise ConfigurationError(f"{component!r} {why}.")
     async with tool_client(settings) as client:
         gaps = [(item, gap) for item in consumers for gap in await _gaps_of(item, client, settings)]

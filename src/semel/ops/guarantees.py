@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from semel.app import App
 from semel.databases.database import title_of
-from semel.databases.spec import CacheSpec, DatabaseSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
 from semel.errors import ConfigurationError
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
@@ -36,6 +36,18 @@ _CACHE_LOSS = (
 _CACHE_GONE = (
     "a server that lost everything (FLUSHALL) stops the sink (DATA_GAP); what it held can be built anew only where the "
     "topic still has all of it"
+)
+_SEARCH_BATCH = (
+    "a batch is not one step: readers may find some of its documents before the others, and after a crash some of them "
+    "are written again; each document ends at its newest version"
+)
+_SEARCH_OFFSETS = (
+    "where put and delete get no version of the app's own, offsets are the versions: all changes of a document have to "
+    "come from one partition, and a topic that gets more partitions stops the sink (PARTITIONS_ADDED)"
+)
+_SEARCH_GONE = (
+    "an index that is made anew is built from the start of the log, which is all of it only where the topic still has "
+    "it"
 )
 _ENGINES = "what a handler writes into a table that is not InnoDB is not undone with its transaction"
 _KAFKA_FENCE = "producer epoch of {tid}, group generation in TxnOffsetCommit"
@@ -170,6 +182,14 @@ def _sink_edge(sink: SinkSpec) -> Edge:
             fence="owner_epoch in the position's hash, compared by the script",
             dedup="position",
             weakened=(_CACHE_LOSS, _CACHE_GONE),
+        )
+    if isinstance(sink.database, SearchSpec):
+        return Edge(
+            edge=f"{sink.topic.name} -> {sink.name} (OpenSearch)",
+            atomic_unit="each document by itself, with its version; then the position, with what is parked",
+            fence="version of each document (external_gte); owner_epoch in the position, by compare-and-set",
+            dedup="the version: what is lower than the document's changes nothing",
+            weakened=(_SEARCH_BATCH, _SEARCH_OFFSETS, _SEARCH_GONE),
         )
     kind = title_of(sink.database.url)
     unit, dedup, breaks = _SINK_STEPS[sink.delivery]

@@ -18,7 +18,7 @@ from semel.app import App
 from semel.client.admin import Admin
 from semel.client.consumer import Reader
 from semel.client.idempotent import Producer
-from semel.databases.database import is_cache
+from semel.databases.database import is_cache, is_search
 from semel.env import Env
 from semel.errors import ConfigurationError
 from semel.ingress.requests import requests_topic
@@ -272,11 +272,15 @@ class StoreShelf:
 
 
 def _shelf(url: str) -> Shelf:
-    """Only who has a cache has its driver."""
+    """What a store needs is there only where the store is used."""
     if is_cache(url):
         from semel.sinks.valkey.store import ValkeyStore
 
         return StoreShelf(ValkeyStore(url))
+    if is_search(url):
+        from semel.sinks.search.store import SearchStore
+
+        return StoreShelf(SearchStore(url))
     return DatabaseShelf(url)
 
 

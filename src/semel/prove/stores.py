@@ -35,10 +35,10 @@ def choose_databases(app: App, given: Mapping[str, str], folder: Path) -> dict[s
     What was given by name (or under the empty name, for all of them); else a new SQLite file in `folder` for an app
     that uses SQLite; else what the app names. Raises `ConfigurationError`.
     """
-    if app.caches:
-        raise ConfigurationError(
-            f"app {app.name} has a cache, and a campaign cannot read what a Valkey holds: nothing would be proved."
-        )
+    for declared, what in ((app.caches, "a cache, and a campaign cannot read what a Valkey"),
+                           (app.searches, "a search, and a campaign cannot read what an OpenSearch")):  # fmt: skip
+        if declared:
+            raise ConfigurationError(f"app {app.name} has {what} holds: nothing would be proved.")
     unknown = sorted(given.keys() - app.databases.keys() - {""})
     if unknown:
         known = ", ".join(app.databases) or "none"

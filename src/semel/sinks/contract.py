@@ -35,6 +35,7 @@ class StopReason(StrEnum):
     OFFSET_AHEAD = "OFFSET_AHEAD"
     PARKING_FULL = "PARKING_FULL"
     EFFECTS_TORN = "EFFECTS_TORN"
+    PARTITIONS_ADDED = "PARTITIONS_ADDED"
 
 
 class Stop(NamedTuple):
@@ -53,6 +54,8 @@ class Claim(NamedTuple):
     partition: TopicPartition
     topic_id: UUID
     log_start_offset: int
+    partitions: int = 0
+    """How many the topic has; 0 where nobody said."""
 
 
 class Slice(NamedTuple):
@@ -111,7 +114,7 @@ class Sink(Protocol):
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
         """Make the effects of each slice and the position behind it durable together; a database does so for all slices
-        at once, a cache for each of them.
+        at once, a cache for each of them. A search index makes the documents durable first, each with its version.
 
         Partitions that are not taken over and records before the position are passed over, so a call that raised
         can be repeated as it was. Raises `PartitionsLost` and `PartitionsStopped`.

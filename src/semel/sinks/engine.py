@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from semel.client.cluster import Backoff
-from semel.databases.spec import CacheSpec
+from semel.databases.spec import CacheSpec, SearchSpec
 from semel.env import Env, comes
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
@@ -522,7 +522,7 @@ class SinkEngine:
         # Asked only now: the owner before us may have moved the position until its fence was raised.
         bounds = await self._source.bounds(partitions)
         taken = []
-        for at, topic_id, _ in claims:
+        for at, topic_id, *_ in claims:
             answer = answers[at]
             stop = answer if isinstance(answer, Stop) else _misplaced(at, answer, bounds[at])
             if stop is not None:
@@ -560,7 +560,7 @@ class SinkEngine:
 
     async def _check_topic(self, claims: Iterable[Claim]) -> None:
         """A topic that was deleted and made again has new records at old offsets: take over anew, which tells."""
-        for at, topic_id, _ in claims:
+        for at, topic_id, *_ in claims:
             partition = self._partitions.get(at)
             if partition is not None and partition.mine and partition.topic_id != topic_id:
                 self._wait_for(at, 0)
@@ -574,7 +574,7 @@ def _misplaced(at: TopicPartition, offset: int, bounds: Bounds) -> Stop | None:
             StopReason.DATA_GAP,
             f"the next offset to apply is {offset}, but the log of {at} begins at {bounds.start}: "
             f"{bounds.start - offset} offsets were deleted before they were applied. Restore them or the database; "
-            "or accept the loss: semel accept-gap (a cache: set next_offset in its position).",
+            "or accept the loss: semel accept-gap (a cache or search index: set next_offset in its position).",
         )
     if offset > bounds.end:
         return Stop(
@@ -598,4 +598,8 @@ def _sink_of(spec: SinkSpec, group: str, cluster_id: str, settings: Settings, en
 
         return ValkeySink(spec, group, cluster_id, env=env, owner=member, policy=policy)
     is_dev = settings.profile == "dev"
+    if isinstance(spec.database, SearchSpec):
+        from semel.sinks.search.sink import SearchSink
+
+        return SearchSink(spec, group, cluster_id, env=env, create_indexes=is_dev, owner=member, policy=policy)
     return SqlSink(spec, group, cluster_id, env=env, create_tables=is_dev, owner=member, policy=policy)

@@ -88,7 +88,7 @@ class RealSource:
         await self._client.refresh_metadata(self._topic)
         topic = await self._client.topic(self._topic)
         starts = await self._admin.list_offsets(partitions, "earliest")
-        return [Claim(partition, topic.topic_id, starts[partition]) for partition in partitions]
+        return [Claim(partition, topic.topic_id, starts[partition], topic.partitions) for partition in partitions]
 
     async def bounds(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Bounds]:
         """Where the logs begin and end now."""

@@ -12,7 +12,10 @@ from semel.processing.component import DELIVERIES, Delivery
 from semel.processing.topics import Topic
 from semel.sinks.dedup import Dedup
 
-__all__ = ["SinkHandler", "SinkSpec"]
+__all__ = ["SEARCH_PARKED_MAX", "SinkHandler", "SinkSpec"]
+
+SEARCH_PARKED_MAX = 10_000
+"""Parked records of a search sink's partition: their offsets stand in its position, which each batch writes."""
 
 SinkHandler = Callable[[Sequence[Any], Any], None]
 """`handler(records, db)`: `records` are decoded, `db` offers execute, executemany and query inside the transaction."""

@@ -142,6 +142,11 @@ class TestApp(_Looks):
                 f"app {app.name} has a cache, and tests have no Valkey in memory. Test the cache's handlers by calling "
                 "them with semel.sinks.valkey.effects.CacheEffects(): its `commands` are what they would do."
             )
+        if app.searches:
+            raise ConfigurationError(
+                f"app {app.name} has a search, and tests have no OpenSearch in memory. Test its handlers by calling "
+                "them with semel.sinks.search.effects.SearchEffects(records): its `notes` are what they would write."
+            )
         unknown = sorted((databases or {}).keys() - app.databases.keys())
         if unknown:
             raise ConfigurationError(f"databases={unknown}, but app {app.name} has {sorted(app.databases) or 'none'}.")

@@ -120,8 +120,13 @@ class NotingSink(ABC):
         """Make a change durable, the position last or with it. Raises `Poison`, and then the position is as it was."""
 
     @abstractmethod
-    def _settle(self, partition: TopicPartition) -> None:
-        """Find out what a step did whose answer did not come, and fence what may still be on its way."""
+    def _renew(self, owned: Owned) -> list[str]:
+        """Raise our epoch, so that what is still on its way does nothing: "ok", next offset, epoch; or another word
+        that `_refused` knows, and what belongs to it."""
+
+    @abstractmethod
+    def _refused(self, owned: Owned, partition: TopicPartition, word: str, rest: Sequence[str]) -> None:
+        """Raise what a word other than "ok" means."""
 
     @abstractmethod
     def _waiting(self, owned: Owned, partition: TopicPartition) -> tuple[list[Command], dict[int, ParkedRecord]]:
@@ -230,7 +235,7 @@ class NotingSink(ABC):
                 self._together(owned, partition, [item], to)
             except Poison as poison:
                 if not self._judgement.is_the_records(item.record, poison.error):
-                    self._look_at(items[number:], item)
+                    self._look_at_others(items[number:], item)
                     raise self._undecided(item, poison.error) from poison.error
                 self._together(owned, partition, [self._at_fault(item, poison.error)], to)
 
@@ -246,7 +251,7 @@ class NotingSink(ABC):
                     type(error).__name__, error)  # fmt: skip
         return item._replace(error=error)
 
-    def _look_at(self, others: Sequence[Item], failed: Item) -> None:
+    def _look_at_others(self, others: Sequence[Item], failed: Item) -> None:
         """See how the handler fares with other keys; what it notes is thrown away."""
         held = {failed.record.key}
         for item in others:
@@ -324,6 +329,44 @@ class NotingSink(ABC):
         finally:
             notes.end()
         return notes.noted
+
+    def _settle(self, partition: TopicPartition) -> None:
+        """Find out what a step did whose answer did not come, and fence what may still be on its way."""
+        owned = self._owned[partition]
+        doubt = owned.doubt
+        assert doubt is not None
+        failpoint("sink.before_settle")
+        word, *rest = self._renew(owned)
+        failpoint("sink.after_settle")
+        if word != "ok":
+            owned.doubt = None
+            self._refused(owned, partition, word, rest)
+        is_done = int(rest[0]) == doubt.end
+        if not is_done and int(rest[0]) != owned.next_offset:  # It is ours, and not where we left it.
+            self._refused(owned, partition, "fenced", (rest[0], str(owned.epoch), self._owner))
+        owned.epoch = int(rest[1])
+        owned.parked = self._load_parked(owned)
+        owned.doubt = None
+        # A release moves no position: what it did is seen in what is still asked for.
+        is_move = doubt.end != owned.next_offset
+        owned.next_offset = int(rest[0])
+        log.warning("%s: the step for %s up to %d that was not answered was %s", self._identity, partition, doubt.end,
+                    "done" if is_done else "not done")  # fmt: skip
+        if is_done and is_move:
+            self._count(doubt.applied)
+
+    def _fenced(self, owned: Owned, partition: TopicPartition, store: str, rest: Sequence[str]) -> PartitionsLost:
+        """What a position in `rest` (next offset, epoch, owner) means that is not as we left it."""
+        next_offset, epoch, owner = rest
+        what = f"{self._identity}: {partition}"
+        if int(epoch) > owned.epoch:
+            reason = f"{what} was taken over by {owner} (owner epoch {epoch}, ours was {owned.epoch})."
+        else:
+            reason = (
+                f"{what}: its position says offset {next_offset} in owner epoch {epoch}, we had written "
+                f"{owned.next_offset} in {owned.epoch}: {store} was set back, as by a fail-over or a backup."
+            )
+        return PartitionsLost({partition: reason})
 
     # Parked records.
 

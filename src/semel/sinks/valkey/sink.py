@@ -14,7 +14,7 @@ from semel.databases.valkey.effects import CacheEffects, EffectRefused
 from semel.env import Env
 from semel.failpoints import failpoint
 from semel.processing.parklog import Command, Outcome, ParkPolicy
-from semel.sinks.contract import Applied, Claim, PartitionsLost, PartitionsStopped, Stop, StopReason
+from semel.sinks.contract import Applied, Claim, PartitionsStopped, Stop, StopReason
 from semel.sinks.noted.place import Change, ParkedRecord, Place
 from semel.sinks.noted.sink import Doubt, Item, NotingSink, Owned, Poison
 from semel.sinks.spec import SinkSpec
@@ -98,41 +98,10 @@ class ValkeySink(NotingSink):
             raise PartitionsStopped({partition: _data_gone(owned.place, 0, is_known=True)})
         if word == "torn":
             raise PartitionsStopped({partition: _torn(owned.place, rest[0])})
-        next_offset, epoch, owner = rest
-        what = f"{self._identity}: {partition}"
-        if int(epoch) > owned.epoch:
-            reason = f"{what} was taken over by {owner} (owner epoch {epoch}, ours was {owned.epoch})."
-        else:
-            reason = (
-                f"{what}: its position says offset {next_offset} in owner epoch {epoch}, we had written "
-                f"{owned.next_offset} in {owned.epoch}: Valkey was set back, as by a fail-over or a backup."
-            )
-        raise PartitionsLost({partition: reason})
+        raise self._fenced(owned, partition, "Valkey", rest)
 
-    def _settle(self, partition: TopicPartition) -> None:
-        """Find out what a script did whose answer did not come."""
-        owned = self._owned[partition]
-        doubt = owned.doubt
-        assert doubt is not None
-        failpoint("sink.before_settle")
-        word, *rest = self._store.renew(owned.place, self._owner)
-        failpoint("sink.after_settle")
-        if word != "ok":
-            owned.doubt = None
-            self._refused(owned, partition, word, rest)
-        is_done = int(rest[0]) == doubt.end
-        if not is_done and int(rest[0]) != owned.next_offset:  # It is ours, and not where we left it.
-            self._refused(owned, partition, "fenced", (rest[0], str(owned.epoch), self._owner))
-        owned.epoch = int(rest[1])
-        owned.parked = self._load_parked(owned)
-        owned.doubt = None
-        # A release moves no position: what it did is seen in what is still asked for.
-        is_move = doubt.end != owned.next_offset
-        owned.next_offset = int(rest[0])
-        log.warning("%s: the script for %s up to %d that was not answered was %s", self._identity, partition, doubt.end,
-                    "done" if is_done else "not done")  # fmt: skip
-        if is_done and is_move:
-            self._count(doubt.applied)
+    def _renew(self, owned: Owned) -> list[str]:
+        return self._store.renew(owned.place, self._owner)
 
     # Parked records.
 

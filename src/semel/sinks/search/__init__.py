@@ -1,0 +1,1 @@
+"""The search sink (OpenSearch): documents with versions, then the position."""
