@@ -10,8 +10,8 @@ import random
 import signal
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,9 @@ def transfer(number: int) -> Transfer:
 # --- The processes ---
 
 
-def write(url: str, transfers: int, acknowledged: Path) -> None:
-    """Do every transfer that is not done yet, eight at a time; what was acknowledged is noted."""
+def write(url: str, transfers: int, acknowledged: Path, threads: Iterable[int] = range(THREADS)) -> None:
+    """Do every transfer that is not done yet, eight at a time; what was acknowledged is noted. A process may do the
+    part of some of the eight threads."""
     os.environ["SEMEL_DATABASE"] = url
     notes = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -81,10 +82,10 @@ def write(url: str, transfers: int, acknowledged: Path) -> None:
                         os._exit(3)  # No error of a database that was killed: the test sees it.
                     time.sleep(0.05)
 
-    threads = [threading.Thread(target=some, args=(first,)) for first in range(THREADS)]
-    for thread in threads:
+    running = [threading.Thread(target=some, args=(first,)) for first in threads]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
 
 
@@ -110,14 +111,26 @@ class World:
     transfers: int
     rng: random.Random
     children: dict[str, int] = field(default_factory=dict)
-    struck: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
+    struck: Counter[str] = field(default_factory=Counter)
+    """How often each was killed, by us or at its failpoint."""
+    names = ("relay-0", "relay-1", "writer")
+    _points: dict[str, str] = field(default_factory=dict)
+
+    def points(self, name: str) -> list[str]:
+        """Where a child may die by itself."""
+        return _WRITES if name == "writer" else _RELAYS
+
+    def work(self, name: str) -> None:
+        """What a child does."""
+        if name == "writer":
+            write(self.url, self.transfers, self.folder / "acknowledged")
+        else:
+            publish(self.url, self.broker.bootstrap, self.folder / name)
 
     def fork(self, name: str, *, armed: bool) -> None:
         """Start a child; armed ones kill themselves at a failpoint, sooner or later."""
-        arm = ""
-        if armed:
-            point = self.rng.choice(_WRITES if name == "writer" else _RELAYS)
-            arm = f"{point}:kill:{self.rng.randrange(1, 8)}"
+        point = self._points[name] = self.rng.choice(self.points(name)) if armed else ""
+        arm = f"{point}:kill:{self.rng.randrange(1, 8)}" if armed else ""
         pid = os.fork()
         if not pid:
             code = 1
@@ -126,10 +139,7 @@ class World:
                     os.dup2(log.fileno(), 1)
                     os.dup2(log.fileno(), 2)
                 arm_failpoints(arm)
-                if name == "writer":
-                    write(self.url, self.transfers, self.folder / "acknowledged")
-                else:
-                    publish(self.url, self.broker.bootstrap, self.folder / name)
+                self.work(name)
                 code = 0
             finally:
                 os._exit(code)
@@ -144,10 +154,10 @@ class World:
             code = os.waitstatus_to_exitcode(status)
             del self.children[name]
             if code == -signal.SIGKILL:
-                self.struck[name] += 1
+                self.struck[self._points[name] or name] += 1
                 self.fork(name, armed=armed)
             else:
-                assert (name, code) == ("writer", 0), f"{name} ended with {code}: {self.log(name)}"
+                assert (name[:6], code) == ("writer", 0), f"{name} ended with {code}: {self.log(name)}"
 
     def strike(self) -> None:
         """kill -9 of one of them, and its successor."""
@@ -203,9 +213,9 @@ class Look:
         self._database.close()
 
 
-def prepare(url: str) -> None:
+def prepare(url: str, tables: Callable[[str], str] = schema_sql) -> None:
     database = connect(url)
-    database.migrate(schema_sql(title_of(url)))
+    database.migrate(tables(title_of(url)))
     database.migrate(str(bank.schema) + "CREATE TABLE done (number BIGINT PRIMARY KEY);")
     database.close()
 
@@ -227,18 +237,23 @@ def until(world: World, condition: Callable[[], bool], *, armed: bool = False) -
 def run(world: World, kills: int) -> None:
     """Transfers under kills, then the rest in peace, then the comparison."""
     prepare(world.url)
+    strike_and_finish(world, kills, lambda look: look.number("SELECT COUNT(*) FROM semel_outbox") == 0)
+
+
+def strike_and_finish(world: World, kills: int, is_settled: Callable[[Look], bool]) -> None:
+    """What every bank goes through; its tables are there."""
     asyncio.run(make_topic(world.broker.bootstrap))
     look = Look(world.url)
     try:
-        for name in ("relay-0", "relay-1", "writer"):
+        for name in world.names:
             world.fork(name, armed=True)
         step = world.transfers // (kills + 1)
         for strike in range(1, kills + 1):
             until(world, lambda goal=strike * step: look.number("SELECT COUNT(*) FROM done") >= goal, armed=True)  # type: ignore[misc]
             assert look.number("SELECT SUM(balance) FROM account") == ACCOUNTS * OPENING_CENTS
             world.strike()
-        until(world, lambda: "writer" not in world.children)
-        until(world, lambda: look.number("SELECT COUNT(*) FROM semel_outbox") == 0)
+        until(world, lambda: not any(name.startswith("writer") for name in world.children))
+        until(world, lambda: is_settled(look))
         print(f"{world.transfers} transfers, killed: {dict(world.struck)}")
         compare(world, look)
     finally:

@@ -379,7 +379,8 @@ class Keeper:
         if slot.is_lost:
             return
         slot.state, slot.prepared = SlotState.LOST, NOTHING_PREPARED
-        self._held.pop(slot.name, None)
+        if self._held.get(slot.name) is slot:  # We may have claimed one of this name again meanwhile.
+            del self._held[slot.name]
         self._forsake(slot.name, slot.owner)
         self._spawn(put_away(slot.producer), f"put away {slot.name}")
 
