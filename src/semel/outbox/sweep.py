@@ -1,8 +1,10 @@
 """Which rows are asked for next: one way through the outbox after the other, in the order of shard and number. Sans-IO.
 
-Within a way a SELECT begins behind the last row of the one before, so that it steps neither over rows in hand nor over
-those just deleted. That is no cursor: every way begins at the front, and a row that is committed late, under a number
-that was passed already, is found by the next one. A lane is read to its end only by a SELECT that covered all of it.
+Within a way a SELECT begins with the shard in which the one before ended, so that it steps neither over the rows in
+hand of all the others nor over those just deleted. It reads this shard from its front again, without what is in hand,
+and not on from the row where the last one stopped: a row may have been committed since under a number that was passed
+already, and then a later one of its key. Every way begins at the front. A lane is read to its end only by a SELECT that
+covered all of it.
 
 Rows of one key lie in one shard in their order. So a lane whose rows were read and put back, or which came anew, begins
 a new way: else later rows of its keys would be read before those.
@@ -30,7 +32,7 @@ class Ask(NamedTuple):
     lanes: set[int]
     shards: list[int]
     after: Place | None
-    """Rows up to this place are left out; None at the beginning of a way."""
+    """Rows up to this place, the front of a shard, are left out; None at the beginning of a way."""
     way: int
 
 
@@ -82,4 +84,4 @@ class Sweep:
         if is_full or not is_whole or ask.after is not None:
             self._unread |= ask.lanes
         if ask.way == self._way:
-            self._after = last if is_full and is_whole else None
+            self._after = Place(last.shard, -1) if is_full and is_whole and last is not None else None
