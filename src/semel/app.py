@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from semel.databases.database import is_cache, is_search, title_of, without_password
 from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
@@ -27,6 +27,7 @@ from semel.sinks.spec import SEARCH_PARKED_MAX, SinkSpec
 
 if TYPE_CHECKING:
     from semel.ingress.idempotency import Idempotency
+    from semel.outbox.caches import CacheBlock
     from semel.outbox.transaction import TransactionBlock
     from semel.outbox.writer import Writer
 
@@ -163,23 +164,34 @@ class App:
         if any(variable == store_variable("database", other) for other in self.databases):
             raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
         _check_url(url, f"database {name}")
-        if connections is not None and (not isinstance(connections, int) or connections < 1):
-            raise ConfigurationError(f"database {name}: connections={connections!r}, but at least 1 is needed.")
+        _check_connections(connections, f"database {name}")
         if dual_write not in (False, True, "conditional"):
             raise ConfigurationError(
                 f"database {name}: dual_write={dual_write!r}, but it is True, False or 'conditional'."
             )
         database = DatabaseSpec(name, url, schema, outbox, dual_write, connections)
+        self._check_sender(database, self.caches, "database")
         self.databases[name] = database
         return database
 
-    def cache(self, url: str, *, name: str = "cache") -> CacheSpec:
-        """Declare a Valkey or Redis for sinks: `valkey://HOST:PORT/0`, or `valkeys://` with TLS."""
+    def cache(
+        self, url: str, *, name: str = "cache", dual_write: bool = False, connections: int | None = None
+    ) -> CacheSpec:
+        """Declare a Valkey or Redis for sinks: `valkey://HOST:PORT/0`, or `valkeys://` with TLS.
+
+        With `dual_write` there are transactions on it that send records (`app.transaction`): Kafka and the cache commit
+        together (KIP-939), on a Kafka that keeps prepared transactions and a server that keeps what it acknowledges
+        (appendonly yes, appendfsync always). `connections` is how many of them one process has at the same time (10).
+        """
         check_name(name, "a cache")
         if any(store_variable("cache", name) == store_variable("cache", other) for other in self.caches):
             raise ConfigurationError(f"cache {name} is declared twice: give the second a name= of its own.")
         _check_cache_url(url, f"cache {name}")
-        cache = CacheSpec(name, url)
+        _check_connections(connections, f"cache {name}")
+        if not isinstance(dual_write, bool):
+            raise ConfigurationError(f"cache {name}: dual_write={dual_write!r}, but it is True or False.")
+        cache = CacheSpec(name, url, dual_write=dual_write, connections=connections)
+        self._check_sender(cache, self.databases, "cache")
         self.caches[name] = cache
         return cache
 
@@ -405,7 +417,13 @@ class App:
 
     # --- Transactions ---
 
-    def transaction(self, database: DatabaseSpec) -> TransactionBlock:
+    @overload
+    def transaction(self, database: CacheSpec) -> CacheBlock: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def transaction(self, database: DatabaseSpec) -> TransactionBlock: ...
+
+    def transaction(self, database: DatabaseSpec) -> TransactionBlock | CacheBlock:
         """A transaction on a database; the records that it sends are in Kafka if and only if it commits.
 
             async with app.transaction(accounts) as tx:
@@ -413,7 +431,10 @@ class App:
                 tx.send(payments.record(account, Paid(cents)))
 
         `with` for code without an event loop. It may be used anywhere: in endpoints of any web framework, in scripts.
+        On a cache it has Redis' commands instead of `execute`, and all of it happens at the end of the block.
         """
+        if isinstance(database, CacheSpec):
+            return self._cache_transaction(database)
         from semel.outbox.transaction import TransactionBlock
 
         name = database.name if isinstance(database, DatabaseSpec) else repr(database)
@@ -428,6 +449,20 @@ class App:
                 "with app.database(url, outbox=True) or dual_write=True, and run semel migrate."
             )
         return TransactionBlock(lambda: self.writer(name), name)
+
+    def _cache_transaction(self, cache: CacheSpec) -> CacheBlock:
+        from semel.outbox.caches import CacheBlock
+
+        name = cache.name
+        spec = self.caches.get(name)
+        if spec is None:
+            raise ConfigurationError(f"app.transaction: {name} is no cache of app {self.name}. Use app.cache(...).")
+        if not spec.sends:
+            raise ConfigurationError(
+                f"app.transaction: cache {name} has no dual write, so its transactions could send nothing: declare it "
+                "with app.cache(url, dual_write=True)."
+            )
+        return CacheBlock(lambda: self.writer(name), name)
 
     def idempotency(
         self,
@@ -483,9 +518,14 @@ class App:
         with self._writing:
             writer = self._writers.get(name)
             if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
-                spec = self.databases[name]
-                url = self._urls.get(name) or os.environ.get(database_variable(name), spec.url)
-                _check_url(url, f"database {name}")
+                spec: DatabaseSpec | None = self.databases.get(name)
+                if spec is not None and spec.sends:
+                    url = self._urls.get(name) or os.environ.get(database_variable(name), spec.url)
+                    _check_url(url, f"database {name}")
+                else:
+                    spec = self.caches[name]
+                    url = self._urls.get(name) or os.environ.get(store_variable("cache", name), spec.url)
+                    _check_cache_url(url, f"cache {name}")
                 writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
 
@@ -518,6 +558,15 @@ class App:
         return create(self, settings or Settings.from_environment())
 
     # --- Checks ---
+
+    def _check_sender(self, spec: DatabaseSpec, others: Mapping[str, DatabaseSpec], kind: str) -> None:
+        """Slots, and with them transactional ids, are called by the database's name."""
+        other = others.get(spec.name)
+        if spec.sends and other is not None and other.sends:
+            raise ConfigurationError(
+                f"{kind} {spec.name}: another store of app {self.name} that sends records has this name. Give one a "
+                "name= of its own."
+            )
 
     def _component_name(self, handler: Callable[..., Any], name: str | None, kind: str) -> str:
         title = check_name(name or _name_of(handler, f"a {kind}"), f"a {kind}")
@@ -595,6 +644,11 @@ def _check_search_url(url: Any, what: str) -> None:
         raise ConfigurationError(
             f"{what}: {without_password(str(url))!r} is no search that Semel knows. Use opensearch://HOST:PORT."
         )
+
+
+def _check_connections(connections: Any, what: str) -> None:
+    if connections is not None and (not isinstance(connections, int) or connections < 1):
+        raise ConfigurationError(f"{what}: connections={connections!r}, but at least 1 is needed.")
 
 
 def _check_url(url: Any, what: str) -> None:

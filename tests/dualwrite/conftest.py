@@ -12,7 +12,7 @@ from semel.databases.database import is_cache
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import Store
 from tests.conftest import Address
-from tests.dualwrite.world import World
+from tests.dualwrite.world import CacheWorld, World
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -92,5 +92,14 @@ def world(url: str, embedded: Address, monkeypatch: pytest.MonkeyPatch) -> Itera
     """A bank on an empty database, and the embedded broker."""
     monkeypatch.setenv("SEMEL_KAFKA", embedded.bootstrap)
     found = World(url, embedded.bootstrap)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def any_world(store_url: str, embedded: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A bank in an empty store of any kind, and the embedded broker."""
+    monkeypatch.setenv("SEMEL_KAFKA", embedded.bootstrap)
+    found = (CacheWorld if is_cache(store_url) else World)(store_url, embedded.bootstrap)
     yield found
     found.close()

@@ -11,11 +11,9 @@ from typing import Any
 
 import pytest
 
-from semel.databases import Database
-from semel.dualwrite.session import DualSession
-from semel.errors import OutcomeUnknown, SemelError
+from semel.errors import SemelError
 from semel.failpoints import FAILPOINTS, arm_failpoints
-from tests.dualwrite.world import Bank, World, in_a_child
+from tests.dualwrite.world import World, in_a_child
 
 POINTS = {name: point for name, point in FAILPOINTS.items() if point.role == "dual"}
 NAMES = [name for name, point in POINTS.items() if not point.what.startswith("conditional recipe")]
@@ -39,30 +37,17 @@ def _disarmed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     arm_failpoints("")
 
 
-def unanswered(database: Database) -> Callable[[], None]:
-    """A COMMIT that happens, and whose answer is lost."""
-    commit = database.commit
-
-    def lost() -> None:
-        commit()
-        database.close()
-        raise OutcomeUnknown("the answer is lost")
-
-    return lost
-
-
 def program(world: World, spec: str, account: str = "account") -> Callable[[Any], None]:
     """Four accounts, one transaction each. A failpoint's exceptions are the caller's to bear."""
 
     def work(told: Any) -> None:
-        bank = Bank(world)
+        bank = world.new_bank()
         point = spec.partition(":")[0]
         if point.startswith("dual.settle"):
-            writer = bank.app.writer("database")
+            writer = bank.app.writer(world.spec().name)
             writer.prepare()
             session = writer.pool.borrow()
-            assert isinstance(session, DualSession)
-            session.database.commit = unanswered(session.database)  # type: ignore[method-assign]
+            world.lose_answers(session)
             writer.pool.give_back(session)
         arm_failpoints(spec)
         for number in range(TRANSACTIONS):
@@ -107,8 +92,8 @@ def run(world: World, done: Path, point: str, action: str, hit: int) -> int:
 
 
 @pytest.mark.parametrize(("point", "action"), CASES)
-def test_rows_and_records_are_both_there_or_neither(world: World, tmp_path: Path, point: str, action: str) -> None:
-    done = tmp_path / "done"
+def test_rows_and_records_are_both_there_or_neither(any_world: World, tmp_path: Path, point: str, action: str) -> None:
+    world, done = any_world, tmp_path / "done"
     [hit] = hits(point)
     code = run(world, done, point, action, hit)
     error = done.with_suffix(".error")

@@ -14,10 +14,12 @@ from semel import App
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.databases import connect
-from semel.databases.spec import DatabaseSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec
 from semel.dualwrite.keeping import make_keeper
+from semel.dualwrite.session import DualSession
 from semel.dualwrite.tables import schema_sql
 from semel.env import Env
+from semel.errors import OutcomeUnknown, Retriable
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from tests.outbox.world import read_topic
@@ -38,11 +40,14 @@ class World:
         self.name = f"bank{uuid.uuid4().hex[:8]}"
         self.topic = f"{self.name}.paid"
         self.declared = {"dual_write": True, "connections": 3, **database}
-        self.look = connect(url)
+        self._bank: Bank | None = None
+        self._prepare()
+        asyncio.run(self._make_topic())
+
+    def _prepare(self) -> None:
+        self.look = connect(self.url)
         self.look.migrate(SCHEMA)
         self.look.migrate(schema_sql(self.look.title))
-        self._bank: Bank | None = None
-        asyncio.run(self._make_topic())
 
     async def _make_topic(self) -> None:
         async with KafkaClient(self.bootstrap) as client:
@@ -52,8 +57,28 @@ class World:
     def bank(self) -> Bank:
         """The app in this process."""
         if self._bank is None:
-            self._bank = Bank(self)
+            self._bank = self.new_bank()
         return self._bank
+
+    def new_bank(self) -> Bank:
+        """The app in another process."""
+        return Bank(self)
+
+    def spec(self) -> DatabaseSpec:
+        return DatabaseSpec("database", self.url, dual_write=self.declared["dual_write"])
+
+    def lose_answers(self, session: Any) -> None:
+        """From now on the session's COMMIT happens, and its answer is lost."""
+        assert isinstance(session, DualSession)
+        database = session.database
+        commit = database.commit
+
+        def lost() -> None:
+            commit()
+            database.close()
+            raise OutcomeUnknown("the answer is lost")
+
+        database.commit = lost  # type: ignore[method-assign]
 
     def balances(self) -> dict[str, int]:
         return dict(self.look.query("SELECT id, balance FROM account"))
@@ -83,8 +108,7 @@ class World:
         """What any process of the app does when it starts: until no owner is left."""
 
         async def work() -> None:
-            spec = DatabaseSpec("database", self.url, dual_write=self.declared["dual_write"])
-            keeper, close = make_keeper(self.name, spec, {}, Settings(kafka=self.bootstrap), Env(), Metrics())
+            keeper, close = make_keeper(self.name, self.spec(), {}, Settings(kafka=self.bootstrap), Env(), Metrics())
             try:
                 await keeper.open()
                 async with asyncio.timeout(60):
@@ -122,7 +146,10 @@ class Bank:
         os.environ["SEMEL_KAFKA"] = world.bootstrap  # The fixture puts it back.
         self.app = App(world.name)
         self.paid = self.app.topic(world.topic, key=str, value=Paid)
-        self.database = self.app.database(world.url, **world.declared)
+        self.database = self._declare(world)
+
+    def _declare(self, world: World) -> Any:
+        return self.app.database(world.url, **world.declared)
 
     def open_account(self, name: str, cents: int) -> None:
         """A row and the record that tells of it."""
@@ -138,6 +165,57 @@ class Bank:
                 return await work(tx)
 
         return asyncio.run(whole())
+
+
+class CacheWorld(World):
+    """The same on a Valkey: the balances are a hash."""
+
+    def _prepare(self) -> None:
+        import redis
+
+        self.client: Any = redis.Redis.from_url(self.url.replace("valkey:", "redis:"), decode_responses=True)
+
+    def new_bank(self) -> Bank:
+        return CacheBank(self)
+
+    def spec(self) -> DatabaseSpec:
+        return CacheSpec("cache", self.url, dual_write=True)
+
+    def lose_answers(self, session: Any) -> None:
+        """From now on the session's script runs, and its answer is lost."""
+        target = session.target
+        send = target.send
+
+        def lost(*commands: Any) -> Any:
+            found = send(*commands)
+            if commands[-1][0] == "EXEC":
+                target.close()
+                raise Retriable("the answer is lost")
+            return found
+
+        target.send = lost
+
+    def balances(self) -> dict[str, int]:
+        return {name: int(cents) for name, cents in self.client.hgetall("accounts").items()}
+
+    def owners(self) -> list[str]:
+        slots = self.client.smembers(f"semel:txn:slots:{self.name}.dual.cache.")
+        return [owner for slot in slots if (owner := self.client.hget(f"semel:txn:{slot}", "owner"))]
+
+    def close(self) -> None:
+        if self._bank is not None:
+            self._bank.app.close()
+        self.client.close()
+
+
+class CacheBank(Bank):
+    def _declare(self, world: World) -> Any:
+        return self.app.cache(world.url, **world.declared)
+
+    def open_account(self, name: str, cents: int) -> None:
+        with self.app.transaction(self.database) as tx:
+            tx.hset("accounts", {name: cents})
+            tx.send(self.paid.record(name, Paid(cents)))
 
 
 def in_a_child(work: Any, done: Path) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
-from semel.databases.database import open_database
+from semel.databases.database import is_cache, open_database
 from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS, ConditionalRecipe
 from semel.dualwrite.keeper import Keeper
@@ -17,7 +17,7 @@ from semel.dualwrite.measures import Measures
 from semel.dualwrite.recipe import FullRecipe
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.sql import SqlStore
-from semel.dualwrite.store import slot_prefix
+from semel.dualwrite.store import Store, slot_prefix
 from semel.dualwrite.thread import KeeperThread
 from semel.dualwrite.writing import Writing
 from semel.env import Env
@@ -25,7 +25,7 @@ from semel.errors import ConfigurationError
 from semel.processing.metrics import Metrics
 from semel.settings import Settings, running_kafka
 
-__all__ = ["component_name", "keeper_thread", "make_keeper"]
+__all__ = ["component_name", "keeper_thread", "make_keeper", "store_of"]
 
 Close = Callable[[], Coroutine[Any, Any, None]]
 
@@ -33,6 +33,15 @@ Close = Callable[[], Coroutine[Any, Any, None]]
 def component_name(database: str) -> str:
     """What the dual write of a database is called in the app."""
     return "dual" if database == "database" else f"dual-{database}"
+
+
+def store_of(app: str, spec: DatabaseSpec) -> Store:
+    """The slots of a database of any kind, not yet open. Raises `ConfigurationError`."""
+    if is_cache(spec.url):
+        from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
+
+        return ValkeyStore(spec.url, app, spec.name)
+    return SqlStore(open_database(spec.url), app, spec.name)
 
 
 def make_keeper(
@@ -51,7 +60,7 @@ def make_keeper(
     client = KafkaClient(kafka, client_id=f"{app}.{name}", env=env, settings=patience)
     rows, recovery = (
         Rows(
-            SqlStore(open_database(spec.url), app, spec.name),
+            store_of(app, spec),
             ThreadPoolExecutor(1, thread_name_prefix=f"semel {name} {what}"),
         )
         for what in ("rows", "recovery")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextvars import ContextVar
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from semel.databases.database import Parameters
 from semel.databases.statements import StatementRefused
@@ -24,18 +24,20 @@ from semel.outbox.records import Outgoing, row_of
 from semel.processing.effects import Produce
 
 if TYPE_CHECKING:
-    from semel.outbox.writer import AnySession, Writer
+    from semel.outbox.writer import AnySession, SqlSession, Writer
 
-__all__ = ["AsyncTransaction", "Transaction", "TransactionBlock"]
+__all__ = ["AsyncTransaction", "Block", "Sending", "Transaction", "TransactionBlock", "finished"]
 
 _INTERRUPT_PAUSE_SECONDS = 0.02
 _INTERRUPT_PAUSE_MAX_SECONDS = 1.0
 
 P = ParamSpec("P")
 T = TypeVar("T")
+S = TypeVar("S", bound="Sending")
+A = TypeVar("A", bound="Sending")
 
 
-class _Sending:
+class Sending:
     """What both colours share: the records, and whether anything may still be done."""
 
     def __init__(self, writer: Writer, session: AnySession) -> None:
@@ -74,6 +76,33 @@ class _Sending:
         """Names this transaction in errors, and with an outbox in `semel_commit`."""
         return self._session.transaction_id
 
+    def _check_open(self, what: str) -> None:
+        if not self._open:
+            raise Fatal(
+                f"the code {what} of a transaction that has ended: nothing was done. Do it inside of the block "
+                "'with app.transaction(db) as tx:'."
+            )
+
+    def _finish(self, failed: bool) -> None:
+        """Commit, or roll back; then the connection is free."""
+        self._open = False
+        try:
+            if not failed:
+                self._commit()
+        finally:
+            self._writer.drop(self._session)
+        if not failed and self._outgoing.rows:
+            self._writer.wake()
+
+    def _commit(self) -> None:
+        self._writer.commit(self._session, self._outgoing.rows)
+
+
+class _InSql(Sending):
+    """What both colours share on a SQL database."""
+
+    _session: SqlSession
+
     @property
     def connection(self) -> Any:
         """The driver's own connection, a `psycopg.Connection` or `sqlite3.Connection`, inside the transaction.
@@ -82,13 +111,6 @@ class _Sending:
         """
         self._check_open("uses its connection")
         return self._session.database.driver_connection
-
-    def _check_open(self, what: str) -> None:
-        if not self._open:
-            raise Fatal(
-                f"the code {what} of a transaction that has ended: nothing was done. Do it inside of the block "
-                "'with app.transaction(db) as tx:'."
-            )
 
     def _check(self, sql: str, parameters: Parameters = ()) -> None:
         self._check_open("runs a statement")
@@ -111,19 +133,8 @@ class _Sending:
         self._check(sql, parameters)
         return self._session.database.query(sql, parameters)
 
-    def _finish(self, failed: bool) -> None:
-        """Commit, or roll back; then the connection is free."""
-        self._open = False
-        try:
-            if not failed:
-                self._writer.commit(self._session, self._outgoing.rows)
-        finally:
-            self._writer.drop(self._session)
-        if not failed and self._outgoing.rows:
-            self._writer.wake()
 
-
-class Transaction(_Sending):
+class Transaction(_InSql):
     """The inside of `with app.transaction(db) as tx:`. Errors of statements are the driver's own."""
 
     def execute(self, sql: str, parameters: Parameters = ()) -> int:
@@ -139,7 +150,7 @@ class Transaction(_Sending):
         return self._query(sql, parameters)
 
 
-class AsyncTransaction(_Sending):
+class AsyncTransaction(_InSql):
     """The inside of `async with app.transaction(db) as tx:`. Errors of statements are the driver's own.
 
     A statement whose task is cancelled is ended in the database, too, and the transaction rolled back.
@@ -195,7 +206,7 @@ async def _interrupted(future: asyncio.Future[Any], interrupt: Callable[[], None
         pause = min(2 * pause, _INTERRUPT_PAUSE_MAX_SECONDS)
 
 
-_current: ContextVar[tuple[tuple[object, str, _Sending], ...]] = ContextVar("semel_transactions", default=())
+_current: ContextVar[tuple[tuple[object, str, Sending], ...]] = ContextVar("semel_transactions", default=())
 """The transactions that were begun here: by whom (a task or a thread), on which database."""
 
 
@@ -206,21 +217,24 @@ def _whoever() -> object:
         return threading.current_thread()
 
 
-class TransactionBlock:
-    """What `app.transaction(db)` gives: enter it once, with `with` or `async with`.
+class Block(Generic[S, A]):
+    """What `app.transaction(...)` gives: enter it once, with `with` or `async with`.
 
     The block commits at its end, and rolls back when an exception leaves it. Raises `Retriable` when no connection
     came free or the database is away, with nothing done; see `Session.commit` for what COMMIT itself may raise.
     """
 
+    _colours: tuple[type[S], type[A]]
+    """What is inside of the block, with `with` and with `async with`."""
+
     def __init__(self, writer: Callable[[], Writer], name: str) -> None:
         self._find_writer = writer
         self._name = name
-        self._transaction: _Sending | None = None
+        self._transaction: Sending | None = None
         self._entered = False
-        self._outer: tuple[tuple[object, str, _Sending], ...] = ()
+        self._outer: tuple[tuple[object, str, Sending], ...] = ()
 
-    def __enter__(self) -> Transaction:
+    def __enter__(self) -> S:
         self._check_entry()
         if _runs_in_loop():
             raise ConfigurationError(
@@ -235,7 +249,7 @@ class TransactionBlock:
         except BaseException:
             writer.drop(session)
             raise
-        transaction = Transaction(writer, session)
+        transaction = self._colours[0](writer, session)
         self._enter(transaction)
         return transaction
 
@@ -244,7 +258,7 @@ class TransactionBlock:
     ) -> None:
         self._leave()._finish(failed=error is not None)
 
-    async def __aenter__(self) -> AsyncTransaction:
+    async def __aenter__(self) -> A:
         self._check_entry()
         writer = self._find_writer()
         if not writer.is_prepared:
@@ -255,7 +269,7 @@ class TransactionBlock:
         except BaseException:
             writer.submit(writer.drop, session)
             raise
-        transaction = AsyncTransaction(writer, session)
+        transaction = self._colours[1](writer, session)
         self._enter(transaction)
         return transaction
 
@@ -275,16 +289,22 @@ class TransactionBlock:
                 "it: hand tx on to the function that needs it."
             )
 
-    def _enter(self, transaction: _Sending) -> None:
+    def _enter(self, transaction: Sending) -> None:
         self._entered, self._transaction = True, transaction
         self._outer = _current.get()
         _current.set((*self._outer, (_whoever(), self._name, transaction)))
 
-    def _leave(self) -> _Sending:
+    def _leave(self) -> Sending:
         transaction, self._transaction = self._transaction, None
         assert transaction is not None
         _current.set(self._outer)
         return transaction
+
+
+class TransactionBlock(Block[Transaction, AsyncTransaction]):
+    """`app.transaction(db)` on a SQL database."""
+
+    _colours = (Transaction, AsyncTransaction)
 
 
 def _runs_in_loop() -> bool:

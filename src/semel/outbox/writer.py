@@ -10,12 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from semel.databases.database import Cause, is_missing_privilege, open_database, title_of, without_password
+from semel.databases.database import (
+    Cause,
+    is_cache,
+    is_missing_privilege,
+    open_database,
+    title_of,
+    without_password,
+)
 from semel.databases.pool import Pool
 from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.keeping import keeper_thread
 from semel.dualwrite.plan import Choice, Plan, choose
 from semel.dualwrite.session import DualSession
+from semel.dualwrite.steps import StepSession
 from semel.dualwrite.writing import Outgoing
 from semel.errors import ConfigurationError, Retriable
 from semel.outbox.calling import Caller
@@ -36,7 +44,8 @@ log = logging.getLogger("semel.outbox")
 P = ParamSpec("P")
 T = TypeVar("T")
 
-AnySession = Session | DualSession
+SqlSession = Session | DualSession
+AnySession = SqlSession | StepSession[Any]
 
 CONNECTIONS = 10
 """Transactions of one process on one database at the same time: PostgreSQL allows 100 connections by default, and a
@@ -51,7 +60,7 @@ class Writer:
     def __init__(self, app: str, spec: DatabaseSpec, topics: Mapping[str, Topic[Any, Any]]) -> None:
         self.app, self.name, self.pid = app, spec.name, os.getpid()
         self._spec, self._topics = spec, topics
-        title = title_of(spec.url)
+        title = "" if is_cache(spec.url) else title_of(spec.url)
         # SQLite has one writer at a time. Those of this process queue here, in order, instead of polling for its lock.
         size = 1 if title == "SQLite" else spec.connections or CONNECTIONS
         self.pool: Pool[AnySession] = Pool(
@@ -93,12 +102,17 @@ class Writer:
                 if self.choice is None and self._keeper is not None:
                     self.choice = choose(self._spec.outbox, self._spec.dual_write, self._keeper.mode())
                     log.info("transactions on %s: %s, because %s", self.name, *self.choice)
-                if settings.profile == "dev":
+                if settings.profile == "dev" and not is_cache(self._spec.url):
                     self._make_tables()
                 self.is_prepared = True
 
     def _new_session(self) -> AnySession:
         assert self.choice is not None, "no connection is lent before the plan is known"
+        if is_cache(self._spec.url):
+            from semel.dualwrite.valkey.session import ValkeySession  # Only who has a cache has its driver.
+
+            assert self._keeper is not None
+            return StepSession(ValkeySession(self._spec.url), self._keeper)
         database = open_database(self._spec.url)
         if self.choice.plan is Plan.OUTBOX:
             return Session(database, self.app)
@@ -139,12 +153,15 @@ class Writer:
         """Run a call in a thread; there are as many threads as connections."""
         return self._executor.submit(function, *args, **kwargs)
 
-    def commit(self, session: AnySession, rows: Sequence[NewRow]) -> None:
-        """Commit the session's transaction, with the records that these rows are. Raises what the session raises."""
-        if isinstance(session, DualSession):
+    def commit(self, session: AnySession, rows: Sequence[NewRow], work: Any = None) -> None:
+        """Commit the session's transaction, with the records that these rows are; `work` is what a store that does
+        everything in one step is to do. Raises what the session raises."""
+        if isinstance(session, Session):
+            session.commit(rows)
+        elif isinstance(session, DualSession):
             session.commit([_outgoing(row) for row in rows])
         else:
-            session.commit(rows)
+            session.commit(work, [_outgoing(row) for row in rows])
 
     def drop(self, session: AnySession) -> None:
         """Roll back what is open, and let others have the connection."""

@@ -26,6 +26,7 @@ from semel.dualwrite.target import Guard, LeftToAPerson
 from semel.dualwrite.valkey.scripts import APPLY, RENEW
 from semel.dualwrite.valkey.store import slot_key, torn
 from semel.errors import ConditionFailed, ConfigurationError, Conflict, Fatal, Fenced, OutcomeUnknown, Retriable
+from semel.failpoints import failpoint
 
 __all__ = ["READS", "Condition", "ValkeySession", "Work"]
 
@@ -122,6 +123,7 @@ class ValkeySession(ValkeyConnection):
         self._check_open()
         if guard or any(work) or self._watched:
             arguments = self._script(work, guard)
+            failpoint("dual.before_commit")
             try:
                 _, queued, answer = self.send(("MULTI",), ("EVALSHA", *arguments), ("EXEC",))
             except Retriable as error:
@@ -235,7 +237,14 @@ class ValkeySession(ValkeyConnection):
                 "at all. Read what it was to change before you repeat it."
             ) from cause
         self.is_fence_raised = True
-        word, *rest = self._ask_slot(cause, guard)
+        try:
+            failpoint("dual.settle.before")
+            word, *rest = self._ask_slot(cause, guard)
+            failpoint("dual.settle.after")
+        except OutcomeUnknown:
+            raise
+        except Exception as error:
+            raise self._unknown(f"and was not found out ({error})", cause, guard) from error
         if word == "torn":
             raise LeftToAPerson(torn(self.url, guard.slot, rest[0])) from cause
         if guard.decision in rest[1:3]:  # What the slot holds, and what it held when it changed hands.

@@ -10,6 +10,7 @@ from semel.databases.valkey.connection import ValkeyConnection
 from semel.dualwrite.store import LEAVE_RELEASED, Claim, Decision, SlotRow, slot_prefix
 from semel.dualwrite.valkey.scripts import ADD, BEAT, CLAIM, OPEN, RESERVE
 from semel.errors import ConfigurationError, Fatal
+from semel.failpoints import failpoint
 
 __all__ = ["SCHEMA_VERSION", "ValkeyStore", "check_server", "slot_key"]
 
@@ -131,6 +132,7 @@ class ValkeyStore(ValkeyConnection):
         return answer[0] == "ok"
 
     def claim(self, slot: str, owner: str) -> Claim:
+        failpoint("dual.claim.before_fence")
         word, *rest = self.run(self._claim, [slot_key(slot)], [owner])
         if word == "gone":
             raise self._lost(slot_key(slot))

@@ -1,1 +1,0 @@
-"""The dual write with a document store that speaks MongoDB's protocol: unique inserts, and nothing else."""
