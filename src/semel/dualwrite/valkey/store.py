@@ -7,7 +7,7 @@ from typing import Final
 
 from semel.databases.database import without_password
 from semel.databases.valkey.connection import ValkeyConnection
-from semel.dualwrite.store import LEAVE_RELEASED, Claim, Decision, SlotRow, slot_prefix
+from semel.dualwrite.store import LEAVE_RELEASED, OUT_OF_USE, Claim, Decision, SlotOutOfUse, SlotRow, slot_prefix
 from semel.dualwrite.valkey.scripts import ADD, BEAT, CLAIM, OPEN, RESERVE
 from semel.errors import ConfigurationError, Fatal
 from semel.failpoints import failpoint
@@ -101,18 +101,10 @@ class ValkeyStore(ValkeyConnection):
             for name in sorted(self._client.smembers(self._index)):
                 slot = name.decode()
                 row = self._client.hmget(slot_key(slot), "owner", "owner_epoch", "beat", "torn")
-                if row[0] is not None and row[3] is None:  # What is torn is for a person; nobody may work with it.
-                    found.append(SlotRow(slot, row[0].decode(), int(row[1]), int(row[2])))
-        return found
-
-    def torn(self) -> dict[str, str]:
-        """Slots in whose last transaction a command failed in the middle, and what it was. A person decides."""
-        found = {}
-        with self.reaching():
-            for name in sorted(self._client.smembers(self._index)):
-                text = self._client.hget(slot_key(name.decode()), "torn")
-                if text is not None:
-                    found[name.decode()] = text.decode(errors="replace")
+                if row[0] is None:
+                    continue
+                owner = row[0] if row[3] is None else OUT_OF_USE.encode() + row[3]
+                found.append(SlotRow(slot, owner.decode(errors="replace"), int(row[1]), int(row[2])))
         return found
 
     def add(self, owner: str) -> SlotRow:
@@ -137,7 +129,7 @@ class ValkeyStore(ValkeyConnection):
         if word == "gone":
             raise self._lost(slot_key(slot))
         if word == "torn":
-            raise Fatal(torn(self.url, slot, rest[0]))
+            raise SlotOutOfUse(torn(self.url, slot, rest[0]))
         return Claim(int(rest[0]), rest[1])
 
     def decided(self, slot: str) -> Decision | None:
