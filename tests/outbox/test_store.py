@@ -11,9 +11,9 @@ from semel.errors import ConfigurationError
 from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.outbox import store as store_module
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import MSG_ID_HEADER, SHARDS, Place, decode_headers, shard_of
+from semel.outbox.rows import MSG_ID_HEADER, SHARDS, OutboxRow, Place, decode_headers, shard_of
 from semel.outbox.store import Reading, Settlement, Store
-from semel.outbox.tables import read_meta, schema_sql
+from semel.outbox.tables import schema_sql
 from semel.outbox.verbs import Operator, Selection, declare_restored, hold, release, republish, status
 from semel.types import Record
 from tests.outbox.world import insert
@@ -28,12 +28,10 @@ def write(database: Database, *rows: tuple[str, bytes | None]) -> None:
     insert(database, [(shard_of(key, i), i, "t", key, b"v", "[]", 5) for i, key in rows])
 
 
-def read(
-    database: Database, without: Any = (), limit: int = 100, size: int = 1 << 20, after: Place | None = None
-) -> Reading:
+def read(database: Database, without: Any = (), limit: int = 100, after: Place | None = None) -> Reading:
     store = Store(database)
     store.meta = read_meta(database)
-    return store.read(ALL, after, without, limit, size)
+    return store.read(ALL, after, without, limit)
 
 
 def ids(reading: Reading) -> list[str]:
@@ -56,10 +54,24 @@ def test_rows_are_read_within_limits_and_without_those_in_hand(database: Databas
     assert beyond.rows == [row for row in everything.rows[10:] if row != late]
     rest = read(database, without={row.seq for row in part.rows})
     assert rest.rows == everything.rows[10:]
-    small = read(database, size=sum(row.size for row in everything.rows[:3]))
-    assert small.rows == everything.rows[:3]
-    assert small.is_full
-    assert len(read(database, size=1).rows) == 1, "one row is read, however large it is"
+
+
+def test_large_rows_are_read_in_their_order_and_not_too_many_at_once(database: Database) -> None:
+    """Small ones come first; a large one begins a reading of its own, which ends where it has enough bytes."""
+    sizes = [10, 20, 5_000, 30, 3 << 20, 3 << 20, 3 << 20, 10, 9 << 20, 40]
+    for number, size in enumerate(sizes):
+        insert(database, [(3, f"m{number}", "t", b"k", b"x" * size, "[]", 5)])
+    found: list[OutboxRow] = []
+    readings: list[list[int]] = []
+    after: Place | None = None
+    while (reading := read(database, after=after)).rows:
+        found += reading.rows
+        readings.append([int(row.msg_id[1:]) for row in reading.rows])
+        after = reading.last
+        assert reading.is_full == (len(found) < len(sizes))
+    assert readings == [[0, 1], [2, 3, 4, 5, 6], [7], [8], [9]]
+    assert [len(bytes(row.value or b"")) for row in found] == sizes
+    assert [row.headers for row in found] == ["[]"] * len(sizes)
 
 
 def test_only_exact_rows_are_deleted(database: Database) -> None:

@@ -8,6 +8,7 @@ __all__ = [
     "MANIFEST_TOPIC",
     "READ_BYTES",
     "READ_ROWS",
+    "SMALL_BYTES",
     "TIDY_BYTES",
     "TIDY_LANE_BYTES",
     "TIDY_ROWS",
@@ -20,6 +21,8 @@ READ_ROWS = 4_000
 560 KB, and Kafka takes a record of 1 MB."""
 READ_BYTES = 8 * 1_048_576
 """Bytes of one SELECT, but for its last row."""
+SMALL_BYTES = READ_BYTES // READ_ROWS
+"""So many rows of this size are no more than that: only where one is larger the database has to add up their sizes."""
 BYTES_IN_HAND_MAX = 32 * 1_048_576
 """Bytes that are read and not committed: with more, nothing is read until Kafka took some."""
 TRANSACTION_SECONDS = 5.0

@@ -34,7 +34,7 @@ from semel.errors import (
     SemelError,
 )
 from semel.failpoints import failpoint
-from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_BYTES, READ_ROWS, TRANSACTIONS_MAX
+from semel.outbox.limits import BYTES_IN_HAND_MAX, CHECK_SECONDS, READ_ROWS, TRANSACTIONS_MAX
 from semel.outbox.link import Link
 from semel.outbox.measures import Measures
 from semel.outbox.rows import OutboxRow, lane_of
@@ -402,7 +402,7 @@ class Relay:
         readers = {lane: (ready[lane], ready[lane].lane.aborts) for lane in ask.lanes}
         without = set().union(*(ready[lane].lane.numbers(ask.after) for lane in ask.lanes))
         try:
-            reading = await self._call(self._store.read, ask.shards, ask.after, without, READ_ROWS, READ_BYTES)
+            reading = await self._call(self._store.read, ask.shards, ask.after, without, READ_ROWS)
             is_whole = await self._distribute(reading, readers)
         except BaseException:
             self._sweep.failed(ask)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from semel.outbox.limits import READ_BYTES, SMALL_BYTES
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import Place
 
@@ -16,48 +18,57 @@ Statement = tuple[str, tuple[Any, ...]]
 _LIST_MAX = 500
 """Rows of one IN list, where a database takes no list as one parameter."""
 
+_PLAIN = re.compile(r"[0-9a-zA-Z-]*")
 _COLUMNS = "shard, seq, msg_id, topic, record_key, record_value, headers, created_at"
 _ADDRESS = {"PostgreSQL": "ctid::text"}
 
-_READ = """
-SELECT {columns}, size, is_ruled, address FROM (
-  SELECT o.*,
+_RULED = """
     CASE WHEN h.rules > 0 AND EXISTS (
       SELECT 1 FROM semel_outbox_hold r
       WHERE (r.topic IS NULL OR r.topic = o.topic) AND (r.record_key IS NULL OR r.record_key = o.record_key)
-    ) THEN 1 ELSE 0 END AS is_ruled,
-    SUM(o.size) OVER (ORDER BY o.shard, o.seq) AS total
+    ) THEN 1 ELSE 0 END AS is_ruled
+"""
+_FROM = """
   FROM (
     SELECT {columns}, {address} AS address,
       COALESCE(LENGTH(record_value), 0) + COALESCE(LENGTH(record_key), 0) + LENGTH(headers) AS size
     FROM semel_outbox WHERE {shards} AND held IS NULL{without} ORDER BY shard, seq LIMIT ?
   ) o CROSS JOIN (SELECT COUNT(*) AS rules FROM semel_outbox_hold) h
-) x WHERE total - size < ? ORDER BY shard, seq
 """
+_READ_SMALL = f"""
+SELECT shard, seq, msg_id, topic, CASE WHEN size <= {SMALL_BYTES} THEN record_key END,
+  CASE WHEN size <= {SMALL_BYTES} THEN record_value END, CASE WHEN size <= {SMALL_BYTES} THEN headers ELSE '' END,
+  created_at, size, {_RULED}, address {_FROM}
+ORDER BY shard, seq
+"""
+_READ = f"""
+SELECT {{columns}}, size, is_ruled, address FROM (
+  SELECT o.*, {_RULED}, SUM(o.size) OVER (ORDER BY o.shard, o.seq) AS total {_FROM}
+) x WHERE total - size < {READ_BYTES} ORDER BY shard, seq
+"""  # noqa: S608
 # `is_ruled` comes from the same snapshot as the row. Asked for apart, a hold that was released in between would let a
 # row overtake those of its key that were held until then.
 
 
 def read_rows(
-    title: str, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, bytes_max: int
+    title: str, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, *, is_small: bool
 ) -> Statement:
-    """The next rows of these shards behind a place, in order, as the fields of `OutboxRow`.
+    """The next rows of these shards behind a place, in order, as the fields of `OutboxRow`; at most `limit`.
 
-    At most `limit`, and so many that all but the last have less than `bytes_max`.
+    With `is_small` those of more than `SMALL_BYTES` come without key, value and headers. Else so many come that all but
+    the last have less than `READ_BYTES`, for which the database has to add up every row's size: that is slower.
     """
     where, parameters = rows_in(title, "shard", shards)
     excluded = ""
     if after is not None:
         excluded, parameters = " AND (shard, seq) > (?, ?)", (*parameters, *after)
-    if without and title == "PostgreSQL":
-        # As a part of the text: only a list that the planner knows is looked into by hash.
-        excluded += f" AND seq <> ALL ('{{{','.join(map(str, sorted(without)))}}}'::bigint[])"
-    elif without:
+    if without:
         inside, more = rows_in(title, "seq", sorted(without))
         excluded, parameters = f"{excluded} AND NOT ({inside})", parameters + more
-    address = _ADDRESS.get(title, "''")
-    sql = _READ.format(columns=_COLUMNS, address=address, shards=where, without=excluded)
-    return sql, (*parameters, limit, bytes_max)
+    sql = (_READ_SMALL if is_small else _READ).format(
+        columns=_COLUMNS, address=_ADDRESS.get(title, "''"), shards=where, without=excluded
+    )
+    return sql, (*parameters, limit)
 
 
 def rows_in(title: str, column: str, numbers: Sequence[int]) -> Statement:
@@ -71,21 +82,22 @@ def rows_in(title: str, column: str, numbers: Sequence[int]) -> Statement:
 
 
 _DELETE_AT = """
-DELETE FROM semel_outbox o
-USING (SELECT * FROM unnest(?::tid[], ?::bigint[], ?::text[]) AS u(address, seq, msg_id) ORDER BY address) d
-WHERE o.ctid = d.address AND o.seq = d.seq AND o.msg_id = d.msg_id
-"""
+DELETE FROM semel_outbox WHERE ctid = ANY(?::tid[]) AND seq + 0 = ANY(?::bigint[]) AND msg_id = ANY(?::text[])
+"""  # seq + 0: an index on numbers is of no use here.
 
 
-def delete_rows_at(addresses: Sequence[str], rows: Sequence[RowId]) -> Statement:
+def delete_rows_at(addresses: Sequence[str], rows: Sequence[RowId]) -> Statement | None:
     """PostgreSQL: delete exactly these rows where they were when they were read, in the order of the table's pages.
 
-    Rows that were moved since are left.
+    Rows that were moved since are left. There is no statement when an id is none of ours. A number is given once while
+    a session lasts: so a row whose number is in the list has the id that belongs to it.
     """
+    ids = [row.msg_id for row in rows]
+    if not _PLAIN.fullmatch("".join(ids)):
+        return None
     places = ",".join([f'"{address}"' for address in addresses])
     numbers = ",".join([str(row.seq) for row in rows])
-    ids = ",".join([f'"{row.msg_id}"' for row in rows])
-    return _DELETE_AT, (f"{{{places}}}", f"{{{numbers}}}", f"{{{ids}}}")
+    return _DELETE_AT, (f"{{{places}}}", f"{{{numbers}}}", f"{{{','.join(ids)}}}")
 
 
 def delete_rows(title: str, rows: Sequence[RowId]) -> Iterator[Statement]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from semel.databases.database import Cause, Database, is_missing_privilege, is_missing_table
 from semel.failpoints import failpoint
 from semel.outbox.lane import LaneRow
-from semel.outbox.limits import TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
+from semel.outbox.limits import READ_BYTES, SMALL_BYTES, TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import OutboxRow, Place, lane_of
 from semel.outbox.statements import Statement, delete_rows, delete_rows_at, hold_rows, read_rows, rows_in
@@ -20,11 +20,12 @@ log = logging.getLogger("semel.outbox")
 __all__ = ["Depth", "Reading", "Settlement", "Store"]
 
 _PLANNER = (
-    "SELECT set_config(name, 'off', false) FROM "
+    "SELECT set_config('plan_cache_mode', 'force_custom_plan', false), set_config(name, 'off', false) FROM "
     "unnest(ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_hashjoin', 'enable_mergejoin', 'enable_sort']) AS name"
 )
 """The table is empty or full from one moment to the next, and its statistics are always of another moment: by them
-PostgreSQL sorts a whole backlog to give its first rows. The index is in the right order."""
+PostgreSQL sorts a whole backlog to give its first rows. The index is in the right order. And a list of thousands of
+numbers is looked into by hash only where the planner knows it, not in a plan that was made once for all lists."""
 IDS_PAGE = 10_000
 """Ids of one SELECT while a restored table is compared."""
 
@@ -167,35 +168,44 @@ class Store:
         return self._run(sql, (item.number, item.positions, item.lane, item.owner_epoch)) == 1
 
     def _delete(self, rows: Sequence[RowId], addresses: Sequence[str]) -> None:
-        if rows and len(addresses) == len(rows) and self._run(*delete_rows_at(addresses, rows)) == len(rows):
-            return
-        if rows:  # Nobody knows where they are, or some of them were moved, or are gone already.
+        at = delete_rows_at(addresses, rows) if len(addresses) == len(rows) else None
+        if rows and (at is None or self._run(*at) != len(rows)):
+            # Nobody knows where they are, or some of them were moved, or are gone already.
             self._run_all(delete_rows(self.database.title, rows))
 
     # --- Rows ---
 
-    def read(
-        self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, bytes_max: int
-    ) -> Reading:
-        """The next rows of these shards behind a place, in order."""
-        rows = list(
-            map(
-                OutboxRow._make,
-                self.database.query(*read_rows(self.database.title, shards, after, without, limit, bytes_max)),
-            )
-        )
-        self.statements += 1
+    def read(self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int) -> Reading:
+        """The next rows of these shards behind a place, in order: at most `limit`, and `READ_BYTES` but for the last.
+
+        Small rows are read quickly, up to the first that is not.
+        """
+        rows = self._rows(shards, after, without, limit, is_small=True)
+        is_full = len(rows) == limit
+        large = next((index for index, row in enumerate(rows) if row.size > SMALL_BYTES), None)
+        if large:
+            rows, is_full = rows[:large], True
+        elif large is not None:
+            rows = self._rows(shards, after, without, limit, is_small=False)
+            is_full = len(rows) == limit or sum([row.size for row in rows]) >= READ_BYTES
         if not rows:
             return Reading([], [], None, is_full=False)
         if self.database.shows_commits_early:
             # Kafka is told of these rows soon, and a crash of the database must not take them back after that.
             lane = lane_of(rows[0].shard, self.meta.lanes)
             self._run("UPDATE semel_outbox_lane SET seen = seen + 1 WHERE lane = ?", (lane,))
-        last, is_full = rows[-1].place, len(rows) == limit or sum([row.size for row in rows]) >= bytes_max
+        last = rows[-1].place
         ruled = [row for row in rows if row.is_ruled]
         if ruled:
             rows = [row for row in rows if not row.is_ruled]
         return Reading(rows, ruled, last, is_full)
+
+    def _rows(
+        self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, *, is_small: bool
+    ) -> list[OutboxRow]:
+        self.statements += 1
+        statement = read_rows(self.database.title, shards, after, without, limit, is_small=is_small)
+        return list(map(OutboxRow._make, self.database.query(*statement)))
 
     def ids(self, shards: Sequence[int]) -> list[RowId]:
         """Every row of these shards, held ones too."""
