@@ -13,7 +13,7 @@ from semel.outbox import store as store_module
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import MSG_ID_HEADER, SHARDS, OutboxRow, Place, decode_headers, shard_of
 from semel.outbox.store import Reading, Settlement, Store
-from semel.outbox.tables import schema_sql
+from semel.outbox.tables import read_meta, schema_sql
 from semel.outbox.verbs import Operator, Selection, declare_restored, hold, release, republish, status
 from semel.types import Record
 from tests.outbox.world import insert
@@ -58,7 +58,7 @@ def test_rows_are_read_within_limits_and_without_those_in_hand(database: Databas
 
 def test_large_rows_are_read_in_their_order_and_not_too_many_at_once(database: Database) -> None:
     """Small ones come first; a large one begins a reading of its own, which ends where it has enough bytes."""
-    sizes = [10, 20, 5_000, 30, 3 << 20, 3 << 20, 3 << 20, 10, 9 << 20, 40]
+    sizes = [10, 20, 5_000, 30, 3 << 20, 3 << 20, 3 << 20, 10, 5_000, 40]
     for number, size in enumerate(sizes):
         insert(database, [(3, f"m{number}", "t", b"k", b"x" * size, "[]", 5)])
     found: list[OutboxRow] = []
@@ -69,7 +69,7 @@ def test_large_rows_are_read_in_their_order_and_not_too_many_at_once(database: D
         readings.append([int(row.msg_id[1:]) for row in reading.rows])
         after = reading.last
         assert reading.is_full == (len(found) < len(sizes))
-    assert readings == [[0, 1], [2, 3, 4, 5, 6], [7], [8], [9]]
+    assert readings == [[0, 1], [2, 3, 4, 5, 6], [7], [8, 9]]
     assert [len(bytes(row.value or b"")) for row in found] == sizes
     assert [row.headers for row in found] == ["[]"] * len(sizes)
 
