@@ -14,17 +14,31 @@ from semel.dualwrite.store import Store
 from tests.conftest import Address
 from tests.dualwrite.world import CacheWorld, World
 
+HERE = Path(__file__).parent
+SAMPLE = tuple(
+    f"{kind}-dual.{point}-kill"
+    for kind, point in [
+        ("postgres", "before_commit"),
+        ("postgres", "after_commit"),
+        ("mariadb", "before_commit"),
+        ("valkey", "before_commit"),
+        ("valkey", "after_commit"),
+    ]
+)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """On servers `make test` kills at two points; all others are in `make soak`."""
+    """In `make test` programs are killed at every point on SQLite, on servers at some; the rest is in `make soak`."""
     for item in items:
-        is_long = item.path == CRASHES and "sqlite" not in item.name
-        if is_long and not any(f"{point}-kill" in item.name for point in SAMPLE):
+        if item.path.parent == HERE and _is_long(item) and not any(name in item.name for name in SAMPLE):
             item.add_marker(pytest.mark.soak)
 
 
-CRASHES = Path(__file__).with_name("test_crashes.py")
-SAMPLE = ("dual.before_commit", "dual.after_commit")
+def _is_long(item: pytest.Item) -> bool:
+    if item.path.stem == "test_faults":
+        return "mariadb" in item.name or ("zombie" in item.name and "sqlite" not in item.name)
+    return item.path.stem == "test_crashes" and "sqlite" not in item.name
+
 
 DATABASES = [
     "sqlite",

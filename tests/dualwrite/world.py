@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,13 @@ class World:
         asyncio.run(self._make_topic())
 
     def _prepare(self) -> None:
-        self.look = connect(self.url)
+        self.connect()
         self.look.migrate(SCHEMA)
         self.look.migrate(schema_sql(self.look.title))
+
+    def connect(self) -> None:
+        """A connection to look with; a forked process needs one of its own."""
+        self.look = connect(self.url)
 
     async def _make_topic(self) -> None:
         async with KafkaClient(self.bootstrap) as client:
@@ -68,13 +73,16 @@ class World:
         return DatabaseSpec("database", self.url, dual_write=self.declared["dual_write"])
 
     def lose_answers(self, session: Any) -> None:
-        """From now on the session's COMMIT happens, and its answer is lost."""
+        """From now on the session's COMMITs happen, and their answers are lost; those that settle one are answered."""
         assert isinstance(session, DualSession)
         database = session.database
         commit = database.commit
+        answered = cycle([False, True])
 
         def lost() -> None:
             commit()
+            if next(answered):
+                return
             database.close()
             raise OutcomeUnknown("the answer is lost")
 
@@ -104,8 +112,8 @@ class World:
 
         return asyncio.run(ask())
 
-    def recover(self) -> None:
-        """What any process of the app does when it starts: until no owner is left."""
+    def recover(self, excused: type[Exception] | None = None) -> None:
+        """What any process of the app does when it starts: until no owner is left. `excused` is tried again."""
 
         async def work() -> None:
             keeper, close = make_keeper(self.name, self.spec(), {}, Settings(kafka=self.bootstrap), Env(), Metrics())
@@ -113,7 +121,11 @@ class World:
                 await keeper.open()
                 async with asyncio.timeout(60):
                     while self.owners():
-                        await keeper.sweep()
+                        try:
+                            await keeper.sweep()
+                        except (asyncio.CancelledError, Exception) as error:
+                            if excused is None or not isinstance(error, (asyncio.CancelledError, excused)):
+                                raise
             finally:
                 await keeper.abandon()
                 await close()
@@ -122,20 +134,25 @@ class World:
 
     def check(self) -> dict[str, int]:
         """Everything is in both or in neither, nothing is open, and the next transaction works; the balances."""
+        self.close_bank()
         self.recover()
         assert self.open_in_kafka() == []
         found = self.balances()
         assert found == self.told()
         name = f"after-{uuid.uuid4().hex}"
         self.bank.open_account(name, 1)
-        self.bank.app.close()
-        self._bank = None
+        self.close_bank()
         assert self.told().get(name) == 1
         return found
 
+    def close_bank(self) -> None:
+        """End the app of this process, if there is one."""
+        bank, self._bank = self._bank, None
+        if bank is not None:
+            bank.app.close()
+
     def close(self) -> None:
-        if self._bank is not None:
-            self._bank.app.close()
+        self.close_bank()
         self.look.close()
 
 
@@ -171,6 +188,9 @@ class CacheWorld(World):
     """The same on a Valkey: the balances are a hash."""
 
     def _prepare(self) -> None:
+        self.connect()
+
+    def connect(self) -> None:
         import redis
 
         self.client: Any = redis.Redis.from_url(self.url.replace("valkey:", "redis:"), decode_responses=True)
@@ -203,8 +223,7 @@ class CacheWorld(World):
         return [owner for slot in slots if (owner := self.client.hget(f"semel:txn:{slot}", "owner"))]
 
     def close(self) -> None:
-        if self._bank is not None:
-            self._bank.app.close()
+        self.close_bank()
         self.client.close()
 
 

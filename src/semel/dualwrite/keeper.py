@@ -1,8 +1,8 @@
 """The slots of one database in one process: claimed for sessions, told to Kafka, and recovered when an owner is gone.
 
 Everything happens in one event loop. Whoever's name is in a slot's row is responsible for it: as long as that is an
-owner of ours, the slot is in use, unused, or *forsaken* - left by us in a state that only recovery can judge. The sweep
-takes forsaken slots back, and those of owners that died or gave no sign of life for a lease.
+owner of ours, the slot is in use, being taken over, or *forsaken*: left by us in a state that only recovery can judge.
+The sweep takes forsaken slots back, and those of owners that died or gave no sign of life for a lease.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class Keeper:
         self._is_dead = is_dead or _process_is_gone
         self._identity = str(ProcessIdentity.current())
         self._held: dict[str, Slot] = {}
-        self._unused: dict[str, str] = {}
-        """Candidates of claims that failed before they changed anything, with the owner in their row: the next use."""
-        self._claiming: dict[str, str] = {}
+        self._taking: set[str] = set()
+        """Slots that are being taken over."""
         self._forsaken: dict[str, str] = {}
+        """Slots with our name in their row that are to be taken over anew, by a claim or by the sweep."""
         self._seen: dict[str, tuple[str, int, float]] = {}
         """Owner and sign of life of others' slots, and since when they are the same, by our own clock."""
         self._news = asyncio.Event()
@@ -140,7 +140,7 @@ class Keeper:
     async def _live(self) -> None:
         """A recovery may have to wait for long, and nobody must take us for dead meanwhile."""
         while True:
-            owned = {slot.name: slot.owner for slot in self._held.values()} | self._unused
+            owned = {slot.name: slot.owner for slot in self._held.values()}
             if owned:
                 with suppress(SemelError):  # Who needs the database hears of it.
                     await self._rows.run(self._rows.store.beat, owned)
@@ -176,9 +176,6 @@ class Keeper:
         for slot in list(self._held.values()):
             await self._at_rest(slot)
             await self.release(slot)
-        for name, owner in list(self._unused.items()):
-            del self._unused[name]
-            await self._give_back(name, owner)
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -203,17 +200,10 @@ class Keeper:
             raise Retriable(self._away[1])
         try:
             await self.open()
-            name, owner = await self._candidate()
             try:
-                slot = await self._take(name, owner, self._rows)
-            except Retriable:
-                self._unused[name] = owner
-                raise
+                slot = await self._claim()
             except SlotOutOfUse as error:
-                raise Fenced(f"slot {name} is out of use, and the next claim gets another one: {error}") from error
-            except BaseException:
-                self._forsake(name, owner)
-                raise
+                raise Fenced(f"a slot is out of use, and the next claim gets another one: {error}") from error
         except Retriable as error:
             self._away = (self._env.monotonic() + _AWAY_SECONDS, str(error))
             raise
@@ -221,28 +211,39 @@ class Keeper:
         self._held[slot.name] = slot
         return slot
 
-    async def _candidate(self) -> tuple[str, str]:
-        """A slot that nobody has, with our name in its row. What it holds is not looked at."""
-        if self._unused:
-            return self._unused.popitem()
+    async def _claim(self) -> Slot:
+        """One that we forsook, or that was released, or a new one. What a candidate holds is not looked at."""
         owner = self._new_owner()
-        for row in await self._rows.run(self._rows.store.slots):
+        rows = await self._rows.run(self._rows.store.slots)
+        for row in rows:
+            if self._forsaken.get(row.slot) == row.owner and row.slot not in self._taking:
+                return await self._take(row.slot, owner, self._recovery)
+        await self._client.refresh_metadata()  # A Kafka that is away must not leave a new slot behind every time.
+        for row in rows:
             taken = row.owner == LEAVE_RELEASED and await self._rows.run(self._rows.store.reserve, row, owner)
             if taken:
-                failpoint("dual.claim.after_reserve")
-                return row.slot, owner
-        row = await self._rows.run(self._rows.store.add, owner)
-        return row.slot, owner
+                break
+        else:
+            row = await self._rows.run(self._rows.store.add, owner)
+        self._forsaken[row.slot] = owner  # Until it is taken over.
+        failpoint("dual.claim.after_reserve")
+        return await self._take(row.slot, owner, self._rows)
 
     def _new_owner(self) -> str:
         return f"{self._identity} claim={self._env.new_id().hex}"
 
     async def _take(self, name: str, owner: str, rows: Rows) -> Slot:
-        self._claiming[name] = owner
+        """Take a slot over. Whatever goes wrong, it is forsaken then, if our name got into its row."""
+        assert name not in self._taking, "one of us at a time"
+        self._taking.add(name)
         try:
             taken = await self._recipe.take_over(rows, name, owner)
+        except BaseException:
+            self._forsaken[name] = owner
+            raise
         finally:
-            del self._claiming[name]
+            self._taking.discard(name)
+        self._forsaken.pop(name, None)
         self._measures.recovered(taken.found)
         if taken.found != "nothing":
             log.info("slot %s was left with an open transaction: %s.", name, taken.found)
@@ -370,6 +371,8 @@ class Keeper:
             self.forsake(slot)
         else:
             self._measures.ended("committed" if commit else "aborted")
+            if slot.is_lost:
+                return
             if commit:
                 slot.committed = self._recipe.decision(slot.owner_epoch, slot.prepared)
             slot.state, slot.prepared, slot.ending = SlotState.IDLE, NOTHING_PREPARED, None
@@ -378,6 +381,8 @@ class Keeper:
         """Nobody knows how the slot's transaction ended, or the slot is not ours: it is recovered like a dead one."""
         if slot.is_lost:
             return
+        if slot.ending is not None and slot.ending is not asyncio.current_task():
+            slot.ending.cancel()
         slot.state, slot.prepared = SlotState.LOST, NOTHING_PREPARED
         if self._held.get(slot.name) is slot:  # We may have claimed one of this name again meanwhile.
             del self._held[slot.name]
@@ -397,11 +402,11 @@ class Keeper:
 
     async def sweep(self) -> None:
         """Recover every slot whose owner is gone, and give it back. Raises `Retriable` when something is away."""
-        left_by_us = [(kept, name) for kept in (self._forsaken, self._unused) for name in kept]
+        forsaken = list(self._forsaken)
         rows = {row.slot: row for row in await self._rows.run(self._rows.store.slots)}
-        for kept, name in left_by_us:
-            if name in kept and (name not in rows or rows[name].owner != kept[name]):
-                del kept[name]  # It is somebody else's by now.
+        for name in forsaken:
+            if name not in rows or rows[name].owner != self._forsaken.get(name):
+                self._forsaken.pop(name, None)  # It is somebody else's by now.
         for name in self._seen.keys() - rows.keys():
             del self._seen[name]
         gone = [row for row in rows.values() if self._is_gone(row)]
@@ -417,11 +422,11 @@ class Keeper:
         self._measures.in_doubt(0)
 
     def _is_gone(self, row: SlotRow) -> bool:
-        ours = {self._unused.get(row.slot), self._claiming.get(row.slot)}
         held = self._held.get(row.slot)
+        is_ours = row.slot in self._taking or (held is not None and held.owner == row.owner)
         if row.owner.startswith(OUT_OF_USE):
             return False
-        if row.owner == LEAVE_RELEASED or row.owner in ours or (held is not None and held.owner == row.owner):
+        if row.owner == LEAVE_RELEASED or is_ours:
             self._seen.pop(row.slot, None)
             return False
         if self._forsaken.get(row.slot) == row.owner or self._is_dead(row.owner):
@@ -434,8 +439,8 @@ class Keeper:
         return now - seen[2] >= LEASE_SECONDS
 
     async def _recover(self, row: SlotRow) -> None:
-        if row not in await self._rows.run(self._rows.store.slots):
-            return  # Somebody else did it while we were at another one.
+        if row not in await self._rows.run(self._rows.store.slots) or row.slot in self._taking:
+            return  # Somebody else did it while we were at another one, or is at it.
         owner = self._new_owner()
         try:
             slot = await self._take(row.slot, owner, self._recovery)
@@ -449,11 +454,7 @@ class Keeper:
             return
         except Fenced as error:
             log.info("slot %s is being recovered by somebody else: %s", row.slot, error)
-            self._forsaken[row.slot] = owner
             return
-        except BaseException:
-            self._forsaken[row.slot] = owner
-            raise
         failpoint("dual.claim.before_release")
         await put_away(slot.producer)
         await self._give_back(slot.name, slot.owner)

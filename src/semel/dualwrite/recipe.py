@@ -23,7 +23,7 @@ from semel.dualwrite.plan import refusal
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.store import Claim
 from semel.env import Env
-from semel.errors import TwoPhaseCommitUnavailable
+from semel.errors import OutcomeUnknown, Retriable, TwoPhaseCommitUnavailable
 from semel.failpoints import failpoint
 
 __all__ = ["FullRecipe", "Recipe", "Taken"]
@@ -98,6 +98,9 @@ class FullRecipe:
                 failpoint("dual.claim.before_complete")
                 await end(self._env, producer, ongoing if commit else NOTHING_PREPARED, patient=False)
                 failpoint("dual.claim.after_complete")
+        except OutcomeUnknown as error:
+            await put_away(producer)
+            raise Retriable(f"slot {slot} was not taken over, nothing is decided: {error}") from error
         except BaseException:
             await put_away(producer)
             raise

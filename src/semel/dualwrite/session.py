@@ -40,7 +40,9 @@ class DualSession:
         self._no_slot = ""
         """Why there is none."""
         self._is_undecided = False
-        """Kafka has something prepared for the open transaction."""
+        """Kafka may have something prepared for the open transaction, and COMMIT was not sent."""
+        self._is_in_doubt = False
+        """COMMIT was sent, and nobody has said how it ended."""
         self._number = 0
 
     def __repr__(self) -> str:
@@ -123,29 +125,33 @@ class DualSession:
                 "transaction has another slot."
             )
         failpoint("dual.before_commit")
+        # From here on a Ctrl-C may fall between any two lines.
+        self._is_in_doubt, self._is_undecided = True, False
         try:
             self.database.commit()
         except OutcomeUnknown as error:
             self._settle(slot, decision, error, records)
         except Exception as error:
-            if self.database.driver_cause(error) is None:
-                self._leave(slot)
-            raise  # The database refused: nothing was committed, and `rollback` has Kafka abort it.
-        except BaseException:
-            self._leave(slot)  # Interrupted in the middle of COMMIT.
+            if self.database.driver_cause(error) is not None:
+                # The database refused: nothing was committed.
+                self._keeper.decide(slot, commit=False)
+                self._is_in_doubt = False
             raise
-        self._is_undecided = False
         try:
             failpoint("dual.after_commit")
         finally:
             self._keeper.decide(slot, commit=True)
+            self._is_in_doubt = False
 
     def rollback(self) -> None:
         """Roll back what is open, here and in Kafka, without raising."""
         self.database.rollback()
-        if self._is_undecided and self._slot is not None:
+        slot = self._slot
+        if slot is not None and self._is_in_doubt:
+            self._leave(slot)
+        elif slot is not None and self._is_undecided:
             self._is_undecided = False
-            self._keeper.decide(self._slot, commit=False)
+            self._keeper.decide(slot, commit=False)
 
     def close(self) -> None:
         """Close the connection, without raising, and give the slot back."""
@@ -158,26 +164,23 @@ class DualSession:
 
     def _leave(self, slot: Slot) -> None:
         """What became of the transaction is for recovery to find out."""
-        self._is_undecided, self._slot = False, None
         self._keeper.unknown(slot)
+        self._is_in_doubt = self._is_undecided = False
+        self._slot = None
 
     def _settle(self, slot: Slot, decision: str, cause: OutcomeUnknown, records: Sequence[Outgoing]) -> None:
-        """Return when the transaction is committed; raise `Retriable` when it is not, `OutcomeUnknown` otherwise."""
-        self._is_undecided = False
-        try:
-            failpoint("dual.settle.before")
-            found = self._read(slot, cause, decision, records)
-            failpoint("dual.settle.after")
-        except BaseException:
-            self._leave(slot)
-            raise
+        """Return when the transaction is committed; raise `Retriable` when it is not, `OutcomeUnknown` otherwise: then
+        `rollback` leaves the slot to recovery, as after every error here."""
+        failpoint("dual.settle.before")
+        found = self._read(slot, cause, decision, records)
+        failpoint("dual.settle.after")
         if found is not None and found.prepared in (decision, f"{decision}{ENDED}"):
             return
         if found is None or (found.owner, found.owner_epoch) != (slot.owner, slot.owner_epoch):
-            self._leave(slot)
             why = "its row is gone" if found is None else "its slot has another owner by now, who decided"
             raise self._unknown(why, cause, slot, decision, records)
         self._keeper.decide(slot, commit=False)
+        self._is_in_doubt = False
         raise Retriable(
             f"{cause}. Nothing was committed: {decision} is not what slot {slot.name} holds in semel_txn. Run it again."
         ) from cause

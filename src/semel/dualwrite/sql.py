@@ -29,13 +29,17 @@ MARK = "UPDATE semel_txn SET prepared = ? WHERE slot = ? AND owner_epoch = ? AND
 
 
 def read_decision(database: Database, slot: str) -> Decision | None:
-    """The row under its lock, in a transaction of its own; None when it is gone. Raises the driver's errors."""
+    """The row under its lock, in a transaction of its own; None when it is gone. Raises the driver's errors.
+
+    It writes and commits, because what is seen under a lock need not be durable: InnoDB releases locks before it has
+    flushed a commit, and in SQLite a COMMIT that failed may leave frames which count after the next recovery. Our own
+    commit is flushed behind the former one, and its frames are written over the latter's.
+    """
     database.begin()
     try:
-        rows = database.query(
-            f"SELECT owner, owner_epoch, prepared FROM semel_txn WHERE slot = ?{database.lock_rows}",  # noqa: S608
-            (slot,),
-        )
+        database.execute("UPDATE semel_txn SET beat = beat + 1 WHERE slot = ?", (slot,))
+        rows = database.query("SELECT owner, owner_epoch, prepared FROM semel_txn WHERE slot = ?", (slot,))
+        database.commit()
     finally:
         database.rollback()
     return Decision(*rows[0]) if rows else None
@@ -58,6 +62,7 @@ class SqlStore:
                     read_meta(self._database)
                 except ConfigurationError:
                     self._database.migrate(schema_sql(self._database.title))
+            self._database.check_durable()
             claim_environment(self._database, app, environment)
 
         self._insist(work)

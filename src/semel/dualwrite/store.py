@@ -103,7 +103,7 @@ class Store(Protocol):
         """
 
     def decided(self, slot: str) -> Decision | None:
-        """The row, read in a way that waits for a commit under way; None when it is gone."""
+        """The row, read in a way that waits for a commit under way; None when it is gone. What it says is durable."""
 
     def beat(self, owned: Mapping[str, str]) -> None:
         """Change the `beat` of slots that are still owned by these owners: they are alive."""

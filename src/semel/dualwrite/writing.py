@@ -54,10 +54,10 @@ class Writing:
     def __init__(self, client: KafkaClient, codecs: Mapping[str, int]) -> None:
         self._client = client
         self._codecs = codecs
-        self._topics: dict[str, _Topic] = {}
+        self._bytes_max: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"<Writing to {', '.join(self._topics) or 'no topic yet'}>"
+        return f"<Writing to {', '.join(self._bytes_max) or 'no topic yet'}>"
 
     async def prepare(self, producer: TransactionalProducer, records: Sequence[Outgoing]) -> PreparedState:
         """A transaction of these records, prepared: Kafka has all of them, and promised to keep it open.
@@ -65,9 +65,10 @@ class Writing:
         Raises `Retriable` while Kafka does not answer, `Fatal` for records that it refuses, `Fenced`. Whatever it
         raises, nothing is committed; what it began is open and has to be ended.
         """
+        topics = {name: await self._topic(name) for name in dict.fromkeys(record.topic for record in records)}
         by_topic: dict[str, list[Output]] = defaultdict(list)
         for record in records:
-            topic = await self._topic(record.topic)
+            topic = topics[record.topic]
             if record.size + BATCH_OVERHEAD > topic.bytes_max:
                 raise Fatal(
                     f"a record for topic {record.topic} (id {record.msg_id}) has {record.size} bytes, and the topic "
@@ -78,7 +79,7 @@ class Writing:
         producer.begin()
         try:
             for name, outputs in by_topic.items():
-                topic = self._topics[name]
+                topic = topics[name]
                 limit = min(BATCH_BYTES_MAX, topic.bytes_max)
                 for partition, batch in encode_batches(outputs, topic.partitions, limit, self._codecs.get(name, 0)):
                     await producer.produce(name, partition, batch)
@@ -86,7 +87,7 @@ class Writing:
             prepared = await producer.prepare()
         except AbortTransaction as error:
             for name in by_topic:
-                self._topics.pop(name, None)  # Its limit may be another one by now.
+                self._bytes_max.pop(name, None)  # Its limit may be another one by now.
             if error.code is None:
                 raise Retriable(f"Kafka did not take the records in time, nothing was committed: {error}") from error
             raise Fatal(f"Kafka refuses the records, nothing was committed: {error}") from error
@@ -94,12 +95,11 @@ class Writing:
         return prepared
 
     async def _topic(self, name: str) -> _Topic:
-        found = self._topics.get(name)
-        if found is None:
-            try:
-                partitions = (await self._client.topic(name, timeout=_TOPIC_SECONDS)).partitions
+        try:
+            partitions = (await self._client.topic(name, timeout=_TOPIC_SECONDS)).partitions
+            if name not in self._bytes_max:
                 text = await Admin(self._client).topic_config(name, "max.message.bytes")
-            except OutcomeUnknown as error:
-                raise Retriable(f"Kafka does not answer, nothing was committed: {error}") from error
-            found = self._topics[name] = _Topic(partitions, int(text or _MESSAGE_BYTES))
-        return found
+                self._bytes_max[name] = int(text or _MESSAGE_BYTES)
+        except OutcomeUnknown as error:
+            raise Retriable(f"Kafka does not answer, nothing was committed: {error}") from error
+        return _Topic(partitions, self._bytes_max[name])
