@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from click.testing import CliRunner
@@ -23,6 +23,7 @@ from semel.databases.database import Database, open_database
 from semel.databases.processes import ProcessIdentity
 from semel.dualwrite.conditional import ConditionalName, own_id
 from semel.dualwrite.sql import MARK, SqlStore
+from semel.env import wall_ms
 from semel.errors import ConfigurationError, ErrorCode, Fenced, Retriable
 from semel.log.log import LogError
 from semel.ops import cli
@@ -32,11 +33,14 @@ from semel.settings import Settings
 from semel.types import TopicPartition
 from tests.broker.core import batch
 from tests.client.test_brokers import Cluster, records, values
+from tests.conftest import unavailable
 from tests.moment import NOW_MS
+from tests.services.kafka import KafkaNode, missing_tools
 
 DEAD = "host=elsewhere/boot/ns pid=1 started=1 6f1f"
 """An owner on another host, of whom nobody here can say whether it runs."""
-COMMIT, ABORT = "commit", "abort"
+COMMIT: Literal["commit"] = "commit"
+ABORT: Literal["abort"] = "abort"
 
 
 @pytest.fixture(scope="module")
@@ -332,12 +336,12 @@ def test_a_hanging_transaction(broker: EmbeddedBroker, tmp_path: Path) -> None:
             partition.log.append(bytearray(data), NOW_MS)
 
         ward.broker.call(hang)
-        await ward.prepared(two_phase=False)  # One that a coordinator knows, in the same partition.
+        known = await ward.prepared(two_phase=False)  # One that a coordinator knows, in the same partition.
         name = f"{ward.topic}-0@77:3"
         found = (await ward.listed())[name]
         assert (found["kind"], found["decision"], found["ends_in_seconds"]) == ("hanging", ABORT, None)
         assert "open since offset 0, and no coordinator" in found["why"]
-        assert list(await ward.listed()).count(name) == 1
+        assert f"{ward.topic}-0@{known}" not in await ward.listed(), "a coordinator will end it"
         with pytest.raises(ConfigurationError, match="KIP-664"):
             await ward.decided(COMMIT, name)
         assert await ward.decided(ABORT, name) == f"aborted: {ward.topic}-0 has its marker"
@@ -522,3 +526,61 @@ def test_on_the_command_line(broker: EmbeddedBroker, tmp_path: Path) -> None:
     done = json.loads(semel("commit", ward.slot, *where, "--yes", "--reason", "r", "--format", "json"))
     assert done["outcome"].endswith("is committed")
     assert "nothing is open under 'nobody'" in semel("explain", "nobody", code=2)
+
+
+@pytest.mark.peers
+def test_on_apache_kafka_a_hanging_and_a_foreign_transaction() -> None:
+    """4.3.1 with its guard against hanging ones (KIP-890) off, as older ones are: a late write leaves one behind."""
+    if missing_tools():
+        unavailable("Apache Kafka", f"{' and '.join(missing_tools())} not found")
+    node = KafkaNode(1, extra={"transaction.partition.verification.enable": "false"})
+    topic = "orders"
+
+    async def hang(client: KafkaClient) -> None:
+        late = batch(
+            b"late", producer_id=77, producer_epoch=3, base_sequence=0, transactional=True, timestamp_ms=wall_ms()
+        )
+        connection = await client.connection(await client.leader(topic, 0))
+        answer = await connection.send(
+            0,
+            9,
+            transactional_id="gone",
+            acks=-1,
+            timeout=5_000,
+            topic_data=[{"name": topic, "partition_data": [{"index": 0, "records": late}]}],
+        )
+        assert answer.responses[0].partition_responses[0].error_code == ErrorCode.NONE
+
+    async def scene(client: KafkaClient) -> None:
+        settings, app = Settings(kafka=node.bootstrap, data=Path("unused")), App("shop")
+        await Admin(client).create_topics({topic: TopicSpec(1)})
+        foreign = TransactionalProducer(client, "billing", transaction_timeout_ms=60_000)
+        await foreign.init_transactions()
+        foreign.begin()
+        await foreign.produce(topic, 0, records("b"))
+        await foreign.flush()
+        await hang(client)
+        found = {row["id"]: row for row in await list_all(settings, app, ())}
+        assert found.keys() == {"billing", f"{topic}-0@77:3"}
+        assert found["billing"]["decision"] == "wait"
+        assert found[f"{topic}-0@77:3"]["kind"] == "hanging"
+        for name, says in ((f"{topic}-0@77:3", "has its marker"), ("billing", "aborted, and its producer fenced")):
+            outcome = await decide(settings, app, (), name, Asked(ABORT, "ticket 7", yes=True))
+            assert says in outcome["outcome"]
+        partition = TopicPartition(topic, 0)
+        async with asyncio.timeout(30):  # Kafka answers before the last marker is written.
+            while (await Admin(client).list_offsets([partition], "stable")) != (
+                await Admin(client).list_offsets([partition], "high_watermark")
+            ):
+                await asyncio.sleep(0.05)
+        assert await list_all(settings, app, ()) == []
+
+    async def main() -> None:
+        async with KafkaClient(node.bootstrap) as client:
+            await scene(client)
+
+    try:
+        node.start()
+        asyncio.run(main())
+    finally:
+        node.stop()

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from semel import App, Created
+from semel.client.two_phase import TwoPhaseMode
 from semel.errors import ConfigurationError
 from semel.ops.guarantees import check_required, edges_of, report
 from semel.settings import Settings
@@ -139,3 +140,44 @@ def test_a_transaction_inside_of_a_handler_is_told_to_run_again() -> None:
 
     reasons = next(edge for edge in edges_of(app, 2) if "outbox" in edge.edge).weakened
     assert any("again when the handler runs again" in reason for reason in reasons)
+
+
+def dual(**declared: Any) -> App:
+    app = App("bank", require=declared.pop("require", None))
+    app.database("postgresql://user@host/bank", name="accounts", **declared)
+    return app
+
+
+def test_a_dual_write_says_which_plan_it_has_and_why() -> None:
+    (full,) = edges_of(dual(dual_write=True), 2, TwoPhaseMode.FULL)
+    assert full.edge == "transactions on accounts (PostgreSQL) -> dual write -> their topics"
+    assert "the broker keeps prepared transactions" in full.atomic_unit
+    assert "bank.dual.accounts.*" in full.fence
+    assert not full.breaks
+    (refused,) = edges_of(dual(dual_write=True), 2, TwoPhaseMode.UNSUPPORTED)
+    assert "cannot be done on this Kafka" in refused.breaks[0]
+    (outbox,) = edges_of(dual(dual_write=True, outbox=True), 2, TwoPhaseMode.UNSUPPORTED)
+    assert "-> outbox ->" in outbox.edge
+    assert outbox.weakened[0].startswith("the outbox is used, because the broker cannot do the dual write")
+    assert not outbox.breaks
+    (asked,) = edges_of(dual(dual_write=True), None)
+    assert "was not asked" in asked.weakened[0]
+
+
+def test_the_condition_of_the_conditional_dual_write_is_stated_and_breaks_exactly_once() -> None:
+    conditional = dual(dual_write="conditional", require="exactly-once")
+    (edge,) = edges_of(conditional, 2, TwoPhaseMode.UNSUPPORTED)
+    assert "conditional dual write" in edge.edge
+    assert "within 15 minutes" in edge.breaks[0]
+    with pytest.raises(ConfigurationError, match="within 15 minutes"):
+        check_required(conditional, [edge])
+    (granted,) = edges_of(conditional, 2, TwoPhaseMode.NO_RECOVERY)
+    assert not granted.breaks, "where no transaction times out there is no condition"
+    (v1,) = edges_of(conditional, 1, TwoPhaseMode.TRANSACTIONS_V1)
+    assert "transaction.version below 2" in v1.breaks[0]
+
+
+def test_the_report_asks_the_broker_what_it_offers(embedded: Any, embedded_v1: Any) -> None:
+    for address, said in ((embedded, "dual write"), (embedded_v1, "outbox")):
+        (edge,) = asyncio.run(report(dual(dual_write=True, outbox=True), Settings(kafka=address.bootstrap)))
+        assert f"-> {said} ->" in edge.edge

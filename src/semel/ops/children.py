@@ -20,7 +20,7 @@ from semel.ingress.purge import purge_for_ever
 from semel.ingress.server import bind, serve
 from semel.ops.alarm import watching
 from semel.ops.exposition import join, publishing, read_others
-from semel.ops.guarantees import check_required, edges_of
+from semel.ops.guarantees import check_required, edges_of, offered
 from semel.ops.loading import load_app
 from semel.outbox.relay import Relay
 from semel.processing.component import Component
@@ -155,7 +155,7 @@ async def _prepare(app: App, settings: Settings, env: Env) -> None:
             patience = {**settings.kafka_client, "delivery.timeout.ms": int(_CONNECT_SECONDS * 1000)}
             setup = KafkaClient(settings.kafka, client_id=f"{app.name}.setup", env=env, settings=patience)
             async with setup as client:
-                check_required(app, edges_of(app, client.transaction_version))
+                check_required(app, edges_of(app, client.transaction_version, await offered(app, client)))
                 admin = Admin(client)
                 partitions = app.request_partitions or settings.partitions
                 if app.endpoints:

@@ -6,13 +6,19 @@ A weakened promise is one that the app or its surroundings do not let Semel keep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from semel.app import App
+from semel.client.admin import Admin
+from semel.client.cluster import KafkaClient
+from semel.client.two_phase import TwoPhaseMode
 from semel.databases.database import title_of
 from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
-from semel.errors import ConfigurationError
+from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS
+from semel.dualwrite.plan import Plan, choose
+from semel.dualwrite.store import slot_prefix
+from semel.errors import ConfigurationError, TwoPhaseCommitUnavailable
 from semel.ops.listings import tool_client
 from semel.processing.component import Delivery, ProcessorSpec
 from semel.settings import Settings
@@ -22,7 +28,7 @@ from semel.sinks.spec import SinkSpec
 if TYPE_CHECKING:
     from semel.ingress.idempotency import Idempotency
 
-__all__ = ["Edge", "check_required", "edges_of", "report"]
+__all__ = ["Edge", "check_required", "edges_of", "offered", "report"]
 
 _OFFSETS_EXPIRE = (
     "a group without members for longer than the broker keeps its offsets (offsets.retention.minutes: 7 days on Apache "
@@ -76,8 +82,9 @@ class Edge:
         }
 
 
-def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
-    """Every edge of the app. `transaction_version` is the cluster's finalized feature; None when it was not asked."""
+def edges_of(app: App, transaction_version: int | None, mode: TwoPhaseMode | None = None) -> list[Edge]:
+    """Every edge of the app. `transaction_version` is the cluster's finalized feature, `mode` what it offers of
+    two-phase commit; None when it was not asked."""
     kafka = _kafka_notes(transaction_version)
     edges: list[Edge] = []
     for endpoint in app.endpoints.values():
@@ -111,7 +118,11 @@ def edges_of(app: App, transaction_version: int | None) -> list[Edge]:
                 weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
-    edges += [_outbox_edge(app, spec, kafka) for spec in app.databases.values() if spec.outbox]
+    for spec in (*app.databases.values(), *app.caches.values()):
+        if spec.dual_write:
+            edges.append(_dual_edge(app, spec, kafka, mode))
+        elif spec.outbox:
+            edges.append(_outbox_edge(app, spec, kafka))
     return edges + [_sink_edge(sink) for sink in app.sinks.values()]
 
 
@@ -144,6 +155,62 @@ def _outbox_edge(app: App, spec: DatabaseSpec, kafka: list[str]) -> Edge:
         fence=f"locks of the rows; then producer epoch of {app.name}.outbox.*, one for each lane",
         dedup="the manifest names the rows that are published; each record has its id in semel-id",
         weakened=tuple(weakened),
+    )
+
+
+_FORGOTTEN = (
+    "a transaction whose process died between the two commits holds up readers until another process of the app "
+    "recovers it, within seconds, or an operator does (`semel doctor txn`)"
+)
+_TAKEN_BACK = (
+    "what was sent after the backup that a database is restored from stays in Kafka, although the database does not "
+    "know it"
+)
+_CONDITION = (
+    "what the database committed is lost for Kafka when a process is killed between the two commits and no other one "
+    f"recovers it within {CONDITION_TIMEOUT_MS // 60_000} minutes: this Kafka aborts it then. It is told when it "
+    "happened"
+)
+_NOT_ASKED = (
+    "the cluster was not asked (no --kafka): what it offers of two-phase commit decides whether the dual write can be "
+    "done"
+)
+
+
+def _dual_edge(app: App, spec: DatabaseSpec, kafka: list[str], mode: TwoPhaseMode | None) -> Edge:
+    """What app.transaction promises with a dual write, by what the broker offers; see `semel.dualwrite.plan`."""
+    broken: list[str] = []
+    try:
+        plan, why = choose(spec.outbox, spec.dual_write, mode)
+    except TwoPhaseCommitUnavailable as error:
+        plan, why = Plan.DUAL_WRITE, "the app declares it"
+        broken.append(str(error))
+    if plan is Plan.OUTBOX:
+        edge = _outbox_edge(app, spec, kafka)
+        return replace(edge, weakened=(f"the outbox is used, because {why}", *edge.weakened))
+    weakened = [_NOT_ASKED] if mode is None else []
+    if plan is Plan.CONDITIONAL and mode not in (None, TwoPhaseMode.FULL, TwoPhaseMode.NO_RECOVERY):
+        broken.append(_CONDITION)
+    weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, _ORDER]
+    if app.endpoints or app.processors:
+        weakened.append(_RUN_AGAIN)
+    title = "Valkey" if isinstance(spec, CacheSpec) else title_of(spec.url)
+    if title == "MariaDB":
+        weakened.append(_ENGINES.replace("a handler", "a transaction"))
+    own = "; each owner has an id of its own" if plan is Plan.CONDITIONAL else ""
+    return Edge(
+        edge=f"transactions on {spec.name} ({title}) -> {plan} -> their topics",
+        atomic_unit=(
+            f"one Kafka transaction, prepared, and one of {spec.name}: rows and its name; COMMIT of {spec.name} "
+            f"decides for both ({why})"
+        ),
+        fence=(
+            f"producer epoch of {slot_prefix(app.name, spec.name)}*, one for each slot{own}; owner_epoch of the slot, "
+            "raised before it is recovered"
+        ),
+        dedup="the name of the Kafka transaction in the slot's row; each record has its id in semel-id",
+        weakened=tuple(weakened),
+        breaks=tuple(broken),
     )
 
 
@@ -251,7 +318,15 @@ async def report(app: App, settings: Settings) -> list[Edge]:
     if not settings.kafka:
         return edges_of(app, None)
     async with tool_client(settings) as client:
-        return edges_of(app, client.transaction_version)
+        return edges_of(app, client.transaction_version, await offered(app, client))
+
+
+async def offered(app: App, client: KafkaClient) -> TwoPhaseMode | None:
+    """What Kafka offers of two-phase commit under the names of the app's slots; None when nothing wants it."""
+    for spec in (*app.databases.values(), *app.caches.values()):
+        if spec.dual_write:
+            return await Admin(client).two_phase_mode(f"{slot_prefix(app.name, spec.name)}0")
+    return None
 
 
 def check_required(app: App, edges: list[Edge]) -> None:

@@ -56,4 +56,5 @@ async def render_open(settings: Settings, output: str) -> str:
         row | {"ends_in_seconds": row["ends_in_seconds"] or "never", "partitions": len(row["partitions"])}
         for row in rows
     ]
-    return f"{mode}. {mode.meaning}\n\n{render(shown, columns, output)}"
+    more = "\n\n`semel doctor txn list APP` says which of them is to end how, and why." if rows else ""
+    return f"{mode}. {mode.meaning}\n\n{render(shown, columns, output)}{more}"
