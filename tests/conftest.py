@@ -134,6 +134,16 @@ def embedded_v1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 @pytest.fixture(params=["embedded", "embedded_v1", "kafka", "kafka_v1"])
 def any_broker(request: pytest.FixtureRequest) -> Address:
     """Every broker that the same app must run on: one suite, four runs."""
+    return _address(request)
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def newest_broker(request: pytest.FixtureRequest) -> Address:
+    """The brokers with transactions V2: where the protocol of transactions decides nothing, half the runs do."""
+    return _address(request)
+
+
+def _address(request: pytest.FixtureRequest) -> Address:
     found = request.getfixturevalue(request.param)
     if isinstance(found, Address):
         return found

@@ -424,7 +424,7 @@ def test_native_code_that_keeps_the_gil_for_a_session_ends_it_and_what_was_open_
     assert [line for line in caplog.messages if "Python's lock (GIL)" in line and "SEMEL_SESSION_TIMEOUT_MS" in line]
 
 
-def test_in_a_group_of_the_new_protocol_nobody_stops_who_has_nothing_to_give_back(any_broker: Any) -> None:
+def test_in_a_group_of_the_new_protocol_nobody_stops_who_has_nothing_to_give_back(newest_broker: Any) -> None:
     """KIP-848: who joins takes one partition over; the other one stays with whom it was, epoch after epoch."""
 
     async def test(cluster: Cluster) -> None:
@@ -467,7 +467,7 @@ def test_in_a_group_of_the_new_protocol_nobody_stops_who_has_nothing_to_give_bac
         await back.consumer.close()
         await producer.close()
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
 def test_seek_delivers_again_from_there_and_nothing_fetched_before(any_broker: Any) -> None:
@@ -519,7 +519,7 @@ def test_a_cancelled_poll_loses_no_record(any_broker: Any) -> None:
     run(any_broker, test)
 
 
-def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker: Any) -> None:
+def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(newest_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         group = f"{cluster.topic}.group"
         one, two = Member(cluster, group, "one"), Member(cluster, group, "two")
@@ -537,7 +537,7 @@ def test_members_share_and_a_twin_fences_the_one_with_its_instance_id(any_broker
         for member in (one, two, twin):
             await member.consumer.close()
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
 @pytest.mark.parametrize(("kind", "session"), [("embedded", 1.5), ("kafka", 6.0)])
@@ -616,7 +616,7 @@ def test_librdkafkas_consumer_shares_a_group_with_ours_whoever_leads_it(
     run(request.getfixturevalue(kind), test)
 
 
-def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_without_owner(any_broker: Any) -> None:
+def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_without_owner(newest_broker: Any) -> None:
     """The process that has to give partitions up dies just then, and its slot starts again with the same instance id.
 
     With cooperative rebalancing the broker hands the newcomer the half of the assignment that its predecessor was to
@@ -646,7 +646,7 @@ def test_a_member_replaced_in_the_middle_of_a_rebalance_leaves_no_partition_with
         for member in (first, successor, two):
             await member.consumer.close()
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
 def test_a_pause_ends_when_the_partition_is_given_up(any_broker: Any) -> None:

@@ -47,10 +47,9 @@ def bootstrap(any_broker: Address) -> str:
     return any_broker.bootstrap
 
 
-@pytest.fixture(params=["embedded", "kafka"])
-def newest(request: pytest.FixtureRequest) -> str:
-    """The brokers with transactions V2: where the protocol of transactions decides nothing, half the runs do."""
-    return str(request.getfixturevalue(request.param).bootstrap)
+@pytest.fixture
+def newest(newest_broker: Address) -> str:
+    return newest_broker.bootstrap
 
 
 def new_name() -> str:
