@@ -21,6 +21,7 @@ from semel.databases.database import title_of
 from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.keeping import make_keeper
 from semel.dualwrite.plan import Plan
+from semel.dualwrite.recovery import Recovery
 from semel.dualwrite.session import DualSession
 from semel.env import Env
 from semel.errors import (
@@ -352,6 +353,58 @@ def test_recoverers_that_overlap_tear_nothing(world: World, tmp_path: Path) -> N
 
 def world_spec(world: World) -> DatabaseSpec:
     return DatabaseSpec("database", world.url, dual_write=True)
+
+
+def test_a_worker_recovers_although_nobody_writes(sqlite: str, embedded: Address, tmp_path: Path) -> None:
+    """What `semel run` has for it, from its start; who writes is a web server that was killed."""
+    world = World(sqlite, embedded.bootstrap)
+    metrics = Metrics()
+    settings = Settings(kafka=embedded.bootstrap)
+    recovery = Recovery(world.name, world.spec(), {}, settings, Env(), metrics)
+
+    def writes(told: Callable[[str], object]) -> None:
+        bank = world.new_bank()
+        arm_failpoints("dual.after_commit:kill:1")
+        bank.open_account("ann", 1)
+
+    pid = in_a_child(writes, tmp_path / "done")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert world.open_in_kafka() == [f"{world.name}.dual.database.0"]
+
+    async def work() -> None:
+        running = asyncio.create_task(recovery.run())
+        async with asyncio.timeout(60):
+            while world.owners():
+                await asyncio.sleep(0.02)
+            await recovery.drain()
+            await running
+
+    asyncio.run(work())
+    assert world.told() == world.balances() == {"ann": 1}
+    assert 'semel_dual_recovered_total{component="dual",found="committed"} 1' in metrics.render()
+    world.close()
+
+
+def test_a_worker_on_a_broker_that_keeps_nothing_ends_or_waits_beside_the_outbox(
+    sqlite: str, embedded_v1: Address, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "semel.dualwrite")
+    settings = Settings(kafka=embedded_v1.bootstrap)
+
+    async def work(outbox: bool) -> None:
+        spec = DatabaseSpec("database", sqlite, outbox=outbox, dual_write=True)
+        recovery = Recovery("bank", spec, {}, settings, Env(), Metrics())
+        async with asyncio.timeout(60):
+            running = asyncio.create_task(recovery.run())
+            while outbox and "nothing to recover: the outbox is used" not in caplog.text:
+                await asyncio.sleep(0.02)
+            if outbox:
+                await recovery.drain()
+            await running
+
+    asyncio.run(work(outbox=True))
+    with pytest.raises(TwoPhaseCommitUnavailable):
+        asyncio.run(work(outbox=False))
 
 
 # --- A COMMIT without an answer ---

@@ -11,6 +11,7 @@ from semel import history
 from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
+from semel.dualwrite.recovery import Recovery
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, Retriable
 from semel.ingress.asgi import create
@@ -104,7 +105,20 @@ def _runnables(
     }
     for sink in app.sinks.values():
         runnables[sink.name] = SinkEngine(app.name, sink, settings.kafka, settings, env, metrics, slot=slot)
-    return runnables | _relays(app, settings, env, metrics, slot)
+    return runnables | _relays(app, settings, env, metrics, slot) | _recoveries(app, settings, env, metrics)
+
+
+def _recoveries(app: App, settings: Settings, env: Env, metrics: Metrics) -> dict[str, Runnable]:
+    """One for each dual write of the app."""
+    codecs = {topic.name: topic.codec for topic in app.topics.values()}
+    return {
+        recovery.name: recovery
+        for recovery in (
+            Recovery(app.name, spec, codecs, settings, env, metrics)
+            for spec in (*app.databases.values(), *app.caches.values())
+            if spec.dual_write
+        )
+    }
 
 
 def _relays(app: App, settings: Settings, env: Env, metrics: Metrics, slot: int, kind: str = "") -> dict[str, Runnable]:
