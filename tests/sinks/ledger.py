@@ -265,7 +265,7 @@ def position(url: str, part: int = 0) -> tuple[int, int]:
             return found[0], found[1]
     if is_search(url):
         with store(url) as search:
-            held = search.read(place(part))
+            [held] = [search.read(at) for at in search.places() if at.part == part]
         return held.position.next_offset, held.position.owner_epoch
     [row] = rows(url, f"SELECT next_offset, owner_epoch FROM semel_position WHERE part = {part}")
     return row[0], row[1]

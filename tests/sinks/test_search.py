@@ -313,6 +313,7 @@ def test_an_index_that_takes_no_writes_is_an_outage_and_parks_nothing(url: str) 
         with pytest.raises(Unavailable, match="closed"):
             sink.apply(batch)
         store.call("POST", f"/{store.prefix}ledger/_open?wait_for_active_shards=1")
+    assert sink.apply(()) == Applied(), "so it is found out whether it works again"
     assert sink.apply(batch) == Applied(1, 0, 1)
     assert ledger.parked(url) == []
     sink.close()

@@ -131,8 +131,11 @@ class SearchSink(NotingSink):
         self._look_due = self._env.monotonic() + LOOK_SECONDS
 
     def apply(self, slices: Sequence[Slice]) -> Applied:
-        """As every sink; from time to time it is looked first whether the indexes are still the same."""
-        if self._env.monotonic() >= self._look_due:
+        """As every sink; from time to time it is looked first whether the indexes are still the same.
+
+        Without slices it is asked whether the server does its work.
+        """
+        if not slices or self._env.monotonic() >= self._look_due:
             self._look()
             changed = {
                 at: f"{self._identity}: {at} was written to other indexes than those that are there now: "
@@ -143,6 +146,8 @@ class SearchSink(NotingSink):
             if changed:
                 self.release(changed)
                 raise PartitionsLost(changed)
+        if not slices:
+            self._store.check_ready(self._declared)
         return super().apply(slices)
 
     # Taking over.

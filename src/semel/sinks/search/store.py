@@ -89,6 +89,13 @@ class SearchStore(SearchConnection):
     def __repr__(self) -> str:
         return f"<SearchStore {self.url}>"
 
+    def check_ready(self, names: Iterable[str]) -> None:
+        """Raise `Unavailable` while a shard of these indexes, or of Semel's own, can be neither read nor written."""
+        which = ",".join(quote(self.prefix + name) for name in (KEPT, *names))
+        answer = self.call("GET", f"/_cluster/health/{which}?wait_for_status=yellow&timeout=1s")
+        if answer.status != 200:
+            raise Unavailable(f"{self.url}: not every shard of {which} is there yet ({answer.status}).")
+
     # Documents.
 
     def bulk(self, notes: Sequence[Note]) -> dict[int, Refusal]:
