@@ -249,6 +249,7 @@ def holds(world: CacheWorld, done: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.soak  # The bank of test_cache_bank.py kills it, too.
 def test_a_server_that_is_killed_while_scripts_run_loses_and_doubles_nothing(
     embedded: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
