@@ -56,6 +56,15 @@ def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
             schema=spec.schema,
         )
         done.append(f"-- Database {spec.name}, {without_password(spec.url)}\n\n{sql}")
+    for cache in app.caches.values():
+        if cache.dual_write:
+            from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
+
+            slots = ValkeyStore(cache.url, app.name, cache.name)
+            if not print_only:
+                slots.migrate(app.name)
+            slots.close()
+            done.append(f"-- Cache {cache.name}, {without_password(cache.url)}\n\n-- {slots.migration}\n")
     for search in app.searches.values():
         requests = migrate_search(search.url, search.indexes, print_only=print_only)
         done.append(f"-- Search {search.name}, {without_password(search.url)}\n\n{requests}\n")

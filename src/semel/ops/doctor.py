@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -20,11 +20,11 @@ from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.client.transaction_admin import OpenInLog, SavedEnd, TransactionAdmin
 from semel.client.two_phase import NOTHING_PREPARED
-from semel.databases.database import open_database
 from semel.databases.processes import ProcessIdentity
+from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.conditional import ConditionalName
-from semel.dualwrite.sql import SqlStore
-from semel.dualwrite.store import Claim
+from semel.dualwrite.keeping import store_of
+from semel.dualwrite.store import Claim, ResolvingStore, Store
 from semel.errors import ConfigurationError, Fatal, Fenced, Retriable, SemelError
 from semel.ops.audit import auditing
 from semel.ops.diagnosis import Decision, Finding, Kind, OpenTransaction, judge
@@ -256,7 +256,7 @@ async def _decide_conditional(
     """Without keepPreparedTxn: fence the database and read, then end the transaction under its own id and name."""
     slot, operator = item.slot, TransactionAdmin(client)
     assert slot is not None
-    store = None if slot.row is None else _store_of(sources, item)
+    store = None if slot.row is None else cast(ResolvingStore, _store_of(sources, item))
     owner = f"semel doctor {ProcessIdentity.current()} {client.env.new_id()}"
     try:
         claim = None if store is None else await asyncio.to_thread(store.claim, slot.name, owner)
@@ -345,10 +345,10 @@ async def _complete(producer: TransactionalProducer, item: OpenTransaction, aske
     return f"{ongoing} is aborted"
 
 
-def _store_of(sources: Sequence[Source], item: OpenTransaction) -> SqlStore:
+def _store_of(sources: Sequence[Source], item: OpenTransaction) -> Store:
     """A connection to the slot's rows. The doctor knows a slot by its name, so it needs no name of app and database."""
     assert item.slot is not None
     for source in sources:
         if item.slot.database in (source.name, source.url):
-            return SqlStore(open_database(source.url), source.app, source.name)
+            return store_of(source.app, DatabaseSpec(source.name, source.url))
     raise Fatal(f"the database of slot {item.slot.name} is not among those that were named")

@@ -12,7 +12,7 @@ from semel.client.admin import Admin, DescribedTransaction
 from semel.client.cluster import KafkaClient
 from semel.client.transaction_admin import OpenInLog, TransactionAdmin
 from semel.client.two_phase import PreparedState
-from semel.databases.database import Database, without_password
+from semel.databases.database import Database, is_cache, without_password
 from semel.databases.processes import ProcessIdentity, is_alive
 from semel.dualwrite.conditional import ConditionalName, own_id
 from semel.dualwrite.store import slot_prefix
@@ -49,7 +49,8 @@ class Source:
 
 def sources_of(app: App | None, urls: Iterable[str]) -> list[Source]:
     """The databases to ask: those of the app, and those named by their URL."""
-    own = [Source(spec.url, spec.name, app.name) for spec in app.databases.values()] if app else []
+    caches = [spec for spec in app.caches.values() if spec.dual_write] if app else []
+    own = [Source(spec.url, spec.name, app.name) for spec in (*app.databases.values(), *caches)] if app else []
     return own + [Source(url, without_password(url)) for url in urls]
 
 
@@ -187,7 +188,7 @@ def _rows_of(sources: Sequence[Source], names: Collection[str], environment: str
 def _conditional_ids(sources: Sequence[Source], environment: str) -> list[str]:
     """The transactional ids whose last decision is not known to be carried out. Blocks; does not raise."""
     found = []
-    for source in sources:
+    for source in _in_sql(sources):
         try:
             with connected(source.url) as database:
                 if database is None or _problem_of(database, source, environment):
@@ -201,10 +202,15 @@ def _conditional_ids(sources: Sequence[Source], environment: str) -> list[str]:
     return found
 
 
+def _in_sql(sources: Sequence[Source]) -> list[Source]:
+    """Where the conditional recipe may be."""
+    return [source for source in sources if not is_cache(source.url)]
+
+
 def ids_of_slot(sources: Sequence[Source], slot: str) -> list[str]:
     """The id under which the slot's last decision was made, where it has one of the conditional recipe. Blocks."""
     found = []
-    for source in sources:
+    for source in _in_sql(sources):
         try:
             with connected(source.url) as database:
                 rows = database.query("SELECT prepared FROM semel_txn WHERE slot = ?", (slot,)) if database else []
@@ -223,6 +229,8 @@ def _may_be_of(source: Source, name: str) -> bool:
 def _ask(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
     where = source.name
     try:
+        if is_cache(source.url):
+            return _ask_cache(source, names, environment)
         with connected(source.url) as database:
             if database is None:
                 raise ConfigurationError(f"there is no database at {without_password(source.url)}")
@@ -234,14 +242,36 @@ def _ask(source: Source, names: Sequence[str], environment: str) -> dict[str, Sl
         return {name: Slot(name, where, problem=f"it cannot be read: {error}") for name in names}
 
 
+def _ask_cache(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
+    from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
+
+    found, store = {}, ValkeyStore(source.url, source.app, source.name)
+    try:
+        for name in names:
+            theirs = store.environment_of(name)
+            if theirs not in (None, "", environment):
+                found[name] = Slot(name, source.name, problem=_elsewhere(source, str(theirs), environment))
+                continue
+            held = store.decided(name)
+            row = None if held is None else TxnRow(held.owner_epoch, held.owner, held.prepared)
+            found[name] = Slot(name, source.name, row, owner_runs=None if row is None else _runs(row.owner))
+    finally:
+        store.close()
+    return found
+
+
+def _elsewhere(source: Source, theirs: str, environment: str) -> str:
+    return (
+        f"the rows of {source.name} belong to another environment: Kafka cluster {theirs!r}, not this "
+        f"one, {environment!r}. They say nothing about its transactions"
+    )
+
+
 def _problem_of(database: Database, source: Source, environment: str) -> str:
     """Why the rows in this database say nothing about this cluster's transactions; empty when they do."""
     meta = read_meta(database)
     if meta.environment not in (None, environment):
-        return (
-            f"the rows of {source.name} belong to another environment: Kafka cluster {meta.environment!r}, not this "
-            f"one, {environment!r}. They say nothing about its transactions"
-        )
+        return _elsewhere(source, str(meta.environment), environment)
     if source.app and meta.app not in (None, source.app):
         return f"the rows of {source.name} belong to another app, {meta.app!r}"
     return ""

@@ -11,7 +11,7 @@ from semel.databases.valkey.lua import LOOK
 
 __all__ = ["ADD", "APPLY", "BEAT", "CLAIM", "OPEN", "RENEW", "RESERVE"]
 
-# KEYS: meta. ARGV: schema version, Kafka cluster, app, 'create' or ''.
+# KEYS: meta. ARGV: schema version, Kafka cluster ('' where it is not known), app, 'create' or ''.
 OPEN = """
 local found = redis.call('HMGET', KEYS[1], 'schema_version', 'environment', 'app')
 if not found[1] then
@@ -20,7 +20,8 @@ if not found[1] then
   return {'ok'}
 end
 if found[1] ~= ARGV[1] then return {'version', found[1]} end
-if found[2] ~= ARGV[2] then return {'environment', found[2]} end
+if found[2] == '' then redis.call('HSET', KEYS[1], 'environment', ARGV[2])
+elseif found[2] ~= ARGV[2] and ARGV[2] ~= '' then return {'environment', found[2]} end
 return {'ok'}
 """
 

@@ -70,6 +70,21 @@ class ValkeyStore(ValkeyConnection):
         self._claim = self.script(CLAIM)
         self._beat = self.script(BEAT)
 
+    @property
+    def migration(self) -> str:
+        """What `migrate` does, as a command."""
+        return f"HSET {self._meta} schema_version {SCHEMA_VERSION} environment '' app ... slots 0 (if it is not there)"
+
+    def migrate(self, app: str) -> None:
+        """Make the place for the slots; it may run again. Which Kafka they belong to is written by the first claim."""
+        self.open(app, "", create_tables=True)
+
+    def environment_of(self, slot: str) -> str | None:
+        """The Kafka cluster that a slot belongs to: empty where nobody wrote it yet, None where there are no slots."""
+        with self.reaching():
+            found = self._client.hget(f"{_KEY}meta:{slot.rstrip('0123456789')}", "environment")
+        return None if found is None else str(found.decode())
+
     def open(self, app: str, environment: str, *, create_tables: bool) -> None:
         check_server(self)
         arguments = [str(SCHEMA_VERSION), environment, app, "create" if create_tables else ""]
