@@ -166,6 +166,14 @@ _TAKEN_BACK = (
     "what was sent after the backup that a database is restored from stays in Kafka, although the database does not "
     "know it"
 )
+_CACHE_ORDER = (
+    "records of one key are in the order of their transactions where each reads the key that they stand for; those "
+    "that only count have no order"
+)
+_CACHE_TAKEN_OVER = (
+    "a fail-over to a replica loses what it had not got yet, and Kafka has it: it is told when a slot is used again, "
+    "and nothing puts it right"
+)
 _CONDITION = (
     "what the database committed is lost for Kafka when a process is killed between the two commits and no other one "
     f"recovers it within {CONDITION_TIMEOUT_MS // 60_000} minutes: this Kafka aborts it then. It is told when it "
@@ -191,17 +199,21 @@ def _dual_edge(app: App, spec: DatabaseSpec, kafka: list[str], mode: TwoPhaseMod
     weakened = [_NOT_ASKED] if mode is None else []
     if plan is Plan.CONDITIONAL and mode not in (None, TwoPhaseMode.FULL, TwoPhaseMode.NO_RECOVERY):
         broken.append(_CONDITION)
-    weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, _ORDER]
+    in_cache = isinstance(spec, CacheSpec)
+    weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, *((_CACHE_ORDER, _CACHE_TAKEN_OVER) if in_cache else (_ORDER,))]
     if app.endpoints or app.processors:
         weakened.append(_RUN_AGAIN)
-    title = "Valkey" if isinstance(spec, CacheSpec) else title_of(spec.url)
+    title = "Valkey" if in_cache else title_of(spec.url)
     if title == "MariaDB":
         weakened.append(_ENGINES.replace("a handler", "a transaction"))
     own = "; each owner has an id of its own" if plan is Plan.CONDITIONAL else ""
     return Edge(
         edge=f"transactions on {spec.name} ({title}) -> {plan} -> their topics",
         atomic_unit=(
-            f"one Kafka transaction, prepared, and one of {spec.name}: rows and its name; COMMIT of {spec.name} "
+            f"one Kafka transaction, prepared, and one script of {spec.name}: what was read is unchanged, conditions, "
+            f"effects and its name; the script decides for both ({why})"
+            if in_cache
+            else f"one Kafka transaction, prepared, and one of {spec.name}: rows and its name; COMMIT of {spec.name} "
             f"decides for both ({why})"
         ),
         fence=(
