@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 
-from semel.client.admin import Admin
+from semel.broker.config import BrokerConfig
+from semel.broker.embedded import EmbeddedBroker
+from semel.client.admin import Admin, DescribedTransaction
+from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.client.transaction_admin import TransactionAdmin
 from semel.client.two_phase import PreparedState, TwoPhaseMode
 from semel.databases.database import open_database
-from semel.dualwrite.conditional import ConditionalName, ConditionalRecipe, own_id
+from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS, ConditionalName, ConditionalRecipe, _owner_went_on, own_id
 from semel.dualwrite.recipe import Taken
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.sql import MARK, SqlStore
 from semel.dualwrite.store import OUT_OF_USE, SlotOutOfUse
-from semel.errors import Fenced, TwoPhaseCommitUnavailable
+from semel.errors import ConfigurationError, ErrorCode, Fenced, Retriable, TwoPhaseCommitUnavailable
 from semel.failpoints import FAILPOINTS, FailpointRaised, arm_failpoints
 from tests.client.test_brokers import Cluster, records, run, values
 from tests.conftest import Address, unavailable
@@ -52,19 +55,20 @@ class Process:
         self.rows = Rows(self.store, ThreadPoolExecutor(1))
         client = scene.cluster.client
 
-        def producer(name: str, two_phase: bool) -> TransactionalProducer:
-            return TransactionalProducer(
-                client,
-                name,
-                transaction_timeout_ms=timeout_ms,
-                two_phase_commit=two_phase,
-                prepare_until_timeout=not two_phase,
-            )
-
-        self.recipe = ConditionalRecipe(client, producer)
+        self._timeout_ms = timeout_ms
+        self.recipe = ConditionalRecipe(client, self.producer)
         self.recipe.accept(mode)
         self.taken: Taken | None = None
         scene.stack.callback(self.rows.end)
+
+    def producer(self, name: str, two_phase: bool) -> TransactionalProducer:
+        return TransactionalProducer(
+            self.scene.cluster.client,
+            name,
+            transaction_timeout_ms=self._timeout_ms,
+            two_phase_commit=two_phase,
+            prepare_until_timeout=not two_phase,
+        )
 
     async def takes(self) -> str:
         """Take the slot over; what was found."""
@@ -308,6 +312,55 @@ def test_what_rested_needs_kafka_no_more(broker: Any, tmp_path: Path) -> None:
         await scene.agree("a")
 
     play(broker, tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("state", "producer_id", "epoch", "went_on"),
+    [
+        ("Ongoing", 7, 5, False),  # Not reached: it would have been committed.
+        ("CompleteAbort", 7, 6, False),
+        ("Empty", 7, 7, False),  # Somebody's InitProducerId: nobody can tell.
+        ("Ongoing", 7, 6, True),
+        ("CompleteCommit", 7, 6, True),
+        ("CompleteAbort", 7, 7, True),
+        ("CompleteAbort", 8, 0, False),  # The epochs were used up by this very abort.
+        ("CompleteCommit", 8, 0, True),
+        ("Ongoing", 8, 0, True),
+        ("CompleteAbort", 8, 1, True),
+        ("Empty", 8, 0, False),
+    ],
+)
+def test_a_later_identity_says_that_the_owner_went_on_or_says_nothing(
+    state: str, producer_id: int, epoch: int, went_on: bool
+) -> None:
+    now = DescribedTransaction(ErrorCode.NONE, "id", state, 1_000, 0, producer_id, epoch, ())
+    assert _owner_went_on(now, PreparedState(7, 5)) is went_on
+
+
+def test_a_kafka_that_grants_less_time_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    async def scene(scene: Scene) -> None:
+        with pytest.raises(ConfigurationError, match=r"raise its transaction\.max\.timeout\.ms to 900000"):
+            await Process(scene, timeout_ms=CONDITION_TIMEOUT_MS).takes()
+
+    with EmbeddedBroker(tmp_path / "broker", config=BrokerConfig(transaction_max_timeout_ms=60_000)) as broker:
+        play(Address(broker.address, "embedded", 2), tmp_path, scene)
+
+
+def test_while_kafka_is_away_no_owner_is_written(tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        address = broker.address
+
+        async def scene(scene: Scene) -> None:
+            broker.stop()
+            client = KafkaClient(address, settings={"delivery.timeout.ms": 500})
+            process = Process(scene)
+            process.recipe = ConditionalRecipe(client, process.producer)
+            with pytest.raises(Retriable):
+                await process.takes()
+            assert scene.row()[:2] == (0, ""), "each would have an id of its own, and the next ones would look at all"
+            await client.close()
+
+        play(Address(broker.address, "embedded", 2), tmp_path, scene)
 
 
 def test_v1_is_refused() -> None:

@@ -9,8 +9,8 @@ fences the old id. The order:
 2. The transaction S that the row names, where it is not known to be ended: EndTxn(commit) under its own id.
 3. The row says that S is ended (`.../committed`). Only its owner can say so: who lost the slot meanwhile stops here.
    It comes before (4), because after InitProducerId Kafka does not tell any more how S ended.
-4. InitProducerId for every older id that is not marked resolved: its producer is fenced, what it has open is aborted.
-   None of that was decided. Then they are marked resolved.
+4. InitProducerId for every older id that was used and is not marked resolved: its producer is fenced, what it has open
+   is aborted. None of that was decided. Then they are marked resolved.
 5. InitProducerId for our own id, which nobody ever used.
 
 **The condition.** A transaction that the coordinator aborts between the database's COMMIT and (2) is lost: the rows
@@ -35,7 +35,7 @@ from semel.dualwrite.ending import put_away
 from semel.dualwrite.recipe import Taken
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.store import ENDED, Claim, ResolvingStore, SlotOutOfUse
-from semel.errors import Fenced, SemelError, TwoPhaseCommitUnavailable
+from semel.errors import ConfigurationError, ErrorCode, Fatal, Fenced, SemelError, TwoPhaseCommitUnavailable
 from semel.failpoints import failpoint
 
 __all__ = ["CONDITION_TIMEOUT_MS", "ConditionalName", "ConditionalRecipe", "own_id"]
@@ -107,17 +107,31 @@ class ConditionalRecipe:
 
     async def take_over(self, rows: Rows, slot: str, owner: str) -> Taken:
         """Take a slot over. Raises `Retriable`, `Fenced`, `SlotOutOfUse` where a decided transaction is lost."""
+        # Every claim takes an id of its own: while Kafka is away none is made, or thousands would have to be looked at.
+        await self._described(slot)
         claim = await rows.run(rows.store.claim, slot, owner)
         failpoint("dual.claim.after_fence")
         found = await self.resolve(rows, slot, owner, claim)
         producer = self._new_producer(own_id(slot, claim.owner_epoch), self._two_phase)
         try:
-            await producer.init_transactions()
+            await self._initialize(producer)
             failpoint("dual.claim.after_init")
         except BaseException:
             await put_away(producer)
             raise
         return Taken(producer, claim.owner_epoch, found)
+
+    async def _initialize(self, producer: TransactionalProducer) -> None:
+        try:
+            await producer.init_transactions()
+        except Fatal as error:
+            if error.code is not ErrorCode.INVALID_TRANSACTION_TIMEOUT:
+                raise
+            raise ConfigurationError(
+                f"this Kafka grants no transaction the {producer.transaction_timeout_ms / 60_000:g} minutes in which a "
+                "slot of the conditional dual write has to be recovered: raise its transaction.max.timeout.ms to "
+                f"{producer.transaction_timeout_ms}. Nothing was done."
+            ) from error
 
     async def rested(self, rows: Rows, slot: str, owner: str, decision: str) -> None:
         """Kafka has committed `decision`, and nothing followed: the row says so, as Kafka forgets an id in a week."""
@@ -134,9 +148,11 @@ class ConditionalRecipe:
             if held is not None and held.owner_epoch == epoch and not held.is_ended:
                 found = await self._commit(rows, slot, owner, transactional_id, held)
             was = await self._described(transactional_id)
-            await TransactionAdmin(self._client).fence(transactional_id, timeout_ms=CONDITION_TIMEOUT_MS)
+            if was is None:
+                continue  # Nobody ever worked under it; and whoever comes for it yet would not be stopped by a fence.
+            await TransactionAdmin(self._client).fence(transactional_id)
             failpoint("dual.claim.after_old_fence")
-            if was is not None and was.state == "Ongoing" and found == "nothing":
+            if was.state == "Ongoing" and found == "nothing":
                 found = "aborted"
         if resolved < claim.owner_epoch - 1:
             _need(await rows.run(_store(rows).mark_resolved, slot, owner, claim.owner_epoch - 1), slot)
@@ -223,9 +239,9 @@ def _owner_went_on(now: DescribedTransaction | None, name: PreparedState) -> boo
     """
     if now is None or now.state in ("Empty", "Dead"):
         return False
-    if now.producer_id != name.producer_id:
-        return True  # Its epochs were used up, and it got the next producer id.
     aborted = now.state in ("PrepareAbort", "CompleteAbort")
+    if now.producer_id != name.producer_id:  # The epochs were used up, and it got the next producer id, from 0 on.
+        return now.producer_epoch > 0 or not aborted
     return now.producer_epoch > name.epoch + aborted
 
 
