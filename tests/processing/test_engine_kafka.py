@@ -15,9 +15,13 @@ from uuid import uuid4
 import pytest
 
 from semel.client.producer import TransactionalProducer
-from semel.errors import Fenced
+from semel.env import Env
+from semel.errors import Fenced, Retriable
 from semel.processing import parking
+from semel.processing.restore import _count
+from semel.processing.seams import RealKafka
 from semel.processing.supervisor import ChildSpec, Supervisor
+from semel.settings import Settings
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.partitioner import partition_for
 from semel.wire.records import BatchBuilder
@@ -327,3 +331,29 @@ def test_a_broker_that_is_killed_and_restarted_is_waited_for(kafka: KafkaNode) -
         asyncio.run(main())
     finally:
         node.stop()
+
+
+def test_a_topic_that_is_not_there_is_told_at_once(embedded: Address) -> None:
+    """Who takes partitions over looks for the topics beside them: a missing one is no reason to wait."""
+    app = counting_app(new_name())
+    [component] = app.components()
+    asked: list[str] = []
+
+    async def look() -> None:
+        kafka = RealKafka(embedded.bootstrap, Settings(), Env(), client_id="test")
+        await kafka.start()
+        refresh = kafka.client.refresh_metadata
+
+        async def counted(*topics: str) -> None:
+            asked.extend(topics)
+            await refresh(*topics)
+
+        kafka.client.refresh_metadata = counted  # type: ignore[method-assign]
+        try:
+            with pytest.raises(Retriable, match=r"\.semel\.park\..*was deleted"):
+                await _count(kafka, component.parks[component.inputs[0]])
+        finally:
+            await kafka.close()
+
+    asyncio.run(look())
+    assert len(asked) <= 2, "it is not asked for again and again"

@@ -10,11 +10,10 @@ Of the changelog only what lies above a store's own mark is read, where its tabl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
-from semel.errors import Fatal
+from semel.errors import Retriable
 from semel.failpoints import failpoint
 from semel.processing.component import Component
 from semel.processing.measures import Measures
@@ -105,13 +104,11 @@ async def take_over(
 async def _grown(kafka: Kafka, component: Component, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, str]:
     """Partitions that were added to the input and not to a topic beside it; why each cannot be worked on."""
     found: dict[TopicPartition, str] = {}
+    counts = {topic: await _count(kafka, topic) for topic in _beside(component, {at.topic for at in partitions})}
     for partition in partitions:
         park = component.parks.get(partition.topic)
-        for topic in (*component.changelogs.values(), *([park] if park is not None else [])):
-            if partition.partition < await _count(kafka, topic):
-                continue
-            await kafka.topic_identity(topic)  # Asks anew: it may have grown as well.
-            if partition.partition >= await _count(kafka, topic):
+        for topic in _beside(component, {partition.topic}):
+            if partition.partition >= counts[topic]:
                 advice = (
                     "Its state is kept by the partitions that there were, and keys have moved: make a new topic, and a "
                     "processor with a new name and state."
@@ -123,11 +120,21 @@ async def _grown(kafka: Kafka, component: Component, partitions: Sequence[TopicP
     return found
 
 
-async def _count(kafka: Kafka, topic: str) -> float:
+def _beside(component: Component, topics: Iterable[str]) -> list[str]:
+    """The topics that a component keeps beside these inputs."""
+    parks = [park for topic in sorted(topics) if (park := component.parks.get(topic)) is not None]
+    return [*component.changelogs.values(), *parks]
+
+
+async def _count(kafka: Kafka, topic: str) -> int:
+    """How many partitions a topic has now. Raises `Retriable` at once when there is none."""
     try:
-        return await kafka.partitions(topic)
-    except Fatal:
-        return inf  # There is no such topic, which reading it tells.
+        await kafka.topic_identity(topic)  # Asks anew: it may have grown as well.
+    except Retriable as error:
+        raise Retriable(
+            f"{error} It is made when a worker starts; what was in it is gone if it was deleted."
+        ) from error
+    return await kafka.partitions(topic)
 
 
 async def _restore(

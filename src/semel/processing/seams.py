@@ -125,7 +125,7 @@ class RealKafka:
         """Cluster, name and id of a topic, as they are now. Raises `Retriable`, also when there is none yet."""
         await self.client.refresh_metadata(topic)
         try:
-            found = await self.client.topic(topic)
+            found = await self.client.topic(topic, timeout=0)  # The answer that just came is the newest.
         except Fatal as error:
             raise Retriable(str(error)) from error
         return f"{self.client.cluster_id}/{found.name}/{found.topic_id}"
