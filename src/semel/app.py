@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
-from semel.databases.database import is_cache, is_search, title_of, without_password
-from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
+from semel.databases.database import check_url
+from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec, check_indexes
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
@@ -22,8 +21,8 @@ from semel.processing.overdue import parse_deadline
 from semel.processing.pace import parse_latency
 from semel.processing.topics import Format, State, Topic, check_name, serde
 from semel.settings import Settings, database_variable, store_variable
-from semel.sinks.dedup import Dedup, Inbox, Version
-from semel.sinks.spec import SEARCH_PARKED_MAX, SinkSpec
+from semel.sinks.dedup import Dedup
+from semel.sinks.spec import SinkSpec, handler_argument, sink_spec
 
 if TYPE_CHECKING:
     from semel.ingress.idempotency import Idempotency
@@ -40,7 +39,6 @@ Store = TypeVar("Store", bound=DatabaseSpec)
 
 REQUESTS = "requests"
 """The component that runs the endpoints; no handler may take its name."""
-_INDEX = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
 
 class App:
@@ -163,7 +161,7 @@ class App:
         variable = store_variable("database", name)
         if any(variable == store_variable("database", other) for other in self.databases):
             raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
-        _check_url(url, f"database {name}")
+        check_url("database", url, f"database {name}")
         _check_connections(connections, f"database {name}")
         if dual_write not in (False, True, "conditional"):
             raise ConfigurationError(
@@ -186,7 +184,7 @@ class App:
         check_name(name, "a cache")
         if any(store_variable("cache", name) == store_variable("cache", other) for other in self.caches):
             raise ConfigurationError(f"cache {name} is declared twice: give the second a name= of its own.")
-        _check_cache_url(url, f"cache {name}")
+        check_url("cache", url, f"cache {name}")
         _check_connections(connections, f"cache {name}")
         if not isinstance(dual_write, bool):
             raise ConfigurationError(f"cache {name}: dual_write={dual_write!r}, but it is True or False.")
@@ -204,17 +202,8 @@ class App:
         check_name(name, "a search")
         if any(store_variable("search", name) == store_variable("search", other) for other in self.searches):
             raise ConfigurationError(f"search {name} is declared twice: give the second a name= of its own.")
-        _check_search_url(url, f"search {name}")
-        for index, body in indexes.items():
-            if not isinstance(index, str) or not _INDEX.fullmatch(index) or index.startswith("semel-"):
-                raise ConfigurationError(
-                    f"search {name}: {index!r} is no name for an index: small letters, digits, '-', '_' and '.', a "
-                    "letter or digit first, and not 'semel-', which is Semel's own."
-                )
-            if not isinstance(body, Mapping):
-                raise ConfigurationError(f"search {name}: index {index} is made with {body!r:.100}, which is no dict.")
-        if not indexes:
-            raise ConfigurationError(f"search {name} has no index: indexes={{'products': {{}}}} declares one.")
+        check_url("search", url, f"search {name}")
+        check_indexes(indexes, f"search {name}")
         search = SearchSpec(name, url, indexes=dict(indexes))
         self.searches[name] = search
         return search
@@ -226,15 +215,13 @@ class App:
         Raises `ConfigurationError` for a variable that names nothing of the app: with a misspelt one, effects would go
         where nobody wanted them.
         """
-        self._use(environ, "database", self.databases, _check_url)
-        self._use(environ, "cache", self.caches, _check_cache_url)
-        self._use(environ, "search", self.searches, _check_search_url)
+        self._use(environ, "database", self.databases)
+        self._use(environ, "cache", self.caches)
+        self._use(environ, "search", self.searches)
         for title, sink in self.sinks.items():
             self.sinks[title] = replace(sink, database=self._stores_like(sink.database)[sink.database.name])
 
-    def _use(
-        self, environ: Mapping[str, str], kind: str, known: dict[str, Store], check: Callable[[str, str], None]
-    ) -> None:
+    def _use(self, environ: Mapping[str, str], kind: str, known: dict[str, Store]) -> None:
         names = {store_variable(kind, name): name for name in known}
         bare = store_variable(kind, kind)
         for variable, url in environ.items():
@@ -243,7 +230,7 @@ class App:
             if variable not in names:
                 takes = f"it takes {' and '.join(names)}" if names else "it has none"
                 raise ConfigurationError(f"{variable} names no {kind} of app {self.name}: {takes}.")
-            check(url, variable)
+            check_url(kind, url, variable)
             known[names[variable]] = replace(known[names[variable]], url=url)
 
     def _stores_like(self, spec: DatabaseSpec) -> Mapping[str, DatabaseSpec]:
@@ -376,7 +363,6 @@ class App:
             title = self._component_name(handler, name, "sink")
             what = f"sink {title}"
             self._check_topic(topic, what)
-            is_cache_sink, is_search_sink = isinstance(database, CacheSpec), isinstance(database, SearchSpec)
             if not isinstance(database, DatabaseSpec) or (
                 self._stores_like(database).get(database.name) is not database
             ):
@@ -384,33 +370,14 @@ class App:
                     f"{what}: its database is not of app {self.name}. Use app.database(...), app.cache(...) or "
                     "app.search(...)."
                 )
-            if is_search_sink and (delivery != "exactly-once" or dedup is not None):
-                raise ConfigurationError(
-                    f"{what}: delivery= and dedup= are not for a search index, where the version of each document "
-                    "decides. Leave them out, and give put and delete a version=."
-                )
-            if is_cache_sink and delivery != "exactly-once":
-                raise ConfigurationError(
-                    f"{what}: delivery={delivery!r} saves nothing on a cache, where effects and position are one "
-                    "script in any case. Leave it out."
-                )
             if inspect.isgeneratorfunction(handler) or inspect.isasyncgenfunction(handler):
                 raise ConfigurationError(
                     f"{what} writes to a database and yields effects for Kafka: a dual write without a plan, because "
                     "one can happen without the other. Let a processor of the same topic yield the records, and the "
                     "sink write the rows."
                 )
-            given = "cache" if is_cache_sink else "index" if is_search_sink else "db"
-            _check_handler(handler, ("records", given), what)
-            if dedup is not None and not isinstance(dedup, Version | Inbox):
-                raise ConfigurationError(f"{what}: dedup={dedup!r} is neither Version(...) nor Inbox(...).")
-            if dedup is not None and is_cache_sink:
-                raise ConfigurationError(
-                    f"{what}: dedup= needs the tables of a database. A cache has its position only."
-                )
-            spec = SinkSpec(title, topic, database, handler, delivery=delivery, dedup=dedup)
-            # A search sink's parked offsets stand in its position, which is written with every batch.
-            self.sinks[title] = replace(spec, max_parked_records=SEARCH_PARKED_MAX) if is_search_sink else spec
+            _check_handler(handler, ("records", handler_argument(database)), what)
+            self.sinks[title] = sink_spec(title, topic, database, handler, delivery, dedup)
             return handler
 
         return register
@@ -521,11 +488,11 @@ class App:
                 spec: DatabaseSpec | None = self.databases.get(name)
                 if spec is not None and spec.sends:
                     url = self._urls.get(name) or os.environ.get(database_variable(name), spec.url)
-                    _check_url(url, f"database {name}")
+                    check_url("database", url, f"database {name}")
                 else:
                     spec = self.caches[name]
                     url = self._urls.get(name) or os.environ.get(store_variable("cache", name), spec.url)
-                    _check_cache_url(url, f"cache {name}")
+                    check_url("cache", url, f"cache {name}")
                 writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
 
@@ -632,27 +599,6 @@ def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
         ) from None
 
 
-def _check_cache_url(url: Any, what: str) -> None:
-    if not is_cache(str(url)):
-        raise ConfigurationError(
-            f"{what}: {without_password(str(url))!r} is no cache that Semel knows. Use valkey://HOST:PORT/0."
-        )
-
-
-def _check_search_url(url: Any, what: str) -> None:
-    if not is_search(str(url)):
-        raise ConfigurationError(
-            f"{what}: {without_password(str(url))!r} is no search that Semel knows. Use opensearch://HOST:PORT."
-        )
-
-
 def _check_connections(connections: Any, what: str) -> None:
     if connections is not None and (not isinstance(connections, int) or connections < 1):
         raise ConfigurationError(f"{what}: connections={connections!r}, but at least 1 is needed.")
-
-
-def _check_url(url: Any, what: str) -> None:
-    try:
-        title_of(str(url))
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{what}: {error}") from None

@@ -25,6 +25,8 @@ from semel.dualwrite.plan import Plan
 from semel.errors import ConfigurationError
 from semel.examples.catalogue import Product, app, change, follow, products, shop, withdraw
 from semel.examples.catalogue_check import check, disagreements, read_rows, read_topic
+from semel.ops.databases import migrate_app
+from semel.ops.gaps import accept_gaps
 from semel.ops.guarantees import check_required, edges_of
 from semel.prove.stores import choose_databases
 from semel.settings import Settings
@@ -141,6 +143,16 @@ def test_who_does_not_know_indexes_says_so(tmp_path: Path) -> None:
         TestApp(app)
     with pytest.raises(ConfigurationError, match="a campaign cannot read what an OpenSearch holds"):
         choose_databases(app, {}, tmp_path)
+    gaps = accept_gaps(app, Settings(), component="follow", partitions=(), reason="", dry_run=True)
+    with pytest.raises(ConfigurationError, match="in a cache or search: set next_offset there"):
+        asyncio.run(gaps)
+
+
+def test_what_the_catalogue_needs_is_printed_for_those_who_may_make_it() -> None:
+    text = migrate_app(app, print_only=True)
+    assert "CREATE TABLE IF NOT EXISTS product" in text
+    assert "PUT /semel-sink" in text
+    assert '"deleted": {\n' in text.partition("PUT /products")[2]
 
 
 # --- Whoever is killed ---

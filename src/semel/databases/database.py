@@ -17,6 +17,7 @@ __all__ = [
     "Cause",
     "Database",
     "Parameters",
+    "check_url",
     "connect",
     "is_cache",
     "is_missing_privilege",
@@ -215,6 +216,24 @@ def title_of(url: str) -> str:
         f"{without_password(url)!r} is no database that Semel knows. "
         "Use sqlite:///PATH, postgresql://USER@HOST/NAME or mariadb://USER@HOST/NAME."
     )
+
+
+_OTHERS = {"cache": (is_cache, "valkey://HOST:PORT/0"), "search": (is_search, "opensearch://HOST:PORT")}
+
+
+def check_url(kind: str, url: Any, what: str) -> None:
+    """Raise `ConfigurationError` for a URL that names no database, cache or search, whichever `kind` says."""
+    if kind in _OTHERS:
+        is_it, example = _OTHERS[kind]
+        if not is_it(str(url)):
+            raise ConfigurationError(
+                f"{what}: {without_password(str(url))!r} is no {kind} that Semel knows. Use {example}."
+            )
+        return
+    try:
+        title_of(str(url))
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}: {error}") from None
 
 
 def open_database(url: str) -> Database:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["CacheSpec", "DatabaseSpec", "SearchSpec"]
+from semel.errors import ConfigurationError
+
+__all__ = ["CacheSpec", "DatabaseSpec", "SearchSpec", "check_indexes"]
+
+_INDEX = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +50,17 @@ class SearchSpec(DatabaseSpec):
 
     indexes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The indexes that sinks write to, by name, each with what it is made with (`mappings`, `settings`, `aliases`)."""
+
+
+def check_indexes(indexes: Mapping[str, Mapping[str, Any]], what: str) -> None:
+    """Raise `ConfigurationError` for what cannot be the indexes of a search."""
+    for index, body in indexes.items():
+        if not isinstance(index, str) or not _INDEX.fullmatch(index) or index.startswith("semel-"):
+            raise ConfigurationError(
+                f"{what}: {index!r} is no name for an index: small letters, digits, '-', '_' and '.', a letter or "
+                "digit first, and not 'semel-', which is Semel's own."
+            )
+        if not isinstance(body, Mapping):
+            raise ConfigurationError(f"{what}: index {index} is made with {body!r:.100}, which is no dict.")
+    if not indexes:
+        raise ConfigurationError(f"{what} has no index: indexes={{'products': {{}}}} declares one.")

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semel.databases.spec import DatabaseSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
 from semel.errors import ConfigurationError
 from semel.processing.component import DELIVERIES, Delivery
 from semel.processing.topics import Topic
-from semel.sinks.dedup import Dedup
+from semel.sinks.dedup import Dedup, Inbox, Version
 
-__all__ = ["SEARCH_PARKED_MAX", "SinkHandler", "SinkSpec"]
+__all__ = ["SEARCH_PARKED_MAX", "SinkHandler", "SinkSpec", "handler_argument", "sink_spec"]
 
 SEARCH_PARKED_MAX = 10_000
 """Parked records of a search sink's partition: their offsets stand in its position, which each batch writes."""
@@ -58,3 +58,37 @@ class SinkSpec:
     def identity(self, app: str) -> str:
         """Names the sink in the database and is its consumer group. A new name starts anew, from the log's start."""
         return f"{app}.{self.name}"
+
+
+def handler_argument(database: DatabaseSpec) -> str:
+    """What a handler gets beside the records, by the name that the documents give it."""
+    if isinstance(database, CacheSpec):
+        return "cache"
+    return "index" if isinstance(database, SearchSpec) else "db"
+
+
+def sink_spec(
+    name: str, topic: Topic[Any, Any], database: DatabaseSpec, handler: SinkHandler, delivery: Delivery,
+    dedup: Dedup | None,
+) -> SinkSpec:  # fmt: skip
+    """A sink as an app declares it. Raises `ConfigurationError` for what its store cannot do."""
+    if dedup is not None and not isinstance(dedup, Version | Inbox):
+        raise ConfigurationError(f"sink {name}: dedup={dedup!r} is neither Version(...) nor Inbox(...).")
+    if isinstance(database, CacheSpec):
+        if delivery != "exactly-once":
+            raise ConfigurationError(
+                f"sink {name}: delivery={delivery!r} saves nothing on a cache, where effects and position are one "
+                "script in any case. Leave it out."
+            )
+        if dedup is not None:
+            raise ConfigurationError(
+                f"sink {name}: dedup= needs the tables of a database. A cache has its position only."
+            )
+    if isinstance(database, SearchSpec):
+        if delivery != "exactly-once" or dedup is not None:
+            raise ConfigurationError(
+                f"sink {name}: delivery= and dedup= are not for a search index, where the version of each document "
+                "decides. Leave them out, and give put and delete a version=."
+            )
+        return SinkSpec(name, topic, database, handler, max_parked_records=SEARCH_PARKED_MAX)
+    return SinkSpec(name, topic, database, handler, delivery=delivery, dedup=dedup)

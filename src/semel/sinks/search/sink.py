@@ -17,6 +17,7 @@ import msgspec
 
 from semel.databases.spec import SearchSpec
 from semel.env import Env
+from semel.errors import ConfigurationError
 from semel.failpoints import failpoint
 from semel.processing.parklog import Command, Outcome, ParkPolicy
 from semel.sinks.contract import (
@@ -106,7 +107,7 @@ class SearchSink(NotingSink):
         """Connect, and make or check the indexes."""
         self._check_history("OpenSearch")
         prepare(self._store, self._declared, create=self._create)
-        self._look()
+        self._uuids = uuids(self._store, self._declared)
 
     def close(self) -> None:
         """Close the connection."""
@@ -115,13 +116,16 @@ class SearchSink(NotingSink):
     # The indexes.
 
     def _look(self) -> None:
-        """Which indexes the names stand for now. Raises `Unavailable` where one is gone."""
-        found = uuids(self._store, self._declared)
-        missing = sorted(self._declared.keys() - found.keys())
-        if missing and self._create:
-            prepare(self._store, self._declared, create=True)
+        """Which indexes the names stand for now. Raises `Unavailable` where one is gone, or none can be told."""
+        try:
             found = uuids(self._store, self._declared)
-        elif missing:
+            missing = sorted(self._declared.keys() - found.keys())
+            if missing and self._create:
+                prepare(self._store, self._declared, create=True)
+                found, missing = uuids(self._store, self._declared), []
+        except ConfigurationError as error:  # It was fit for use when we opened it, and may be so again.
+            raise Unavailable(str(error)) from error
+        if missing:
             raise Unavailable(
                 f"{self._store.url} has no index {', '.join(self._store.prefix + name for name in missing)}. It was "
                 "deleted, or an alias points elsewhere. Put it back, or make it anew (semel migrate APP): then it is "
