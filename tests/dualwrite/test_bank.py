@@ -92,7 +92,7 @@ def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
 @pytest.mark.timeout(420)
 @pytest.mark.postgres
 def test_a_bank_on_postgres(postgres: PostgresServer, own_broker: BrokerProcess, tmp_path: Path) -> None:
-    run(World(postgres.new_database(), own_broker, postgres, tmp_path, 120, random.Random(3)), kills=4)
+    run(World(postgres.new_database(), own_broker, postgres, tmp_path, 80, random.Random(3)), kills=3)
 
 
 @pytest.mark.soak

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,7 +14,6 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Batch, Consumer, ConsumerEvents, Reader
 from semel.env import Env
 from semel.errors import OutcomeUnknown, Retriable
-from semel.failpoints import failpoint
 from semel.ingress.gateway import Gateway
 from semel.ingress.link import topic_specs
 from semel.ingress.owner import owner_component
@@ -29,12 +27,12 @@ from semel.types import TopicPartition
 from tests.simulation.actors import Actor, read_whole
 from tests.simulation.callers import Caller, GatewayActor, Purger, Trouble, check_asked, owner
 from tests.simulation.copying import COPIED, COPY_GROUP, COPY_PARKED, copier, copies, quick_run
-from tests.simulation.database import DatabaseHost
-from tests.simulation.fibers import Fiber, sleep
+from tests.simulation.fibers import sleep
 from tests.simulation.history import Seen, Violation
-from tests.simulation.loop import PROCESS, Crash, Process
-from tests.simulation.plan import DATABASE_FAULTS, Fault, Plan
+from tests.simulation.loop import PROCESS, Process
+from tests.simulation.plan import Plan
 from tests.simulation.sinking import SINK, check_database, positions, sink_engine
+from tests.simulation.striking import StrikingWorld
 from tests.simulation.workers import (
     APP,
     CHANGELOG,
@@ -51,22 +49,18 @@ from tests.simulation.workers import (
     is_poison,
     step,
 )
-from tests.simulation.world import World
 
 __all__ = ["ChainWorld"]
 
 _LATER = (Retriable, OutcomeUnknown)
-_SESSION = {"idle_in_transaction_session_timeout": "2s", "statement_timeout": "4s"}
-"""The database lets go of who stands still about as soon as the group does."""
 _POLL_TAKES_SECONDS = 0.0002
-POINTS = 12
-"""A fault strikes at one of the next so many steps."""
 COUNT_GROUP = f"{APP}.count"
 
 
-class ChainWorld(World):
+class ChainWorld(StrikingWorld):
     """Feeders write inputs, workers count them."""
 
+    quiet_points = ("consume.before_poll",)  # Nearly all of the steps are this one.
     calm_seconds = 2.5
     calms_early = False
 
@@ -74,13 +68,9 @@ class ChainWorld(World):
         super().__init__(plan)
         self.history.expected = (Poison, Trouble)
         self._runs = 0
-        self.database = DatabaseHost(self)
         self.files: dict[tuple[str, int], list[HostTable]] = {}
         """The workers' state on their host's disk, by store and partition."""
-        self._fibers: list[Fiber] = []
         self.is_draining = False
-        self._armed: list[tuple[int, Fault]] = []
-        """Faults that wait for so many more steps of the chain's processes."""
         self._owners: dict[tuple[str, TopicPartition], Process] = {}
         self._held: dict[Process, set[tuple[str, TopicPartition]]] = {}
 
@@ -104,11 +94,6 @@ class ChainWorld(World):
     def sinks(self, settings: Settings, env: Env, slot: int) -> dict[str, Runnable]:
         """What a worker runs beside the components."""
         return {SINK: sink_engine(self, settings, env, slot)} if self.plan.sinks else {}
-
-    def fiber(self) -> Fiber:
-        """A thread for the sink of the process that runs now."""
-        self._fibers.append(Fiber(self.loop))
-        return self._fibers[-1]
 
     def gateways(self) -> list[tuple[Process, Gateway]]:
         """Those that answer now, as a load balancer sees it."""
@@ -150,62 +135,6 @@ class ChainWorld(World):
         for at in partitions:
             self._owners[group, at] = process
         self.trace("group", group, process.name, "has", *partitions)
-
-    def strike(self, fault: Fault) -> None:
-        if self._calm:
-            return
-        if fault.kind in DATABASE_FAULTS:
-            self._strike_database(fault)
-            return
-        if fault.kind not in ("zombie", "kill at point"):
-            super().strike(fault)
-            return
-        self.trace("fault", fault)
-        # At once would most often be while it waits for a poll: at one of its next durable steps is more telling.
-        self._armed.append((int(fault.draw * POINTS), fault))
-
-    def _strike_database(self, fault: Fault) -> None:
-        self.trace("fault", fault)
-        if fault.kind == "end session":
-            self.database.end_session(fault.draw)
-        elif fault.kind == "cut database":
-            self.database.cut(fault.draw)
-        elif fault.kind == "restart database":
-            self.database.restart(fault.seconds)
-        else:
-            self.database.commit_fault = "before" if fault.draw < 0.5 else "after"
-
-    def kill_client(self, actor: Actor, process: Process) -> None:
-        super().kill_client(actor, process)
-        self.database.process_ended(process)
-
-    def end_life(self, actor: Actor, process: Process) -> None:
-        super().end_life(actor, process)
-        self.database.process_ended(process)
-
-    def abandon(self) -> None:
-        for fiber in self._fibers:
-            fiber.end()
-        super().abandon()
-
-    def reached(self, name: str, *_: Any) -> None:
-        """In the place of `failpoint`: what is armed for the steps of the chain's processes strikes here."""
-        if name == "consume.before_poll":
-            return  # Nearly all of the steps are this one.
-        process = PROCESS.get()
-        if process is None or process is self.broker_process or not process.alive or process.paused or self._calm:
-            return
-        armed, self._armed = self._armed, []
-        for left, fault in armed:
-            if left:
-                self._armed.append((left - 1, fault))
-                continue
-            self.trace("fault", fault.kind, process.name, "at", name)
-            if fault.kind == "zombie":
-                self._pause(process, 1.1 + fault.seconds)
-            else:
-                self.kill_client(next(actor for actor, life in self.lives if life is process), process)
-                raise Crash(name)
 
     def _pause(self, process: Process, seconds: float) -> None:
         self._held.setdefault(process, set()).update(at for at, owner in self._owners.items() if owner is process)
@@ -443,10 +372,5 @@ def _instead(settings: AbstractContextManager[None], world: ChainWorld) -> Itera
         stack.enter_context(mock.patch("semel.processing.quick._run", quick_run() if world.plan.quick else None))
         stack.enter_context(mock.patch("semel.processing.stores.STATE_FRESH_SECONDS", 0.05))
         stack.enter_context(mock.patch("semel.sinks.source.Consumer", consumer))
-        stack.enter_context(mock.patch("semel.databases.postgres.psycopg.connect", world.database.connect))
         stack.enter_context(mock.patch("semel.sinks.sql.sink.time.sleep", sleep))
-        stack.enter_context(mock.patch.dict("semel.databases.postgres._SESSION", _SESSION))
-        for name, module in sorted(sys.modules.items()):
-            if name.startswith("semel.") and vars(module).get("failpoint") is failpoint and name != "semel.failpoints":
-                stack.enter_context(mock.patch.object(module, "failpoint", world.reached))
         yield

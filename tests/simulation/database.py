@@ -54,6 +54,8 @@ class DatabaseHost:
         self.is_away = False
         self.commit_fault = ""
         """What happens to the next COMMIT: `before` or `after` it is carried out its connection breaks."""
+        self.commit_late = 0.0
+        """Seconds by which the next COMMIT comes late, while its client has lost the connection already."""
         self.connections: list[ModelConnection] = []
 
     def latency(self) -> float:
@@ -185,10 +187,16 @@ class ModelConnection:
         if self._session.is_over:
             return
         self._idle += 1
-        fault = ""
+        fault, seconds = "", 0.0
         if text == "COMMIT" and self._session.status is TransactionStatus.INTRANS:
             fault, self._host.commit_fault = self._host.commit_fault, ""
+            seconds, self._host.commit_late = self._host.commit_late, 0.0
+            fault = "late" if seconds else fault
         self._host.world.trace("database", self.process.name, text.split("\n")[0][:40] or text[:40], fault)
+        if fault == "late":
+            self.break_off(server_notices=False)
+            self._host.world._at(seconds, lambda: self._come_late(text, values))
+            return
         if fault == "before":
             self.break_off()
             return
@@ -199,6 +207,12 @@ class ModelConnection:
             number = self._idle
             seconds = self._settings.get("statement_timeout", 30.0)
             self._host.world._at(seconds, lambda: self._cancel(number))
+
+    def _come_late(self, text: str, values: list[Any]) -> None:
+        """It was in the network; nobody waits for an answer any more."""
+        if not self._session.is_over:
+            self._session.execute(text, values, lambda *_: None)
+        self.hang_up()
 
     def _cancel(self, number: int) -> None:
         if number == self._idle:

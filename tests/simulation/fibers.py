@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -33,6 +34,7 @@ class Fiber(Executor):
         self._back = threading.Semaphore(0)
         self._thread: threading.Thread | None = None
         self._work: tuple[Callable[[], Any], asyncio.Future[Any], Context] | None = None
+        self._queue: deque[tuple[Callable[[], Any], asyncio.Future[Any], Context]] = deque()
         self._start: Callable[[Resume], None] | None = None
         self._answer: tuple[Any, BaseException | None] = (None, None)
         self._result: tuple[Any, BaseException | None] = (None, None)
@@ -42,8 +44,10 @@ class Fiber(Executor):
     # --- In the loop ---
 
     def begin(self, work: Callable[[], Any], future: asyncio.Future[Any]) -> None:
-        """Run this until it is done or waits."""
-        assert self._work is None, "one call at a time"
+        """Run this until it is done or waits; after those that came before it."""
+        if self._work is not None:
+            self._queue.append((work, future, copy_context()))
+            return
         context = copy_context()
         context.run(FIBER.set, self)
         self._work, self._context = (work, future, context), copy_context()
@@ -61,6 +65,9 @@ class Fiber(Executor):
             start(self._wake)
         elif self._work is not None:
             (_, future, _), self._work = self._work, None
+            if self._queue:
+                following, due, context = self._queue.popleft()
+                self._loop.call_soon(self.begin, following, due, context=context)
             result, error = self._result
             if future.cancelled() or isinstance(error, Crash):
                 return

@@ -383,7 +383,8 @@ class ModelSession:
     def _insert(self, insert: Insert, parameters: Sequence[Any], transaction: _Transaction) -> _Work:
         table = self.server.table(insert.table)
         given = {name: value({}, {}, parameters) for name, value in zip(insert.columns, insert.values, strict=True)}
-        new: Values = dict.fromkeys(table.create.columns) | given | {_BORN: self.server.new_mark()}
+        new: Values = dict.fromkeys(table.create.columns) | table.create.defaults | given
+        new[_BORN] = self.server.new_mark()
         _check_required(table, new)
         key = tuple(new[name] for name in table.create.key)
         row = table.by_key.get(key) if key else None

@@ -33,6 +33,7 @@ class Create(NamedTuple):
     columns: tuple[str, ...]
     required: frozenset[str]
     key: tuple[str, ...]
+    defaults: dict[str, int]
 
 
 @dataclass
@@ -173,6 +174,7 @@ class _Parser:
         columns: list[str] = []
         required: set[str] = set()
         key: tuple[str, ...] = ()
+        defaults: dict[str, int] = {}
         while not self._take(")"):
             if self._take("PRIMARY", "KEY"):
                 key = self._names()
@@ -182,12 +184,16 @@ class _Parser:
                 self._name()
                 if self._take("NOT", "NULL"):
                     required.add(column)
-                elif self._take("PRIMARY", "KEY"):
+                if self._take("PRIMARY", "KEY"):
                     key = (column,)
+                if self._take("DEFAULT"):
+                    sign = -1 if self._take("-") else 1
+                    defaults[column] = sign * int(self._tokens[self._at][1])
+                    self._at += 1
             self._take(",")
         if self._take("PARTITION", "BY", "RANGE"):
             self._names()  # Where the rows lie changes nothing of what a statement finds.
-        return Create(table, tuple(columns), frozenset(required) | set(key), key)
+        return Create(table, tuple(columns), frozenset(required) | set(key), key, defaults)
 
     def _insert(self) -> Insert:
         table, columns = self._name(), self._names()

@@ -33,7 +33,7 @@ LATE = (0, 0, 24, 25, 26, 26, 26, 28)
 
 CHAIN_HORIZON = 3.0
 """The chain's sessions are a second long, and what ends with one takes longer."""
-DATABASE_FAULTS = ("end session", "cut database", "restart database", "break COMMIT")
+DATABASE_FAULTS = ("end session", "cut database", "restart database", "break COMMIT", "late COMMIT")
 CHAIN_FAULTS = (
     *("cut",) * 2,
     "hold",
@@ -53,6 +53,23 @@ CHAIN_FAULTS = (
     *DATABASE_FAULTS,
     "break COMMIT",
 )
+DUAL_FAULTS = (
+    *("cut",) * 2,
+    "hold",
+    *("late request",) * 2,
+    "swallow",
+    *("kill broker",) * 2,
+    *("crash at operation",) * 2,
+    "lose power",
+    "kill client",
+    *("pause client",) * 2,
+    *("zombie",) * 5,
+    *("kill at point",) * 5,
+    "jump clock",
+    *DATABASE_FAULTS,
+    *("break COMMIT",) * 2,
+    *("late COMMIT",) * 2,
+)
 
 
 def stream(seed: int, name: str) -> random.Random:
@@ -63,9 +80,10 @@ def stream(seed: int, name: str) -> random.Random:
 COUNTS = (
     *("writers", "idempotent", "processors", "readers"),
     *("workers", "feeders", "gateways", "callers", "sinks", "copiers"),
+    "payers",
 )
 """What shrinking takes away one by one."""
-MINIMA = {("chain", "workers"): 1}
+MINIMA = {("chain", "workers"): 1, ("dual", "payers"): 1}
 
 
 @dataclass(frozen=True)
@@ -97,7 +115,8 @@ class Plan:
     faults: tuple[Fault, ...]
     knobs: dict[str, Any] = field(default_factory=dict)
     world: str = "broker"
-    """`broker`: clients of all kinds. `chain`: Semel's own workers, gateways and sinks on it."""
+    """`broker`: clients of all kinds. `chain`: Semel's own workers, gateways and sinks on it. `dual`: a bank that
+    writes to its database and to the broker at once."""
     workers: int = 0
     feeders: int = 0
     gateways: int = 0
@@ -106,6 +125,7 @@ class Plan:
     """Whether the workers have a sink."""
     copiers: int = 0
     """Whether they have a plain processor beside the one with state."""
+    payers: int = 0
     quick: bool = False
     """Whether plain processors have the inner loop in C."""
 
@@ -113,7 +133,7 @@ class Plan:
     def of(cls, seed: int, world: str = "broker") -> Plan:
         """The plan of a seed; the worlds' plans of one seed have their settings in common."""
         plan = cls._broker(seed)
-        return plan._chain() if world == "chain" else plan
+        return plan._chain() if world == "chain" else plan._dual() if world == "dual" else plan
 
     @classmethod
     def _broker(cls, seed: int) -> Plan:
@@ -183,6 +203,31 @@ class Plan:
             quick=plain.random() < 0.7,
             operations=rng.choice((3, 6, 10)),
             faults=_faults(rng, CHAIN_FAULTS, self.fsync, CHAIN_HORIZON, (0.05, 0.5, 2.0)),
+            knobs=knobs,
+        )
+
+    def _dual(self) -> Plan:
+        rng = stream(self.seed, "dual")
+        knobs = self.knobs | {
+            "latency": rng.choice((0.0001, 0.001, 0.003)),
+            "jitter": rng.choice((0.0001, 0.002, 0.005)),
+            "window": 262_144,
+            "socket timeout ms": rng.choice((300, 1000)),
+            "suspicion": rng.choice((0.0, 0.05, 0.3)),
+            "think": rng.choice((0.05, 0.3)),
+        }
+        return replace(
+            self,
+            world="dual",
+            transaction_version=2,
+            writers=0,
+            idempotent=0,
+            processors=0,
+            readers=0,
+            admin=False,
+            payers=rng.choice((1, 2, 2, 3)),
+            operations=rng.choice((6, 12, 20)),
+            faults=_faults(rng, DUAL_FAULTS, self.fsync, CHAIN_HORIZON, (0.05, 0.5, 2.0)),
             knobs=knobs,
         )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.simulation.chain_mutants import CHAIN_MUTANTS
+from tests.simulation.dual_mutants import DUAL_MUTANTS
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.plan import LATE, Fault, Plan, stream
 from tests.simulation.run import campaign, command, explain, fresh_start, shrink
@@ -19,24 +21,26 @@ from tests.simulation.worlds import run
 
 ROOT = Path(__file__).parents[2]
 NEW_SEEDS = 100
-WORLDS_MIXED = ("broker",) * 9 + ("chain",)
-"""A seed of the chain takes ten times as long."""
+WORLDS_MIXED = ("broker",) * 18 + ("chain",) * 2 + ("dual",)
+"""A seed of the chain takes ten times as long, one of the dual write five times."""
 QUICK = (
     "aborted transactions are not listed",
     "a batch that is there already is appended again",
     "producer ids begin again at each start",
     "a key that is known is run again",
+    "a commit in doubt is looked for without its lock",
 )
 LATE_END_TXN = "the client goes on after an answer that never came"
 """Hit once in thousands of seeds, so it has a test of its own."""
+MISSED = [name for name in (*MUTANTS, *CHAIN_MUTANTS, *DUAL_MUTANTS) if name not in (*QUICK, LATE_END_TXN)]
 MUTANT_SEEDS = 600
 WAYS_COMPARED = 2
-SOAK_SEEDS = 20_000
+SOAK_SEEDS, DUAL_SEEDS = 20_000, 10_000
 
 
-def keeps_every_promise(count: int, jobs: int = 1) -> None:
+def keeps_every_promise(count: int, jobs: int = 1, worlds: Sequence[str] = WORLDS_MIXED) -> None:
     start = fresh_start()
-    for report in campaign(start, count, jobs, WORLDS_MIXED):
+    for report in campaign(start, count, jobs, worlds):
         if report.failures:
             pytest.fail(f"seeds from {start} on: {report}\n{explain(shrink(run(report.failures[0][0])))}")
     print(f"seeds from {start} on: {report}")
@@ -51,11 +55,17 @@ def test_many_new_seeds_keep_every_promise() -> None:
     keeps_every_promise(SOAK_SEEDS, jobs=os.cpu_count() or 1)
 
 
+@pytest.mark.soak
+def test_the_dual_write_tears_nothing_in_many_new_seeds() -> None:
+    keeps_every_promise(DUAL_SEEDS, os.cpu_count() or 1, ("dual",))
+
+
 def test_a_seed_is_one_run_in_every_process() -> None:
     """Every event at the same time and in the same order, whatever ran before and however strings are hashed."""
     code = (
         "import sys; from tests.simulation.plan import Plan; from tests.simulation.worlds import run;"
-        "print([run(Plan.of(seed, 'chain' if seed % 2 else 'broker')).digest for seed in map(int, sys.argv[1:])])"
+        "worlds = ('broker', 'chain', 'dual');"
+        "print([run(Plan.of(seed, worlds[seed % 3])).digest for seed in map(int, sys.argv[1:])])"
     )
     seeds = [str(fresh_start()) for _ in range(6)]
 
@@ -90,7 +100,8 @@ def test_a_seed_is_the_same_run_with_the_inner_loop_in_c_and_without() -> None:
 
 def found(name: str, seeds: int) -> Outcome:
     """The first broken promise with this protection taken away."""
-    mutant, world = (MUTANTS[name], "broker") if name in MUTANTS else (CHAIN_MUTANTS[name], "chain")
+    worlds = {"broker": MUTANTS, "chain": CHAIN_MUTANTS, "dual": DUAL_MUTANTS}
+    [(mutant, world)] = [(known[name], world) for world, known in worlds.items() if name in known]
     for seed in range(seeds):
         with mutant():
             outcome = run(Plan.of(seed, world))
@@ -105,7 +116,7 @@ def test_a_missing_protection_is_missed(name: str) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("name", [name for name in (*MUTANTS, *CHAIN_MUTANTS) if name not in (*QUICK, LATE_END_TXN)])
+@pytest.mark.parametrize("name", MISSED)
 def test_every_missing_protection_is_missed(name: str) -> None:
     found(name, 10 * MUTANT_SEEDS)
 
