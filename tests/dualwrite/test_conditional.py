@@ -26,6 +26,7 @@ from semel.dualwrite.recipe import Taken
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.sql import MARK, SqlStore
 from semel.dualwrite.store import OUT_OF_USE, SlotOutOfUse
+from semel.env import Env, wall_ms
 from semel.errors import ConfigurationError, ErrorCode, Fenced, Retriable, TwoPhaseCommitUnavailable
 from semel.failpoints import FAILPOINTS, FailpointRaised, arm_failpoints
 from tests.client.test_brokers import Cluster, records, run, values
@@ -281,6 +282,29 @@ def test_a_time_out_that_passed_while_the_app_was_down_is_told_loudly(
 
     with caplog.at_level(logging.ERROR, "semel.dualwrite"):
         play(broker, tmp_path, scene)
+
+
+def test_a_recovery_that_was_just_in_time_is_told(
+    embedded: Address, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(scene: Scene) -> None:
+        first, second, third = (Process(scene, timeout_ms=60_000) for _ in range(3))
+        caplog.clear()  # They said that there is a condition.
+        await first.takes()
+        first.commits(await first.prepares("a"), "a")
+        assert await second.takes() == "committed"
+        assert not caplog.records, "one that came at once is no news"
+        second.commits(await second.prepares("b"), "b")
+        later = Env(wall_ms=lambda: wall_ms() + 40_000)
+        async with KafkaClient(embedded.bootstrap, env=later) as client:
+            third.recipe = ConditionalRecipe(client, third.producer)
+            assert await third.takes() == "committed"
+        [line] = caplog.messages
+        assert scene.slot in line
+        assert "would have aborted it after 60 s" in line
+
+    with caplog.at_level(logging.WARNING, "semel.dualwrite"):
+        play(embedded, tmp_path, scene)
 
 
 def test_an_operator_who_ended_it_is_noticed(broker: Any, tmp_path: Path) -> None:

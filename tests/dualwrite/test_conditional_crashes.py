@@ -13,8 +13,10 @@ import pytest
 
 from semel.errors import ConfigurationError, TwoPhaseCommitUnavailable
 from semel.failpoints import arm_failpoints
+from tests.conftest import unavailable
 from tests.dualwrite.test_crashes import DECIDED, POINTS, RECOVERY, program, run
 from tests.dualwrite.world import Bank, World, in_a_child
+from tests.services.kafka import KafkaNode, missing_tools
 
 OF_RECOVERY = (*RECOVERY, "dual.claim.after_ended", "dual.claim.after_old_fence")
 
@@ -98,6 +100,27 @@ def test_v1_is_refused_before_anything_happens(embedded_v1: Any, tmp_path: Path)
         world.close()
     with pytest.raises(ConfigurationError, match="'conditional'"):
         Bank(world).app.database("sqlite:///other.db", name="other", dual_write="perhaps")  # type: ignore[arg-type]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("point", ["dual.before_mark", "dual.after_commit", "dual.after_complete"])
+def test_kafka_is_killed_too_before_anybody_recovers(tmp_path: Path, point: str) -> None:
+    if missing_tools():
+        unavailable("Apache Kafka", f"{' and '.join(missing_tools())} not found")
+    node = KafkaNode()
+    try:
+        node.start()
+        world = World(f"sqlite:///{tmp_path}/dual.db", node.bootstrap, dual_write="conditional")
+        try:
+            assert run(world, tmp_path / "done", point, "kill", 2) == -signal.SIGKILL
+            node.kill()
+            node.start()
+            found = world.check()
+            assert ("account-1" in found) is (point in DECIDED)
+        finally:
+            world.close()
+    finally:
+        node.stop()
 
 
 @pytest.mark.soak

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
+from semel import App
 from semel.broker.embedded import EmbeddedBroker
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.env import Env, wall_ms
-from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, StandStill, TransactionAlarm
+from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, StandStill, TransactionAlarm, watching
 from semel.ops.top import parse, rows
 from semel.processing.metrics import Metrics
+from semel.settings import Settings
 from semel.types import TopicPartition
 from tests.broker.core import batch
 from tests.client.test_brokers import records
@@ -99,3 +101,23 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
 
     with EmbeddedBroker(tmp_path) as broker, caplog.at_level(logging.WARNING, "semel.alarm"):
         asyncio.run(main(broker.address, broker))
+
+
+def test_a_worker_looks_at_once_and_for_as_long_as_it_runs(tmp_path: Path) -> None:
+    async def main(address: str) -> None:
+        app, metrics = App("shop"), Metrics()
+        app.topic("orders", key=str, value=str)
+        async with KafkaClient(address) as client:
+            await Admin(client).create_topics({"orders": TopicSpec(1)})
+            producer = TransactionalProducer(client, "w", two_phase_commit=True)
+            await producer.init_transactions()
+            producer.begin()
+            await producer.produce("orders", 0, records("a"))
+            await producer.prepare()
+            name = "semel_cluster_prepared_transaction_age_seconds"
+            async with watching(app, Settings(kafka=address, data=tmp_path), Env(), metrics), asyncio.timeout(30):
+                while not any(sample.name == name and sample.value > 0 for sample in parse(metrics.render())):
+                    await asyncio.sleep(0.01)
+
+    with EmbeddedBroker(tmp_path / "broker") as broker:
+        asyncio.run(main(broker.address))

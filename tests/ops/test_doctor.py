@@ -493,6 +493,12 @@ def test_the_conditional_recipe_without_keep_prepared(broker: EmbeddedBroker, tm
         assert await ward.decided(ABORT, own) == f"slot {ward.slot} is in use again"
         assert own not in await ward.listed()
         assert (await ward.read(), ward.orders()) == (["kept"], ["kept", "lost"])
+        ward.run("UPDATE semel_txn SET prepared = '9999/1000:7'")  # A week later: Kafka does not know the id any more.
+        found = (await ward.listed())[own_id(ward.slot, 9999)]
+        assert (found["title"], found["decision"]) == ("it may be lost", ABORT)
+        assert "Kafka has forgotten the id" in found["why"]
+        assert await ward.decided(ABORT) == f"slot {ward.slot} is in use again"
+        assert own_id(ward.slot, 9999) not in await ward.listed()
 
     play(broker, tmp_path, scene)
 

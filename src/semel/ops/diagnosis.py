@@ -15,7 +15,7 @@ from semel.client.two_phase import NO_TIMEOUT_MS, PreparedState
 from semel.dualwrite.conditional import ConditionalName
 from semel.types import TopicPartition
 
-__all__ = ["Decision", "Finding", "Kind", "OpenTransaction", "Slot", "TxnRow", "judge"]
+__all__ = ["UNKNOWN", "Decision", "Finding", "Kind", "OpenTransaction", "Slot", "TxnRow", "judge"]
 
 
 class Kind(StrEnum):
@@ -115,6 +115,8 @@ class Finding:
 
 _DECIDED = {"PrepareCommit": "committed", "PrepareAbort": "aborted"}
 _OPEN = ("Ongoing", "Hanging")
+UNKNOWN = "Unknown"
+"""The state of an id that no coordinator knows, and a row does."""
 
 
 def judge(item: OpenTransaction) -> Finding:
@@ -237,22 +239,26 @@ def _may_be_lost(item: OpenTransaction, held: ConditionalName, row: TxnRow) -> b
     """Whether the row names a transaction of this id that Kafka did not commit, as far as it can tell."""
     if held.is_ended or row.resolved_epoch >= held.owner_epoch:
         return False
-    return item.state == "Empty" or (item.state == "CompleteAbort" and item.name.epoch == held.name.epoch + 1)
+    if item.state == "CompleteAbort":
+        return item.name.epoch == held.name.epoch + 1
+    return item.state in ("Empty", UNKNOWN)
 
 
 def _lost(item: OpenTransaction, slot: Slot, held: ConditionalName) -> Finding:
     certain = item.state == "CompleteAbort"
-    fate = (
-        "Kafka aborted it: nobody recovered the slot within the transaction's time-out, or somebody ended it"
-        if certain
-        else "somebody began the id anew, so that Kafka does not tell any more how it ended"
-    )
+    if certain:
+        fate = "Kafka aborted it: nobody recovered the slot within the transaction's time-out, or somebody ended it"
+    elif item.state == UNKNOWN:
+        fate = "Kafka has forgotten the id, as it does a week after its last use, and does not tell how it ended"
+    else:
+        fate = "somebody began the id anew, so that Kafka does not tell any more how it ended"
     return Finding(
         Decision.ABORT,
         "LOST: the database committed it, Kafka aborted it" if certain else "it may be lost",
         f"Row {slot.name} of semel_txn in {slot.database} holds {held.name}: the database committed with it. {fate}. "
-        "Its rows are there, and readers of committed records do not see what was sent with them.",
-        f"The records are in the log until retention deletes them: read them with isolation.level=read_uncommitted "
+        f"Its rows are there{', and readers do not see what was sent with them' if certain else ''}.",
+        ("" if certain else "Look whether its records can be read; if not, send them again. ")
+        + "They are in the log until retention deletes them: read them with isolation.level=read_uncommitted "
         f"(producer {held.name.producer_id}, epoch {held.name.epoch}), and send them again. Then give the slot back: "
         "`semel doctor txn abort`.",
     )

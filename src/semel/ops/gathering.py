@@ -19,7 +19,7 @@ from semel.dualwrite.store import slot_prefix
 from semel.dualwrite.tables import read_meta
 from semel.errors import ConfigurationError, SemelError
 from semel.ops.databases import connected
-from semel.ops.diagnosis import Decision, Kind, OpenTransaction, Slot, TxnRow, judge
+from semel.ops.diagnosis import UNKNOWN, Decision, Kind, OpenTransaction, Slot, TxnRow, judge
 from semel.types import TopicPartition
 
 __all__ = ["OPEN", "Source", "describe", "gather", "ids_of_slot", "sources_of"]
@@ -78,10 +78,10 @@ async def gather(client: KafkaClient, app: App | None, sources: Sequence[Source]
 async def describe(
     client: KafkaClient, app: App | None, sources: Sequence[Source], name: str
 ) -> OpenTransaction | None:
-    """One transactional id, open or not; None when the coordinator does not know it."""
+    """One transactional id, open or not; None when neither the coordinator nor a row knows it."""
     found = await Admin(client).describe_transactions([name])
     rows = await asyncio.to_thread(_rows_of, sources, [name], client.cluster_id)
-    return _known(found[0], client.env.wall_ms(), app, rows) if found else None
+    return _known(found[0], client.env.wall_ms(), app, rows) if found else _forgotten(name, rows.get(name))
 
 
 async def _ended_and_in_doubt(
@@ -144,6 +144,14 @@ def _known(item: DescribedTransaction, now_ms: int, app: App | None, rows: Mappi
         if app is not None and name.startswith(f"{app.name}.{component}."):
             return replace(found, kind=Kind.COMPONENT, app=app.name, component=component)
     return found
+
+
+def _forgotten(name: str, slot: Slot | None) -> OpenTransaction | None:
+    """An id of the conditional recipe that Kafka has forgotten, as it does in a week without use, and a row has not."""
+    held = None if slot is None or slot.row is None else ConditionalName.parse(slot.row.prepared)
+    if slot is None or held is None or held.owner_epoch != slot.owner_epoch:
+        return None
+    return OpenTransaction(name, held.name, UNKNOWN, 0.0, 0, (), Kind.SLOT, slot=slot)
 
 
 def _components(app: App | None) -> list[str]:
