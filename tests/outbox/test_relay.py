@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from semel.env import comes
 from semel.errors import ConfigurationError
 from semel.outbox.verbs import Operator, Selection, declare_restored, release
 from tests.conftest import Address
@@ -51,6 +53,32 @@ async def test_rows_are_published_once_and_in_order(outbox: Outbox, tmp_path: Pa
             relay.wake()
         await until(lambda: outbox.left() == 0, beside=tasks)
     await outbox.check()
+
+
+@asynchronous
+async def test_what_is_in_hand_is_ended_when_it_drains(outbox: Outbox, tmp_path: Path) -> None:
+    """Its transactions are committed and their rows deleted, although the other tasks have no more to do."""
+    await outbox.make_topic()
+    relay = outbox.relay(tmp_path)
+    entered, go_on = asyncio.Event(), asyncio.Event()
+    write = relay._link.write
+
+    async def slowly(*given: Any) -> None:
+        entered.set()
+        await go_on.wait()
+        await write(*given)
+
+    relay._link.write = slowly  # type: ignore[method-assign]
+    async with running(relay):
+        outbox.write(500)
+        relay.wake()
+        await comes(entered, 60)
+        await relay.drain()
+        relay._claims.set()  # A lane came in this moment.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go_on.set()
+    assert len(await outbox.records()) == 500 - outbox.left() > 0
 
 
 @asynchronous

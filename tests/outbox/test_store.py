@@ -207,6 +207,11 @@ def test_a_table_of_dead_rows_is_made_small_beside_an_old_transaction(
     store.tidy()
     assert database.query(size)[0][0] > 100_000, "somebody has an uncommitted row in it"
     writer.commit()
+    for limit in ("TIDY_ROWS", "TIDY_KEPT_BYTES"):
+        with monkeypatch.context() as lower:
+            lower.setattr(store_module, limit, 1)
+            store.tidy()
+        assert database.query(size)[0][0] > 100_000, "it is a backlog"
     store.tidy()
     assert database.query(size)[0][0] <= 16_384
     assert {row.seq: row.msg_id for row in read(database).rows} == {kept.seq: "m1500", 3_001: "x"}
@@ -214,6 +219,14 @@ def test_a_table_of_dead_rows_is_made_small_beside_an_old_transaction(
     assert max(row.seq for row in read(database).rows) > 3_001, "numbers go on"
     for connection in (database, old, writer):
         connection.close()
+
+
+def test_counting_has_an_end(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(database, *((f"m{number}", b"k") for number in range(9)))
+    database.execute("UPDATE semel_outbox SET held = 'x' WHERE msg_id IN ('m1', 'm2')")
+    assert Store(database).depth() == (9, 2, 5)
+    monkeypatch.setattr(store_module, "COUNT_ROWS", 4)
+    assert Store(database).depth().rows == 4
 
 
 @pytest.mark.mariadb

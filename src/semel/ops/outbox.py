@@ -11,7 +11,7 @@ from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
-from semel.databases.database import Database
+from semel.databases.database import Database, without_password
 from semel.databases.spec import DatabaseSpec
 from semel.env import Env
 from semel.errors import ConfigurationError
@@ -58,7 +58,9 @@ def list_status(app: str) -> list[dict[str, Any]]:
 
 def _there(spec: DatabaseSpec, database: Database | None) -> Database:
     if database is None:
-        raise ConfigurationError(f"database {spec.name} is not there ({spec.url}): run semel migrate.")
+        raise ConfigurationError(
+            f"database {spec.name} is not there ({without_password(spec.url)}): run semel migrate."
+        )
     return database
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 __all__ = [
     "BYTES_IN_HAND_MAX",
     "CHECK_SECONDS",
+    "COUNT_ROWS",
     "MANIFEST_TOPIC",
     "READ_BYTES",
     "READ_ROWS",
     "SMALL_BYTES",
     "TIDY_BYTES",
+    "TIDY_KEPT_BYTES",
     "TIDY_LANE_BYTES",
     "TIDY_ROWS",
+    "TIDY_WAIT_MS",
     "TRANSACTIONS_MAX",
     "TRANSACTION_SECONDS",
 ]
@@ -36,8 +39,15 @@ TIDY_BYTES = 64 * 1_048_576
 """PostgreSQL: the size from which on a table of dead rows is made small. Below it vacuum does that well enough."""
 TIDY_LANE_BYTES = 4 * 1_048_576
 """The same for the lanes' table, whose rows change with every batch."""
-TIDY_ROWS = 1_000
-"""With more rows than this in a large table, it is a backlog: they are published first."""
+TIDY_ROWS = 20_000
+"""With more rows than this in a large table, it is a backlog: they are published first. A relay that is always busy has
+some thousands of them at any moment."""
+TIDY_KEPT_BYTES = 8 * 1_048_576
+"""Nor is more than this copied: writers wait meanwhile, for some 100 ms."""
+TIDY_WAIT_MS = 100
+"""How long it waits for writers that are just committing; those who come after it wait behind it."""
+COUNT_ROWS = 100_000
+"""As far as rows are counted for the metrics: counting all of a large backlog would take longer than a part of it."""
 MANIFEST_TOPIC = {
     "cleanup.policy": "compact",
     "segment.bytes": str(16 * 1_048_576),

@@ -17,8 +17,10 @@ class Measures:
             "semel_outbox_transactions_total", "Kafka transactions by outcome.", ("component", "outcome")
         )
         self._records = metrics.counter("semel_outbox_published_total", "Rows that are in Kafka.", ("component",))
-        self._rows = metrics.gauge("semel_outbox_rows", "Rows that wait in the outbox.", ("component",))
-        self._held = metrics.gauge("semel_outbox_held_rows", "Rows that are held back.", ("component",))
+        self._rows = metrics.gauge(
+            "semel_outbox_rows", "Rows that wait in the outbox, counted up to 100,000.", ("component",)
+        )
+        self._held = metrics.gauge("semel_outbox_held_rows", "Those of them that are held back.", ("component",))
         self._age = metrics.gauge("semel_outbox_age_seconds", "Age of the oldest row that is not held.", ("component",))
         self._lanes = metrics.gauge("semel_outbox_lanes", "Lanes that this relay publishes.", ("component",))
         self._up = metrics.gauge("semel_outbox_database_up", "1 while the database does its work.", ("component",))

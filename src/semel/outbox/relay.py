@@ -178,6 +178,7 @@ class Relay:
             work = (self._membership, self._keep, self._turns, self._watch)
             tasks = [asyncio.create_task(item(), name=f"{self.name} {item.__name__}") for item in work]
             self._listener.start()
+            # When we drain the turns are the first to end, with nothing in hand any more; the others only fail.
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -267,8 +268,7 @@ class Relay:
             except _KAFKA_AWAY as error:
                 log.debug("%s cannot poll: %s", self._member, error)
                 await self._pause_for(self._backoff.next())
-        while any(own.lane.in_hand for own in self._owned.values()):
-            await asyncio.sleep(0.01)  # The others finish; the group keeps us until then.
+        await asyncio.Event().wait()  # The turns end the run; the group keeps us until then.
 
     async def on_assigned(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Lanes are to be ours. They are taken over beside this; the topic is not read on."""
@@ -331,6 +331,7 @@ class Relay:
                 continue
             next_at = min(self._due.values(), default=now + 60.0)
             await comes(self._claims, max(0.01, next_at - now))
+        await asyncio.Event().wait()
 
     async def _take(self, lanes: list[int]) -> None:
         try:
@@ -595,4 +596,4 @@ class Relay:
                         raise
                     log.debug("%s cannot measure: %s", self._member, error)
             await self._pause_for(CHECK_SECONDS)
-        await asyncio.Event().wait()  # The turns end the run.
+        await asyncio.Event().wait()

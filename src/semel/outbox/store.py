@@ -9,7 +9,16 @@ from typing import NamedTuple
 from semel.databases.database import Cause, Database, is_missing_privilege, is_missing_table
 from semel.failpoints import failpoint
 from semel.outbox.lane import LaneRow
-from semel.outbox.limits import READ_BYTES, SMALL_BYTES, TIDY_BYTES, TIDY_LANE_BYTES, TIDY_ROWS
+from semel.outbox.limits import (
+    COUNT_ROWS,
+    READ_BYTES,
+    SMALL_BYTES,
+    TIDY_BYTES,
+    TIDY_KEPT_BYTES,
+    TIDY_LANE_BYTES,
+    TIDY_ROWS,
+    TIDY_WAIT_MS,
+)
 from semel.outbox.manifest import RowId
 from semel.outbox.rows import OutboxRow, Place, lane_of
 from semel.outbox.statements import Statement, delete_rows, delete_rows_at, hold_rows, read_rows, rows_in
@@ -269,9 +278,11 @@ class Store:
     # --- Looking after it ---
 
     def depth(self) -> Depth:
-        """How many rows there are, and how old the oldest is."""
+        """How many rows there are, counted up to `COUNT_ROWS`, and how old the oldest of them is."""
         [(rows, held, oldest)] = self.database.query(
-            "SELECT COUNT(*), COUNT(held), MIN(CASE WHEN held IS NULL THEN created_at END) FROM semel_outbox"
+            "SELECT COUNT(*), COUNT(held), MIN(CASE WHEN held IS NULL THEN created_at END) "
+            "FROM (SELECT held, created_at FROM semel_outbox LIMIT ?) r",
+            (COUNT_ROWS,),
         )
         return Depth(rows, held, oldest)
 
@@ -279,22 +290,27 @@ class Store:
         """PostgreSQL: make large tables small again in which nearly every row is dead.
 
         Vacuum cannot while any old transaction is open somewhere, and every SELECT has to step over the dead rows. The
-        rows that are left are put into a truncated table, under a lock that is only taken if it is free: then nobody
-        has a row in it that is not committed.
+        rows that are left are put into a truncated table, under a lock: then nobody has a row in it that is not
+        committed. Writers wait meanwhile, so it is not waited for long, and few rows are moved.
         """
         if self.database.title != "PostgreSQL" or self._may_not_tidy:
             return
-        for table, bytes_max in (("semel_outbox", TIDY_BYTES), ("semel_outbox_lane", TIDY_LANE_BYTES)):
+        row = "COALESCE(LENGTH(record_value), 0) + COALESCE(LENGTH(record_key), 0) + LENGTH(headers)"
+        for table, bytes_max, kept in (("semel_outbox", TIDY_BYTES, row), ("semel_outbox_lane", TIDY_LANE_BYTES, "0")):
             [(size,)] = self.database.query("SELECT pg_relation_size(?::regclass)", (table,))
             if size > bytes_max:
-                self._tidy(table, size)
+                self._tidy(table, size, kept)
 
-    def _tidy(self, table: str, size: int) -> None:
+    def _tidy(self, table: str, size: int, of_row: str) -> None:
         self.database.begin()
         try:
-            self.database.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE NOWAIT")
-            [(count,)] = self.database.query(f"SELECT COUNT(*) FROM (SELECT 1 FROM {table} LIMIT {TIDY_ROWS + 1}) r")  # noqa: S608
-            if count > TIDY_ROWS:
+            self.database.query("SELECT set_config('lock_timeout', ?, true)", (f"{TIDY_WAIT_MS}ms",))
+            self.database.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            [(count, kept)] = self.database.query(
+                f"SELECT COUNT(*), COALESCE(SUM({of_row}), 0) FROM (SELECT * FROM {table} LIMIT ?) r",  # noqa: S608
+                (TIDY_ROWS + 1,),
+            )
+            if count > TIDY_ROWS or kept > TIDY_KEPT_BYTES:
                 return
             self.database.execute(f"CREATE TEMPORARY TABLE semel_kept ON COMMIT DROP AS SELECT * FROM {table}")  # noqa: S608
             self.database.execute(f"TRUNCATE {table}")
