@@ -1,4 +1,4 @@
-"""What operators do to transactions, and ends under saved names: the same on every broker with the same protocol."""
+"""What operators do to transactions, and ends under saved names: the same on both kinds of broker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def name_of(producer: TransactionalProducer) -> PreparedState:
     return PreparedState(*producer.identity)
 
 
-def test_logs_tell_what_is_open_and_who_wrote_it(any_broker: Any) -> None:
+def test_logs_tell_what_is_open_and_who_wrote_it(newest_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         admin = TransactionAdmin(cluster.client)
         producer = await opened(cluster, "w")
@@ -43,10 +43,10 @@ def test_logs_tell_what_is_open_and_who_wrote_it(any_broker: Any) -> None:
         assert await admin.written_by(name) == [TopicPartition(cluster.topic, 0)], "also of one that was aborted"
         assert await admin.written_by(PreparedState(name.producer_id + 1_000_000, 0)) == []
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
-def test_an_operator_aborts_and_fences(any_broker: Any) -> None:
+def test_an_operator_aborts_and_fences(newest_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         producer = await opened(cluster, "w")
         identity = await TransactionAdmin(cluster.client).fence(producer.transactional_id)
@@ -55,18 +55,14 @@ def test_an_operator_aborts_and_fences(any_broker: Any) -> None:
             await producer.end_transaction(commit=True)
         assert values(await cluster.read()) == []
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
-def test_a_saved_name_ends_its_own_transaction_and_no_other(any_broker: Any) -> None:
+def test_a_saved_name_ends_its_own_transaction_and_no_other(newest_broker: Any) -> None:
     """Kafka facts 3.5, R1 to R9 and R11, as EndTxn v5 has them."""
 
     async def test(cluster: Cluster) -> None:
         admin = TransactionAdmin(cluster.client)
-        if cluster.version < 2:
-            with pytest.raises(ConfigurationError, match=r"transaction\.version below 2"):
-                await admin.end_saved("w", PreparedState(1, 1), commit=True)
-            return
         producer = await opened(cluster, "w")
         own, name = producer.transactional_id, name_of(producer)
         for _ in range(2):
@@ -83,17 +79,13 @@ def test_a_saved_name_ends_its_own_transaction_and_no_other(any_broker: Any) -> 
         assert await admin.end_saved(own, stranger, commit=True) is SavedEnd.UNKNOWN_ID
         assert values(await cluster.read()) == ["a"]
 
-    run(any_broker, test)
+    run(newest_broker, test)
 
 
-def test_a_producer_may_prepare_what_times_out_only_when_it_says_so(any_broker: Any) -> None:
+def test_a_producer_may_prepare_what_times_out_only_when_it_says_so(newest_broker: Any) -> None:
     async def test(cluster: Cluster) -> None:
         with pytest.raises(ConfigurationError, match="two_phase_commit=True"):
             await (await opened(cluster, "plain")).prepare()
-        if cluster.version < 2:
-            with pytest.raises(ConfigurationError, match=r"transaction\.version"):
-                await cluster.producer("timed", prepare_until_timeout=True)
-            return
         producer = await opened(cluster, "timed", prepare_until_timeout=True, transaction_timeout_ms=60_000)
         name = await producer.prepare()
         [found] = await Admin(cluster.client).describe_transactions([producer.transactional_id])
@@ -101,4 +93,14 @@ def test_a_producer_may_prepare_what_times_out_only_when_it_says_so(any_broker: 
         assert await producer.complete(name)
         await cluster.all_ended(cluster.partitions[1:])
 
-    run(any_broker, test)
+    run(newest_broker, test)
+
+
+def test_on_v1_a_name_stands_for_many_transactions(embedded_v1: Any) -> None:
+    async def test(cluster: Cluster) -> None:
+        with pytest.raises(ConfigurationError, match=r"transaction\.version below 2"):
+            await TransactionAdmin(cluster.client).end_saved("w", PreparedState(1, 1), commit=True)
+        with pytest.raises(ConfigurationError, match=r"transaction\.version"):
+            await cluster.producer("timed", prepare_until_timeout=True)
+
+    run(embedded_v1, test)

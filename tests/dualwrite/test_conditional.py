@@ -37,13 +37,6 @@ SHORT_MS = 1_000
 """A time-out that passes within a test."""
 
 
-@pytest.fixture(params=["embedded", "kafka"])
-def broker(request: pytest.FixtureRequest) -> Any:
-    """Both kinds with transactions V2."""
-    found = request.getfixturevalue(request.param)
-    return found if isinstance(found, Address) else Address(found.bootstrap, "kafka", 2)
-
-
 class Process:
     """Somebody who takes slots over: a recipe, and a connection of its own."""
 
@@ -161,7 +154,7 @@ def test_a_name_says_whose_it_is_and_is_read_back() -> None:
         assert ConditionalName.parse(text) is None
 
 
-def test_a_successor_commits_what_was_decided_and_aborts_what_was_not(broker: Any, tmp_path: Path) -> None:
+def test_a_successor_commits_what_was_decided_and_aborts_what_was_not(newest_broker: Address, tmp_path: Path) -> None:
     async def scene(scene: Scene) -> None:
         first, second, third, fourth = (Process(scene) for _ in range(4))
         assert await first.takes() == "nothing"
@@ -176,10 +169,10 @@ def test_a_successor_commits_what_was_decided_and_aborts_what_was_not(broker: An
         assert await fourth.takes() == "nothing", "the one before did nothing"
         assert scene.row()[::3] == (4, 3)
 
-    play(broker, tmp_path, scene)
+    play(newest_broker, tmp_path, scene)
 
 
-def test_what_the_owner_told_kafka_itself_is_committed_once(broker: Any, tmp_path: Path) -> None:
+def test_what_the_owner_told_kafka_itself_is_committed_once(newest_broker: Address, tmp_path: Path) -> None:
     async def scene(scene: Scene) -> None:
         first, second = Process(scene), Process(scene)
         await first.takes()
@@ -191,14 +184,14 @@ def test_what_the_owner_told_kafka_itself_is_committed_once(broker: Any, tmp_pat
         assert await second.takes() == "aborted"
         await scene.agree("a")
 
-    play(broker, tmp_path, scene)
+    play(newest_broker, tmp_path, scene)
 
 
 POINTS = ("after_fence", "before_complete", "after_complete", "after_ended", "after_old_fence", "after_init")
 
 
 @pytest.mark.usefixtures("disarmed")
-def test_a_recovery_that_dies_anywhere_is_taken_up_by_the_next(broker: Any, tmp_path: Path) -> None:
+def test_a_recovery_that_dies_anywhere_is_taken_up_by_the_next(newest_broker: Address, tmp_path: Path) -> None:
     async def scene(scene: Scene) -> None:
         expected = []
         owner = Process(scene)
@@ -216,11 +209,11 @@ def test_a_recovery_that_dies_anywhere_is_taken_up_by_the_next(broker: Any, tmp_
             await scene.agree(*expected)
 
     assert {f"dual.claim.{point}" for point in POINTS} <= FAILPOINTS.keys()
-    play(broker, tmp_path, scene)
+    play(newest_broker, tmp_path, scene)
 
 
 def test_of_two_that_recover_at_once_the_loser_stops_before_it_hides_how_it_ended(
-    broker: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    newest_broker: Address, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(scene: Scene) -> None:
         first, loser, winner = (Process(scene) for _ in range(3))
@@ -244,7 +237,7 @@ def test_of_two_that_recover_at_once_the_loser_stops_before_it_hides_how_it_ende
         await scene.agree("a", "b")
 
     with caplog.at_level(logging.ERROR, "semel.dualwrite"):
-        play(broker, tmp_path, scene)
+        play(newest_broker, tmp_path, scene)
     assert not caplog.records, "nothing was lost, and nothing was said to be"
 
 
@@ -258,7 +251,7 @@ async def aborted_by_the_coordinator(scene: Scene, transactional_id: str) -> Non
 
 
 def test_a_time_out_that_passed_while_the_app_was_down_is_told_loudly(
-    broker: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    newest_broker: Address, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The condition did not hold: rows without records. What cannot be helped must at least not pass in silence."""
 
@@ -281,7 +274,7 @@ def test_a_time_out_that_passed_while_the_app_was_down_is_told_loudly(
         assert first.commits(PreparedState(1, 1), "late") == 0, "the owner that was away cannot decide any more"
 
     with caplog.at_level(logging.ERROR, "semel.dualwrite"):
-        play(broker, tmp_path, scene)
+        play(newest_broker, tmp_path, scene)
 
 
 def test_a_recovery_that_was_just_in_time_is_told(
@@ -307,7 +300,7 @@ def test_a_recovery_that_was_just_in_time_is_told(
         play(embedded, tmp_path, scene)
 
 
-def test_an_operator_who_ended_it_is_noticed(broker: Any, tmp_path: Path) -> None:
+def test_an_operator_who_ended_it_is_noticed(newest_broker: Address, tmp_path: Path) -> None:
     async def scene(scene: Scene) -> None:
         first = Process(scene)
         await first.takes()
@@ -316,10 +309,10 @@ def test_an_operator_who_ended_it_is_noticed(broker: Any, tmp_path: Path) -> Non
         with pytest.raises(SlotOutOfUse, match="MAY BE LOST"):
             await Process(scene).takes()
 
-    play(broker, tmp_path, scene)
+    play(newest_broker, tmp_path, scene)
 
 
-def test_what_rested_needs_kafka_no_more(broker: Any, tmp_path: Path) -> None:
+def test_what_rested_needs_kafka_no_more(newest_broker: Address, tmp_path: Path) -> None:
     """Kafka forgets an id that was not used for a week."""
 
     async def scene(scene: Scene) -> None:
@@ -335,7 +328,7 @@ def test_what_rested_needs_kafka_no_more(broker: Any, tmp_path: Path) -> None:
         assert await Process(scene).takes() == "nothing"
         await scene.agree("a")
 
-    play(broker, tmp_path, scene)
+    play(newest_broker, tmp_path, scene)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.env import Env, wall_ms
-from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, StandStill, TransactionAlarm, watching
+from semel.ops import alarm as alarm_module
+from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, YOUNG_MS, StandStill, TransactionAlarm, watching
 from semel.ops.top import parse, rows
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
@@ -47,6 +48,13 @@ class Clock:
         )
 
 
+@pytest.fixture
+def also_young(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker's clock is not the test's."""
+    monkeypatch.setattr(alarm_module, "YOUNG_MS", -1)
+
+
+@pytest.mark.usefixtures("also_young")
 def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     topic, name = f"alarm-{uuid.uuid4().hex[:8]}", f"shop.dual.database.{uuid.uuid4().hex[:8]}"
 
@@ -66,6 +74,9 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
             producer.begin()
             await producer.produce(topic, 0, records("a"))
             prepared = await producer.prepare()
+            for longer, listed in ((YOUNG_MS, []), (-1, [name])):
+                found = await Admin(client).list_transactions(states=["Ongoing"], longer_than_ms=longer)
+                assert [item.transactional_id for item in found] == listed, "what is young is not even asked about"
             await alarm.look()
             assert not caplog.records, "one that is young is no news"
             clock.ahead = ALARM_SECONDS + 1
@@ -103,6 +114,7 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
         asyncio.run(main(broker.address, broker))
 
 
+@pytest.mark.usefixtures("also_young")
 def test_a_worker_looks_at_once_and_for_as_long_as_it_runs(tmp_path: Path) -> None:
     async def main(address: str) -> None:
         app, metrics = App("shop"), Metrics()

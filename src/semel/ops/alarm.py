@@ -22,12 +22,14 @@ from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from semel.types import TopicPartition
 
-__all__ = ["ALARM_SECONDS", "LOOK_SECONDS", "StandStill", "TransactionAlarm", "watching"]
+__all__ = ["ALARM_SECONDS", "LOOK_SECONDS", "YOUNG_MS", "StandStill", "TransactionAlarm", "watching"]
 
 log = logging.getLogger("semel.alarm")
 
 LOOK_SECONDS = 15.0
 """Between two looks: a few requests each."""
+YOUNG_MS = 5_000
+"""A transaction that is open for less is not asked about: a busy cluster has hundreds of them at any moment."""
 ALARM_SECONDS = 60.0
 """A transaction that is open for longer is told. The engine's end after 10 s, and a dead owner's slot is recovered
 within 20."""
@@ -67,7 +69,7 @@ class TransactionAlarm:
         self._told: dict[str, float] = {}
         self._open = metrics.gauge(
             "semel_cluster_open_transaction_age_seconds",
-            "Age of the oldest open transaction of the cluster.",
+            "Age of the oldest open transaction of the cluster; 0 below 5 s.",
             ("component",),
         )
         self._prepared = metrics.gauge(
@@ -87,7 +89,7 @@ class TransactionAlarm:
     async def look(self) -> None:
         """One look at coordinators and partitions. Raises `Retriable` and the like when Kafka does not answer."""
         now, wall_ms = self._client.env.monotonic(), self._client.env.wall_ms()
-        listed = await self._admin.list_transactions(states=OPEN)
+        listed = await self._admin.list_transactions(states=OPEN, longer_than_ms=YOUNG_MS)
         found = await self._admin.describe_transactions([item.transactional_id for item in listed])
         ages = {item: max(0.0, (wall_ms - item.start_ms) / 1000) for item in found if item.state in OPEN}
         never = [age for item, age in ages.items() if item.timeout_ms == NO_TIMEOUT_MS]
