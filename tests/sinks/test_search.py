@@ -105,6 +105,11 @@ def test_each_document_ends_at_its_newest_version_whatever_comes_late_or_twice(u
         "bob": (4, {"customer": "bob", "cents": 4}),
     }
     sink.close()
+    mended = ledger.sink(url, putting(lambda item, index: index.put("ledger", item.key, {"cents": 700}, version=7)))
+    mended.take_over([claim(0)])
+    mended.apply([a_slice(record(3, "ann", 7))])
+    assert found(url)["ann"] == (7, {"cents": 700}), "a mended handler gives the same version another content"
+    mended.close()
 
 
 def test_a_deletion_is_a_marker_that_an_older_version_does_not_undo(url: str) -> None:
@@ -245,6 +250,7 @@ def test_a_position_without_an_answer_is_settled(opensearch: OpenSearchNode) -> 
     proxy.close()
 
 
+@pytest.mark.soak
 def test_a_connection_that_was_closed_while_idle_is_opened_again(opensearch: OpenSearchNode) -> None:
     proxy = CuttingProxy(opensearch.port, b"_bulk")
     url = opensearch.new_database()
@@ -362,6 +368,7 @@ def test_errors_of_items_by_class(url: str, monkeypatch: pytest.MonkeyPatch) -> 
     sink.close()
 
 
+@pytest.mark.soak
 def test_bulk_requests_are_bounded_and_made_smaller_where_the_server_says_so(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -427,6 +434,7 @@ def test_an_index_that_was_deleted_is_built_anew_while_the_log_is_whole(
     sink.close()
 
 
+@pytest.mark.soak
 def test_in_production_a_missing_index_is_waited_for_and_said(url: str) -> None:
     with pytest.raises(ConfigurationError, match="semel migrate APP"):
         ledger.sink(url, create_tables=False)
@@ -494,6 +502,7 @@ def test_a_position_that_is_gone_stops_the_partition(url: str) -> None:
     sink.close()
 
 
+@pytest.mark.soak
 def test_partitions_that_were_added_stop_who_takes_offsets_for_versions(url: str) -> None:
     four = claim()._replace(partitions=4)
     sink = ledger.sink(url)
