@@ -296,6 +296,18 @@ def test_a_transaction_has_at_most_so_many_bytes(url: str, tmp_path: Path) -> No
     play(url, tmp_path, scenario, max_bytes=300)
 
 
+def test_a_backlog_does_not_wait_for_more(url: str, tmp_path: Path) -> None:
+    """Full transactions follow each other at once; only a small one gathers first (`linger_ms`)."""
+
+    async def scenario(run: Run) -> None:
+        for number in range(40):
+            run.source.append(0, f"k{number}", 1)
+        await run.seen([(0, number) for number in range(40)])  # It has 15 s, and to wait 20 times would take 20.
+
+    run = play(url, tmp_path, scenario, linger_ms=1_000, max_records=2)
+    assert [len(slices[0].records) for slices in run.sink.applied] == [2] * 20
+
+
 def test_markers_move_the_position_when_nothing_else_comes(url: str, tmp_path: Path) -> None:
     async def scenario(run: Run) -> None:
         run.source.append(0, "ann", 1)

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import ParamSpec, TypeVar
 from uuid import UUID
 
@@ -123,6 +125,8 @@ class SinkEngine:
         self._park_look_at = 0.0
         self._backoff = Backoff(env, *BACKOFF_SECONDS)
         self._applied_at = env.monotonic()
+        self._was_full = False
+        """The last batch was as large as one may be: the next one is not waited for."""
         self._is_rejoining = False
         self._has_moved = False
         self._sink: Sink
@@ -222,8 +226,10 @@ class SinkEngine:
     async def _step(self) -> None:
         """One poll, and the transactions for what it gave."""
         await self._tend()
-        await self._pause_for(self._applied_at + self._spec.linger_ms / 1000 - self._env.monotonic())
+        if not self._was_full:
+            await self._pause_for(self._applied_at + self._spec.linger_ms / 1000 - self._env.monotonic())
         batch = await self._poll()
+        self._was_full = batch is not None and len(batch.records) >= self._spec.max_records
         if batch is None:
             return
         for slices in self._transactions(batch):
@@ -280,16 +286,21 @@ class SinkEngine:
         """The batch in pieces of at most `max_bytes`; ends without records are kept for later."""
         records: dict[TopicPartition, list[Record]] = {}
         size = 0
-        for record in batch.records:
-            at = TopicPartition(record.topic, record.partition)
+        for place, run in groupby(batch.records, itemgetter(0, 1)):
+            at = TopicPartition(*place)
             if not self._is_current(at):
                 continue
-            weight = len(record.key or b"") + len(record.value or b"")
-            if size and size + weight > self._spec.max_bytes:
-                yield [Slice(at, items, items[-1].offset + 1) for at, items in records.items()]
-                records, size = {}, 0
-            records.setdefault(at, []).append(record)
-            size += weight
+            items = records.setdefault(at, [])
+            for record in run:
+                weight = len(record.key or b"") + len(record.value or b"")
+                if size and size + weight > self._spec.max_bytes:
+                    yield [Slice(at, found, found[-1].offset + 1) for at, found in records.items() if found]
+                    records, size = {}, 0
+                    if not self._is_current(at):
+                        break  # It could not be applied: what follows comes again, after what was left.
+                    items = records.setdefault(at, [])
+                items.append(record)
+                size += weight
         for at, end in batch.end_offsets.items():
             if self._is_current(at):
                 self._ends[at] = end

@@ -83,6 +83,10 @@ class Parking:
         """What is parked of one partition, in the order in which it was added."""
         return [record.offset for record, *_ in self._rows if record[:2] == partition]
 
+    def has_keys(self, partition: TopicPartition) -> bool:
+        """Whether any key of the partition is parked: before this transaction, or in it."""
+        return bool(self._parked[partition].keys) or partition in self._added
+
     def blocks(self, record: Record) -> bool:
         """Whether an earlier record of the same key is parked."""
         if record.key is None:

@@ -418,8 +418,11 @@ class SqlSink:
         )
 
     def _together(self, parking: Parking, moves: Sequence[Move]) -> None:
-        items = []
+        items: list[Item] = []
         for move in moves:
+            if not parking.has_keys(move.partition) and all(item.error is None for item in move.items):
+                items += move.items
+                continue
             for item in move.items:
                 if parking.blocks(item.record):
                     parking.add(item.record, None)
