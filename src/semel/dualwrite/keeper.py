@@ -44,6 +44,7 @@ class Keeper:
     for somebody else's transaction. `slot_prefix` begins the names of the slots.
 
     `is_dead` says for certain of an owner that it is gone; without it the process in its text is looked for.
+    `confirm` is called in the thread of `rows` when a slot was claimed, and raises where it must not be used.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Keeper:
         create_tables: bool = False,
         recipe: Recipe | None = None,
         is_dead: Callable[[str], bool] | None = None,
+        confirm: Callable[[], None] | None = None,
     ) -> None:
         self._app = app
         self._prefix = slot_prefix
@@ -71,6 +73,7 @@ class Keeper:
         self._create_tables = create_tables
         self._recipe = recipe or FullRecipe(env, self._producer)
         self._is_dead = is_dead or _process_is_gone
+        self._confirm = confirm
         self._identity = str(ProcessIdentity.current())
         self._held: dict[str, Slot] = {}
         self._taking: set[str] = set()
@@ -209,6 +212,12 @@ class Keeper:
             raise
         self._away = None
         self._held[slot.name] = slot
+        if self._confirm is not None:
+            try:
+                await self._rows.run(self._confirm)
+            except BaseException:
+                self.giving_back(slot)
+                raise
         return slot
 
     async def _claim(self) -> Slot:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from semel.client.cluster import KafkaClient
@@ -14,6 +15,7 @@ from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS, ConditionalRecipe
 from semel.dualwrite.keeper import Keeper
 from semel.dualwrite.limits import KAFKA_SECONDS
 from semel.dualwrite.measures import Measures
+from semel.dualwrite.plan import Plan
 from semel.dualwrite.recipe import FullRecipe
 from semel.dualwrite.rows import Rows
 from semel.dualwrite.sql import SqlStore
@@ -77,6 +79,7 @@ def make_keeper(
         )
 
     conditional = ConditionalRecipe(client, producer)
+    either = spec.outbox and isinstance(rows.store, SqlStore)
     keeper = Keeper(
         app,
         slot_prefix(app, spec.name),
@@ -88,6 +91,7 @@ def make_keeper(
         Measures(metrics, name),
         create_tables=settings.profile == "dev",
         recipe=conditional if spec.dual_write == "conditional" else FullRecipe(env, producer, conditional.resolve),
+        confirm=partial(rows.store.confirm, Plan.DUAL_WRITE) if isinstance(rows.store, SqlStore) and either else None,
     )
 
     async def close() -> None:

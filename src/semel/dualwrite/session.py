@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 
 from semel.databases.database import Cause, Database, without_password
+from semel.dualwrite.agreement import PlanChanged
 from semel.dualwrite.limits import SETTLE_SECONDS
 from semel.dualwrite.slots import Slot
 from semel.dualwrite.sql import MARK, read_decision
@@ -66,6 +67,8 @@ class DualSession:
             self._slot = None
             try:
                 self._slot = self._keeper.claim()
+            except PlanChanged:
+                raise
             except Retriable as error:
                 self._no_slot = str(error)
         if self.database.connected:

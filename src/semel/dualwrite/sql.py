@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 from semel.databases.database import Cause, Database, without_password
 from semel.databases.processes import ProcessIdentity, kill_if_stopped
+from semel.dualwrite.agreement import confirm
+from semel.dualwrite.plan import Plan
 from semel.dualwrite.store import LEAVE_RELEASED, OUT_OF_USE, Claim, Decision, SlotRow, slot_prefix
 from semel.dualwrite.tables import claim_environment, read_meta, schema_sql
 from semel.errors import ConfigurationError, Fatal, OutcomeUnknown, Retriable
@@ -66,6 +68,10 @@ class SqlStore:
             claim_environment(self._database, app, environment)
 
         self._insist(work)
+
+    def confirm(self, plan: Plan) -> None:
+        """Raise `PlanChanged` when the records of this database go another way by now."""
+        self._insist(lambda: confirm(self._database, plan))
 
     def slots(self) -> list[SlotRow]:
         rows = self._insist(

@@ -26,13 +26,14 @@ CREATE TABLE IF NOT EXISTS semel_txn (
   beat BIGINT NOT NULL DEFAULT 0
 ){options};
 
--- Whose slots these are, and how many were ever made.
+-- Whose slots these are, how many were ever made, and which way records go where there is an outbox, too.
 CREATE TABLE IF NOT EXISTS semel_txn_meta (
   only_row SMALLINT NOT NULL PRIMARY KEY CHECK (only_row = 1),
   schema_version INTEGER NOT NULL,
   environment {name},
   app {name},
-  slots BIGINT NOT NULL
+  slots BIGINT NOT NULL,
+  plan {name}
 ){meta_options};
 
 INSERT INTO semel_txn_meta (only_row, schema_version, slots)

@@ -174,6 +174,11 @@ _CACHE_TAKEN_OVER = (
     "a fail-over to a replica loses what it had not got yet, and Kafka has it: it is told when a slot is used again, "
     "and nothing puts it right"
 )
+_ONE_WAY = (
+    "the plan of a database changes between outbox and dual write when the outbox is empty, and never for one process "
+    "alone; what enqueue_in writes, and an instance that declares only outbox=True, goes by the outbox whatever holds, "
+    "and comes later than a dual write of the same key"
+)
 _CONDITION = (
     "what the database committed is lost for Kafka when a process is killed between the two commits and no other one "
     f"recovers it within {CONDITION_TIMEOUT_MS // 60_000} minutes: this Kafka aborts it then. It is told when it "
@@ -195,12 +200,14 @@ def _dual_edge(app: App, spec: DatabaseSpec, kafka: list[str], mode: TwoPhaseMod
         broken.append(str(error))
     if plan is Plan.OUTBOX:
         edge = _outbox_edge(app, spec, kafka)
-        return replace(edge, weakened=(f"the outbox is used, because {why}", *edge.weakened))
+        return replace(edge, weakened=(f"the outbox is used, because {why}", *edge.weakened, _ONE_WAY))
     weakened = [_NOT_ASKED] if mode is None else []
     if plan is Plan.CONDITIONAL and mode not in (None, TwoPhaseMode.FULL, TwoPhaseMode.NO_RECOVERY):
         broken.append(_CONDITION)
     in_cache = isinstance(spec, CacheSpec)
     weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, *((_CACHE_ORDER, _CACHE_TAKEN_OVER) if in_cache else (_ORDER,))]
+    if spec.outbox:
+        weakened.append(_ONE_WAY)
     if app.endpoints or app.processors:
         weakened.append(_RUN_AGAIN)
     title = "Valkey" if in_cache else title_of(spec.url)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from semel.databases.database import Cause, Database, without_password
 from semel.env import wall_ms
@@ -39,10 +39,19 @@ answer: a row that is not there says nothing, and whoever looks for it is told t
 class Session:
     """A connection and its row. Used by one thread at a time; what it raises besides is the driver's."""
 
-    def __init__(self, database: Database, app: str, *, settle_seconds: float = SETTLE_SECONDS) -> None:
+    def __init__(
+        self,
+        database: Database,
+        app: str,
+        *,
+        settle_seconds: float = SETTLE_SECONDS,
+        confirm: Callable[[Database], None] | None = None,
+    ) -> None:
         self.database = database
         self._app = app
         self._settle_seconds = settle_seconds
+        self._confirm = confirm
+        """Raises where the outbox must not be used, in the transaction that takes a row."""
         self._id = ""
         self._number = 0
 
@@ -129,6 +138,8 @@ class Session:
         now, fresh = wall_ms(), uuid.uuid4().hex
         self.database.begin()
         try:
+            if self._confirm is not None:
+                self._confirm(self.database)
             self.database.execute(
                 "DELETE FROM semel_commit WHERE session_id = ? OR used_at < ?", (self._id, now - _FORGOTTEN_MS)
             )

@@ -243,9 +243,9 @@ class Block(Generic[S, A]):
             )
         writer = self._find_writer()
         writer.prepare()
-        session = writer.pool.borrow()
+        session = writer.fresh(writer.pool.borrow())
         try:
-            session.begin()
+            writer.begin(session)
         except BaseException:
             writer.drop(session)
             raise
@@ -263,9 +263,9 @@ class Block(Generic[S, A]):
         writer = self._find_writer()
         if not writer.is_prepared:
             await asyncio.to_thread(writer.prepare)
-        session = await writer.pool.borrow_async()
+        session = writer.fresh(await writer.pool.borrow_async())
         try:
-            await finished(writer.submit(session.begin))
+            await finished(writer.submit(writer.begin, session))
         except BaseException:
             writer.submit(writer.drop, session)
             raise

@@ -6,24 +6,32 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from semel.client.two_phase import TwoPhaseMode
 from semel.databases.database import (
     Cause,
+    Database,
     is_cache,
     is_missing_privilege,
+    is_missing_table,
     open_database,
     title_of,
     without_password,
 )
 from semel.databases.pool import Pool
 from semel.databases.spec import DatabaseSpec
+from semel.dualwrite.agreement import PlanChanged, agree, confirm
 from semel.dualwrite.keeping import keeper_thread
 from semel.dualwrite.plan import Choice, Plan, choose
 from semel.dualwrite.session import DualSession
 from semel.dualwrite.steps import StepSession
+from semel.dualwrite.tables import read_meta as read_slots_meta
+from semel.dualwrite.tables import schema_sql as slots_schema_sql
 from semel.dualwrite.writing import Outgoing
 from semel.errors import ConfigurationError, Retriable
 from semel.outbox.calling import Caller
@@ -50,6 +58,8 @@ AnySession = SqlSession | StepSession[Any]
 CONNECTIONS = 10
 """Transactions of one process on one database at the same time: PostgreSQL allows 100 connections by default, and a
 host has several processes."""
+CHOOSE_AGAIN_SECONDS = 10.0
+"""Until an outbox is looked into again that keeps the dual write from being used."""
 WAIT_SECONDS = 10.0
 """How long a transaction waits for a connection: whoever waits longer for a page has gone."""
 
@@ -73,9 +83,11 @@ class Writer:
         self._caller = Caller(spec.url) if title == "PostgreSQL" else None
         self._wakers: list[Callable[[], None]] = [] if self._caller is None else [self._caller.wake]
         self._prepare_lock = threading.Lock()
-        self.is_prepared = False
-        either = spec.outbox and spec.dual_write
-        self.choice: Choice | None = None if either else choose(spec.outbox, spec.dual_write, None)
+        self._prepared = False
+        self._choose_at: float | None = None
+        """When to choose again."""
+        self._either = bool(spec.outbox and spec.dual_write)
+        self.choice: Choice | None = None if self._either else choose(spec.outbox, spec.dual_write, None)
         """How records go to Kafka. Who declares both ways is told by the broker, when it is prepared."""
         self.metrics = Metrics()
         """What the dual write of this process counts."""
@@ -99,12 +111,44 @@ class Writer:
                 waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
                 if waiting:
                     attach_with(waiting, settings)
-                if self.choice is None and self._keeper is not None:
-                    self.choice = choose(self._spec.outbox, self._spec.dual_write, self._keeper.mode())
-                    log.info("transactions on %s: %s, because %s", self.name, *self.choice)
                 if settings.profile == "dev" and not is_cache(self._spec.url):
                     self._make_tables()
-                self.is_prepared = True
+                if self._either and self._keeper is not None:
+                    self._choose(self._keeper.mode())
+                self._prepared = True
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare` has nothing to do."""
+        return self._prepared and (self._choose_at is None or time.monotonic() < self._choose_at)
+
+    def _choose(self, mode: TwoPhaseMode) -> None:
+        """Which way records go, agreed with the other processes of the app."""
+        choice = choose(self._spec.outbox, self._spec.dual_write, mode)
+        agreed = self._in_database(lambda database: agree(database, choice.plan))
+        self._choose_at = None
+        if agreed is not choice.plan:
+            self._choose_at = time.monotonic() + CHOOSE_AGAIN_SECONDS
+            choice = Choice(agreed, "records of the time before wait in it, and those that come now must not overtake")
+        if self.choice != choice:
+            log.info("transactions on %s: %s, because %s", self.name, *choice)
+        self.choice = choice
+
+    def fresh(self, session: AnySession) -> AnySession:
+        """A session that was borrowed, or another one where it is of a plan that does not hold any more."""
+        assert self.choice is not None
+        if not self._either or isinstance(session, Session) == (self.choice.plan is Plan.OUTBOX):
+            return session
+        session.close()
+        return self._new_session()
+
+    def begin(self, session: AnySession) -> None:
+        """Begin a transaction. Raises what the session raises; after `PlanChanged` the next one goes the other way."""
+        try:
+            session.begin()
+        except PlanChanged:
+            self._choose_at = 0.0
+            raise
 
     def _new_session(self) -> AnySession:
         assert self.choice is not None, "no connection is lent before the plan is known"
@@ -115,28 +159,43 @@ class Writer:
             return StepSession(ValkeySession(self._spec.url), self._keeper)
         database = open_database(self._spec.url)
         if self.choice.plan is Plan.OUTBOX:
-            return Session(database, self.app)
+            confirmed = partial(confirm, plan=Plan.OUTBOX, lock=database.lock_rows) if self._either else None
+            return Session(database, self.app, confirm=confirmed)
         assert self._keeper is not None
         return DualSession(database, self._keeper)
 
     def _make_tables(self) -> None:
-        database = open_database(self._spec.url)
-        where = without_password(self._spec.url)
-        try:
-            database.connect()
+        def make(database: Database) -> None:
             if self._spec.outbox:
                 try:
                     read_meta(database)
                 except ConfigurationError:
                     database.migrate(schema_sql(database.title))
+            if self._spec.dual_write:
+                try:
+                    read_slots_meta(database)
+                except ConfigurationError:
+                    database.migrate(slots_schema_sql(database.title))
             if self._spec.schema:
                 database.migrate(self._spec.schema)
+
+        self._in_database(make)
+
+    def _in_database(self, work: Callable[[Database], T]) -> T:
+        """Something to be done once, on a connection of its own."""
+        database = open_database(self._spec.url)
+        where = without_password(self._spec.url)
+        try:
+            database.connect()
+            return work(database)
         except ConfigurationError:
             raise
         except Exception as error:
             said = " ".join(str(error).split())
             if database.cause(error) is Cause.DATA or is_missing_privilege(error):
                 raise ConfigurationError(f"{where} refused the tables: {said}") from error
+            if is_missing_table(error):
+                raise ConfigurationError(f"a table is not in {where} ({said}): run semel migrate.") from error
             raise Retriable(f"the tables in {where} could not be made or looked at now: {said}") from error
         finally:
             database.close()
