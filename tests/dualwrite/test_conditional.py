@@ -250,6 +250,8 @@ async def aborted_by_the_coordinator(scene: Scene, transactional_id: str) -> Non
             await asyncio.sleep(0.2)
 
 
+# Kafka looks for time-outs every 10 s.
+@pytest.mark.parametrize("newest_broker", ["embedded", pytest.param("kafka", marks=pytest.mark.soak)], indirect=True)
 def test_a_time_out_that_passed_while_the_app_was_down_is_told_loudly(
     newest_broker: Address, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
