@@ -1,8 +1,9 @@
 """Do database, topic and index agree? Reads all three, and names what does not.
 
-SEMEL_KAFKA=HOST:PORT python -m semel.examples.catalogue_check
+python -m semel.examples.catalogue_check
 
-It is to be asked when nothing changes any more; what is on its way shows as behind.
+In the folder of a `semel run`, or with SEMEL_KAFKA. It is to be asked when nothing changes any more: what is on its
+way shows as behind.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.databases import connect
 from semel.examples.catalogue import Product, app, products, search, shop
-from semel.settings import Settings
+from semel.settings import Settings, running_kafka
 from semel.sinks.search.http import SearchConnection
 from semel.types import TopicPartition
 
@@ -104,7 +105,7 @@ async def read_topic(bootstrap, kafka_settings=None):
 def check(settings):
     """What does not agree, as the three are now."""
     app.use_databases(os.environ)
-    told = asyncio.run(read_topic(settings.kafka, settings.kafka_client))
+    told = asyncio.run(read_topic(running_kafka(settings), settings.kafka_client))
     rows = read_rows(app.databases[shop.name].url)
     return list(disagreements(rows, told, read_index(app.searches[search.name].url)))
 
