@@ -241,6 +241,32 @@ def test_of_two_that_recover_at_once_the_loser_stops_before_it_hides_how_it_ende
     assert not caplog.records, "nothing was lost, and nothing was said to be"
 
 
+@pytest.mark.parametrize("newest_broker", ["embedded"], indirect=True)
+def test_who_was_overtaken_before_his_id_was_there_begins_nothing_under_it(
+    newest_broker: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The successor has found no such id to fence, and marked it resolved: nobody would ever end what is open there."""
+
+    async def scene(scene: Scene) -> None:
+        late, winner = Process(scene), Process(scene)
+        initialize = late.recipe._initialize
+
+        async def stands_still(producer: TransactionalProducer) -> None:
+            assert await winner.takes() == "nothing"
+            await initialize(producer)
+
+        monkeypatch.setattr(late.recipe, "_initialize", stands_still)
+        with pytest.raises(Fenced, match="taken over by another process"):
+            await late.takes()
+        name = await winner.prepares("a")
+        assert winner.commits(name, "a") == 1
+        assert winner.taken is not None
+        assert await winner.taken.producer.complete(name)
+        await scene.agree("a")
+
+    play(newest_broker, tmp_path, scene)
+
+
 async def aborted_by_the_coordinator(scene: Scene, transactional_id: str) -> None:
     async with asyncio.timeout(90):
         while True:

@@ -11,7 +11,8 @@ fences the old id. The order:
    It comes before (4), because after InitProducerId Kafka does not tell any more how S ended.
 4. InitProducerId for every older id that was used and is not marked resolved: its producer is fenced, what it has open
    is aborted. None of that was decided. Then they are marked resolved.
-5. InitProducerId for our own id, which nobody ever used.
+5. InitProducerId for our own id, which nobody ever used. Then the row once more: a successor that came before (5) found
+   nothing to fence and looks there no more, so what was begun under the id could stay open; one that comes now fences.
 
 **The condition.** A transaction that the coordinator aborts between the database's COMMIT and (2) is lost: the rows
 stay, its records are gone. It happens when nobody recovers the slot within `transaction.timeout.ms` of the
@@ -116,6 +117,8 @@ class ConditionalRecipe:
         try:
             await self._initialize(producer)
             failpoint("dual.claim.after_init")
+            now = await rows.run(rows.store.decided, slot)
+            _need(now is not None and (now.owner, now.owner_epoch) == (owner, claim.owner_epoch), slot)
         except BaseException:
             await put_away(producer)
             raise
