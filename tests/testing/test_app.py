@@ -390,3 +390,17 @@ def test_random_programs_leave_nothing_behind() -> None:
                 t.restart()
             t.advance(rng.random() * 100)
         assert t.query("SELECT count(*), count(DISTINCT id) FROM cds") == [(sent, sent)]
+
+
+@pytest.mark.parametrize("way", [{"outbox": True}, {"dual_write": True}, {"outbox": True, "dual_write": True}])
+def test_records_of_a_transaction_are_there_whichever_way_they_go(way: dict[str, bool]) -> None:
+    app = App("bank")
+    paid = app.topic("paid", key=str, value=Order)
+    bank = app.database("sqlite:///never.db", schema="CREATE TABLE IF NOT EXISTS account (id TEXT)", **way)
+    with TestApp(app) as t:
+        with app.transaction(bank) as tx:
+            tx.execute("INSERT INTO account (id) VALUES ('ann')")
+            tx.send(paid.record("ann", Order(1, 2)))
+        t.settle()
+        assert [item.key for item in t.sent(paid)] == ["ann"]
+        assert t.query("SELECT id FROM account") == [("ann",)]

@@ -165,7 +165,7 @@ class Rig:
 
             own = topic_specs(self.app.name, self.settings.partitions)
         await prepare_topics(admin, self.app.topics.values(), self._components(), PARTITIONS, more=own)
-        self._outboxes = [LocalOutbox(spec) for spec in self.app.databases.values() if spec.outbox]
+        self._outboxes = [LocalOutbox(spec) for spec in self.app.databases.values() if spec.sends]
         await self.start_worker()
         if self.app.endpoints:
             from semel.ingress.asgi import Ingress
