@@ -13,6 +13,7 @@ import hypothesis
 import pytest
 
 from tests.services.broker import BrokerProcess
+from tests.services.ferretdb import FerretServer, missing_ferretdb
 from tests.services.kafka import KafkaNode, missing_tools
 from tests.services.mariadb import MariadbServer, missing_mariadb
 from tests.services.opensearch import OpenSearchNode, missing_opensearch_tools
@@ -161,6 +162,17 @@ def mariadb() -> Iterator[MariadbServer]:
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def ferretdb() -> Iterator[FerretServer]:
+    """A store that speaks MongoDB's protocol; its tests are `peers`, because it is built with Go."""
+    why = missing_ferretdb()
+    if why:
+        unavailable("FerretDB", why)
+    server = FerretServer().start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

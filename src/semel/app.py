@@ -13,7 +13,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from semel.databases.database import check_url
-from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec, check_indexes
+from semel.databases.spec import CacheSpec, DatabaseSpec, DocumentsSpec, SearchSpec, check_indexes
 from semel.errors import ConfigurationError
 from semel.ingress.spec import EndpointSpec
 from semel.processing.component import Component, Delivery, Ordering, ProcessorSpec
@@ -27,6 +27,7 @@ from semel.sinks.spec import SinkSpec, handler_argument, sink_spec
 if TYPE_CHECKING:
     from semel.ingress.idempotency import Idempotency
     from semel.outbox.caches import CacheBlock
+    from semel.outbox.documents import DocumentBlock
     from semel.outbox.transaction import TransactionBlock
     from semel.outbox.writer import Writer
 
@@ -72,6 +73,7 @@ class App:
         self.states: dict[str, State[Any, Any]] = {}
         self.databases: dict[str, DatabaseSpec] = {}
         self.caches: dict[str, CacheSpec] = {}
+        self.document_stores: dict[str, DocumentsSpec] = {}
         self.searches: dict[str, SearchSpec] = {}
         self.endpoints: dict[str, EndpointSpec] = {}
         self.processors: dict[str, ProcessorSpec] = {}
@@ -168,7 +170,7 @@ class App:
                 f"database {name}: dual_write={dual_write!r}, but it is True, False or 'conditional'."
             )
         database = DatabaseSpec(name, url, schema, outbox, dual_write, connections)
-        self._check_sender(database, self.caches, "database")
+        self._check_sender(database, "database")
         self.databases[name] = database
         return database
 
@@ -189,9 +191,27 @@ class App:
         if not isinstance(dual_write, bool):
             raise ConfigurationError(f"cache {name}: dual_write={dual_write!r}, but it is True or False.")
         cache = CacheSpec(name, url, dual_write=dual_write, connections=connections)
-        self._check_sender(cache, self.databases, "cache")
+        self._check_sender(cache, "cache")
         self.caches[name] = cache
         return cache
+
+    def documents(self, url: str, *, name: str = "documents", connections: int | None = None) -> DocumentsSpec:
+        """Declare a document store that speaks MongoDB's protocol, `mongodb://HOST:PORT/NAME`, for transactions by dual
+        write (`app.transaction`): each inserts one new document, which Kafka's records are committed together with.
+
+        Nothing but the insert of a new document is atomic in every such store (FerretDB 1.24 updates in two steps), so
+        nothing else is offered. `connections` is how many transactions one process has at the same time (10).
+        """
+        check_name(name, "a document store")
+        known = self.document_stores
+        if any(store_variable("documents", name) == store_variable("documents", other) for other in known):
+            raise ConfigurationError(f"document store {name} is declared twice: give the second a name= of its own.")
+        check_url("documents", url, f"document store {name}")
+        _check_connections(connections, f"document store {name}")
+        documents = DocumentsSpec(name, url, dual_write=True, connections=connections)
+        self._check_sender(documents, "document store")
+        self.document_stores[name] = documents
+        return documents
 
     def search(self, url: str, *, indexes: Mapping[str, Mapping[str, Any]], name: str = "search") -> SearchSpec:
         """Declare an OpenSearch for sinks: `opensearch://HOST:PORT`, or `opensearchs://` with TLS.
@@ -210,13 +230,14 @@ class App:
 
     def use_databases(self, environ: Mapping[str, str]) -> None:
         """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's,
-        and those of SEMEL_CACHE, SEMEL_CACHE_<NAME>, SEMEL_SEARCH and SEMEL_SEARCH_<NAME>.
+        and those of SEMEL_CACHE, SEMEL_DOCUMENTS and SEMEL_SEARCH, with names likewise.
 
         Raises `ConfigurationError` for a variable that names nothing of the app: with a misspelt one, effects would go
         where nobody wanted them.
         """
         self._use(environ, "database", self.databases)
         self._use(environ, "cache", self.caches)
+        self._use(environ, "documents", self.document_stores)
         self._use(environ, "search", self.searches)
         for title, sink in self.sinks.items():
             self.sinks[title] = replace(sink, database=self._stores_like(sink.database)[sink.database.name])
@@ -388,9 +409,12 @@ class App:
     def transaction(self, database: CacheSpec) -> CacheBlock: ...  # type: ignore[overload-overlap]
 
     @overload
+    def transaction(self, database: DocumentsSpec) -> DocumentBlock: ...  # type: ignore[overload-overlap]
+
+    @overload
     def transaction(self, database: DatabaseSpec) -> TransactionBlock: ...
 
-    def transaction(self, database: DatabaseSpec) -> TransactionBlock | CacheBlock:
+    def transaction(self, database: DatabaseSpec) -> TransactionBlock | CacheBlock | DocumentBlock:
         """A transaction on a database; the records that it sends are in Kafka if and only if it commits.
 
             async with app.transaction(accounts) as tx:
@@ -398,10 +422,19 @@ class App:
                 tx.send(payments.record(account, Paid(cents)))
 
         `with` for code without an event loop. It may be used anywhere: in endpoints of any web framework, in scripts.
-        On a cache it has Redis' commands instead of `execute`, and all of it happens at the end of the block.
+        On a cache it has Redis' commands instead of `execute`, on a document store `insert`, and all of it happens at
+        the end of the block.
         """
         if isinstance(database, CacheSpec):
             return self._cache_transaction(database)
+        if isinstance(database, DocumentsSpec):
+            from semel.outbox.documents import DocumentBlock
+
+            if self.document_stores.get(database.name) is None:
+                raise ConfigurationError(
+                    f"app.transaction: {database.name} is no document store of app {self.name}. Use app.documents(...)."
+                )
+            return DocumentBlock(lambda: self.writer(database.name), database.name)
         from semel.outbox.transaction import TransactionBlock
 
         name = database.name if isinstance(database, DatabaseSpec) else repr(database)
@@ -485,18 +518,26 @@ class App:
         with self._writing:
             writer = self._writers.get(name)
             if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
-                spec: DatabaseSpec | None = self.databases.get(name)
-                if spec is not None and spec.sends:
-                    url = self._urls.get(name) or os.environ.get(database_variable(name), spec.url)
-                    check_url("database", url, f"database {name}")
-                    if name in self._urls and spec.dual_write:  # A test's database, whose rows its own relay publishes.
-                        spec = replace(spec, outbox=True, dual_write=False)
-                else:
-                    spec = self.caches[name]
-                    url = self._urls.get(name) or os.environ.get(store_variable("cache", name), spec.url)
-                    check_url("cache", url, f"cache {name}")
+                kind, spec = self._sender(name)
+                url = self._urls.get(name) or os.environ.get(store_variable(kind, name), spec.url)
+                check_url(kind, url, f"{kind} {name}")
+                if kind == "database" and name in self._urls and spec.dual_write:
+                    # A test's database, whose rows its own relay publishes.
+                    spec = replace(spec, outbox=True, dual_write=False)
                 writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
+
+    def _sender(self, name: str) -> tuple[str, DatabaseSpec]:
+        """The store of that name that sends records, and its kind."""
+        others: tuple[tuple[str, Mapping[str, DatabaseSpec]], ...] = (
+            ("cache", self.caches),
+            ("documents", self.document_stores),
+        )
+        for kind, stores in others:
+            found = stores.get(name)
+            if found is not None and found.sends:
+                return kind, found
+        return "database", self.databases[name]
 
     def transact_at(self, urls: Mapping[str, str]) -> None:
         """From now on transactions go to the databases at these URLs, by name, and by an outbox; for tests."""
@@ -528,10 +569,10 @@ class App:
 
     # --- Checks ---
 
-    def _check_sender(self, spec: DatabaseSpec, others: Mapping[str, DatabaseSpec], kind: str) -> None:
+    def _check_sender(self, spec: DatabaseSpec, kind: str) -> None:
         """Slots, and with them transactional ids, are called by the database's name."""
-        other = others.get(spec.name)
-        if spec.sends and other is not None and other.sends:
+        others = [stores.get(spec.name) for stores in (self.databases, self.caches, self.document_stores)]
+        if spec.sends and any(other is not None and other.sends for other in others):
             raise ConfigurationError(
                 f"{kind} {spec.name}: another store of app {self.name} that sends records has this name. Give one a "
                 "name= of its own."

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from semel.databases import open_database
-from semel.databases.database import is_cache
+from semel.databases.database import is_cache, is_documents
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import Store
 from tests.conftest import Address
-from tests.dualwrite.world import CacheWorld, World
+from tests.dualwrite.memory import memory_at
+from tests.dualwrite.world import CacheWorld, DocumentWorld, World
 
 HERE = Path(__file__).parent
 SAMPLE = tuple(
@@ -45,11 +46,18 @@ DATABASES = [
     pytest.param("postgres", marks=pytest.mark.postgres),
     pytest.param("mariadb", marks=pytest.mark.mariadb),
 ]
-STORES = [*DATABASES, pytest.param("valkey", marks=pytest.mark.valkey)]
+SERVERS = [
+    *DATABASES,
+    pytest.param("valkey", marks=pytest.mark.valkey),
+    pytest.param("ferretdb", marks=pytest.mark.peers),
+]
+STORES = [*SERVERS, "memory"]
 
 
 def _empty(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    return f"sqlite:///{folder}/dual.db" if kind == "sqlite" else str(request.getfixturevalue(kind).new_database())
+    if kind in ("sqlite", "memory"):
+        return f"{kind}:///{folder}/dual.db"
+    return str(request.getfixturevalue(kind).new_database())
 
 
 @pytest.fixture(params=DATABASES)
@@ -71,6 +79,15 @@ def open_store(url: str, app: str = "bank", environment: str = "cluster-a", *, c
         from semel.dualwrite.valkey.store import ValkeyStore
 
         store = ValkeyStore(url, app, "database")
+    elif is_documents(url):
+        from semel.dualwrite.documents.connection import DocumentDatabase
+        from semel.dualwrite.documents.store import DocumentStore
+
+        store = DocumentStore(DocumentDatabase(url), app, "database")
+    elif url.startswith("memory:"):
+        from semel.dualwrite.documents.store import DocumentStore
+
+        store = DocumentStore(memory_at(url), app, "database")
     else:
         store = SqlStore(open_database(url), app, "database")
     store.open(app, environment, create_tables=create_tables)
@@ -110,10 +127,14 @@ def world(url: str, embedded: Address, monkeypatch: pytest.MonkeyPatch) -> Itera
     found.close()
 
 
-@pytest.fixture
-def any_world(store_url: str, embedded: Address, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+@pytest.fixture(params=SERVERS)
+def any_world(
+    request: pytest.FixtureRequest, tmp_path: Path, embedded: Address, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[World]:
     """A bank in an empty store of any kind, and the embedded broker."""
     monkeypatch.setenv("SEMEL_KAFKA", embedded.bootstrap)
-    found = (CacheWorld if is_cache(store_url) else World)(store_url, embedded.bootstrap)
+    url = _empty(request.param, request, tmp_path)
+    kind = CacheWorld if is_cache(url) else DocumentWorld if is_documents(url) else World
+    found = kind(url, embedded.bootstrap)
     yield found
     found.close()

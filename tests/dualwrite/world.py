@@ -15,7 +15,7 @@ from semel import App
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.databases import connect
-from semel.databases.spec import CacheSpec, DatabaseSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec, DocumentsSpec
 from semel.dualwrite.keeping import make_keeper
 from semel.dualwrite.session import DualSession
 from semel.dualwrite.tables import schema_sql
@@ -234,6 +234,62 @@ class CacheBank(Bank):
     def open_account(self, name: str, cents: int) -> None:
         with self.app.transaction(self.database) as tx:
             tx.hset("accounts", {name: cents})
+            tx.send(self.paid.record(name, Paid(cents)))
+
+
+class DocumentWorld(World):
+    """The same on a document store: each account is a document."""
+
+    def _prepare(self) -> None:
+        self.connect()
+
+    def connect(self) -> None:
+        from pymongo import MongoClient
+
+        self.client: Any = MongoClient(self.url)
+        self.documents = self.client.get_database(self.url.rpartition("/")[2])
+
+    def new_bank(self) -> Bank:
+        return DocumentBank(self)
+
+    def spec(self) -> DatabaseSpec:
+        return DocumentsSpec("documents", self.url, dual_write=True)
+
+    def lose_answers(self, session: Any) -> None:
+        """From now on each account is inserted, and the answer is lost."""
+        database, lost = session.target._database, set()
+        insert = database.insert
+
+        def once(collection: str, document: dict[str, Any]) -> bool:
+            done = bool(insert(collection, document))
+            if collection == "accounts" and done and document["_id"] not in lost:
+                lost.add(document["_id"])
+                raise Retriable("the answer is lost")
+            return done
+
+        database.insert = once
+
+    def balances(self) -> dict[str, int]:
+        found = self.documents["accounts"].find({})
+        return {item["_id"]: item["cents"] for item in found if "fence" not in item["semel"]}
+
+    def owners(self) -> list[str]:
+        slots = list(self.documents["semel_txn_slots"].find({}))
+        return [slot["owner"] for slot in slots if slot["_id"].startswith(f"{self.name}.") and slot["owner"]]
+
+    def close(self) -> None:
+        if self._bank is not None:
+            self._bank.app.close()
+        self.client.close()
+
+
+class DocumentBank(Bank):
+    def _declare(self, world: World) -> Any:
+        return self.app.documents(world.url, connections=3)
+
+    def open_account(self, name: str, cents: int) -> None:
+        with self.app.transaction(self.database) as tx:
+            tx.insert("accounts", {"_id": name, "cents": cents})
             tx.send(self.paid.record(name, Paid(cents)))
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "check_url",
     "connect",
     "is_cache",
+    "is_documents",
     "is_missing_privilege",
     "is_missing_table",
     "is_search",
@@ -195,6 +196,11 @@ def is_search(url: str) -> bool:
     return url.startswith(("opensearch:", "opensearchs:"))
 
 
+def is_documents(url: str) -> bool:
+    """Whether a URL names a document store that speaks MongoDB's protocol."""
+    return url.startswith(("mongodb:", "mongodb+srv:"))
+
+
 def title_of(url: str) -> str:
     """What kind of database a URL names; its driver need not be there. Raises `ConfigurationError`."""
     if url.startswith("sqlite:"):
@@ -207,6 +213,8 @@ def title_of(url: str) -> str:
         raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.cache(...).")
     if is_search(url):
         raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.search(...).")
+    if is_documents(url):
+        raise ConfigurationError(f"{without_password(url)!r} is no SQL database. Declare it with app.documents(...).")
     if url.startswith("mysql:"):
         raise ConfigurationError(
             f"{without_password(url)!r}: Semel works on MariaDB (mariadb://USER@HOST/NAME), not on MySQL, which has no "
@@ -218,11 +226,15 @@ def title_of(url: str) -> str:
     )
 
 
-_OTHERS = {"cache": (is_cache, "valkey://HOST:PORT/0"), "search": (is_search, "opensearch://HOST:PORT")}
+_OTHERS = {
+    "cache": (is_cache, "valkey://HOST:PORT/0"),
+    "documents": (is_documents, "mongodb://HOST:PORT/NAME"),
+    "search": (is_search, "opensearch://HOST:PORT"),
+}
 
 
 def check_url(kind: str, url: Any, what: str) -> None:
-    """Raise `ConfigurationError` for a URL that names no database, cache or search, whichever `kind` says."""
+    """Raise `ConfigurationError` for a URL that is not of the kind that `kind` says."""
     if kind in _OTHERS:
         is_it, example = _OTHERS[kind]
         if not is_it(str(url)):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from semel.errors import ConfigurationError
 
-__all__ = ["CacheSpec", "DatabaseSpec", "SearchSpec", "check_indexes"]
+__all__ = ["CacheSpec", "DatabaseSpec", "DocumentsSpec", "SearchSpec", "check_indexes"]
 
 _INDEX = re.compile(r"[a-z0-9][a-z0-9._-]{0,199}")
 
@@ -36,6 +36,12 @@ class DatabaseSpec:
     def sends(self) -> bool:
         """Whether transactions on it may send records, whichever way."""
         return self.outbox or bool(self.dual_write)
+
+
+class DocumentsSpec(DatabaseSpec):
+    """A document store of the app that speaks MongoDB's protocol: `mongodb://HOST:PORT/NAME`."""
+
+    __slots__ = ()
 
 
 class CacheSpec(DatabaseSpec):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
-from semel.databases.database import is_cache, open_database
+from semel.databases.database import is_cache, is_documents, open_database
 from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS, ConditionalRecipe
 from semel.dualwrite.keeper import Keeper
@@ -27,7 +27,11 @@ from semel.errors import ConfigurationError
 from semel.processing.metrics import Metrics
 from semel.settings import Settings, running_kafka
 
-__all__ = ["component_name", "keeper_thread", "make_keeper", "store_of"]
+if TYPE_CHECKING:
+    from semel.dualwrite.documents.store import DocumentStore
+    from semel.dualwrite.valkey.store import ValkeyStore
+
+__all__ = ["component_name", "keeper_thread", "make_keeper", "step_store_of", "store_of"]
 
 Close = Callable[[], Coroutine[Any, Any, None]]
 
@@ -39,11 +43,21 @@ def component_name(database: str) -> str:
 
 def store_of(app: str, spec: DatabaseSpec) -> Store:
     """The slots of a database of any kind, not yet open. Raises `ConfigurationError`."""
+    if is_cache(spec.url) or is_documents(spec.url):
+        return step_store_of(app, spec)
+    return SqlStore(open_database(spec.url), app, spec.name)
+
+
+def step_store_of(app: str, spec: DatabaseSpec) -> ValkeyStore | DocumentStore:
+    """The same for a store that is no SQL database. Only who has one has its driver."""
     if is_cache(spec.url):
-        from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
+        from semel.dualwrite.valkey.store import ValkeyStore
 
         return ValkeyStore(spec.url, app, spec.name)
-    return SqlStore(open_database(spec.url), app, spec.name)
+    from semel.dualwrite.documents.connection import DocumentDatabase
+    from semel.dualwrite.documents.store import DocumentStore
+
+    return DocumentStore(DocumentDatabase(spec.url), app, spec.name)
 
 
 def make_keeper(

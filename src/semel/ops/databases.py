@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from semel.app import App
 from semel.databases.database import Database, open_database, title_of, without_password
+from semel.dualwrite.keeping import step_store_of
 from semel.dualwrite.tables import schema_sql as slots_schema_sql
 from semel.errors import Retriable, SemelError
 from semel.ingress.claims import schema_sql as keys_schema_sql
@@ -56,15 +57,13 @@ def migrate_app(app: App, *, print_only: bool, audit: bool = False) -> str:
             schema=spec.schema,
         )
         done.append(f"-- Database {spec.name}, {without_password(spec.url)}\n\n{sql}")
-    for cache in app.caches.values():
-        if cache.dual_write:
-            from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
-
-            slots = ValkeyStore(cache.url, app.name, cache.name)
+    for spec in (*app.caches.values(), *app.document_stores.values()):
+        if spec.dual_write:
+            slots = step_store_of(app.name, spec)
             if not print_only:
                 slots.migrate(app.name)
             slots.close()
-            done.append(f"-- Cache {cache.name}, {without_password(cache.url)}\n\n-- {slots.migration}\n")
+            done.append(f"-- {spec.name}, {without_password(spec.url)}: the place for the slots of its dual write\n")
     for search in app.searches.values():
         requests = migrate_search(search.url, search.indexes, print_only=print_only)
         done.append(f"-- Search {search.name}, {without_password(search.url)}\n\n{requests}\n")

@@ -12,9 +12,11 @@ from semel.client.admin import Admin, DescribedTransaction
 from semel.client.cluster import KafkaClient
 from semel.client.transaction_admin import OpenInLog, TransactionAdmin
 from semel.client.two_phase import PreparedState
-from semel.databases.database import Database, is_cache, without_password
+from semel.databases.database import Database, is_cache, is_documents, without_password
 from semel.databases.processes import ProcessIdentity, is_alive
+from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.conditional import ConditionalName, own_id
+from semel.dualwrite.keeping import step_store_of
 from semel.dualwrite.store import slot_prefix
 from semel.dualwrite.tables import read_meta
 from semel.errors import ConfigurationError, SemelError
@@ -49,8 +51,8 @@ class Source:
 
 def sources_of(app: App | None, urls: Iterable[str]) -> list[Source]:
     """The databases to ask: those of the app, and those named by their URL."""
-    caches = [spec for spec in app.caches.values() if spec.dual_write] if app else []
-    own = [Source(spec.url, spec.name, app.name) for spec in (*app.databases.values(), *caches)] if app else []
+    others = [spec for spec in (*app.caches.values(), *app.document_stores.values()) if spec.dual_write] if app else []
+    own = [Source(spec.url, spec.name, app.name) for spec in (*app.databases.values(), *others)] if app else []
     return own + [Source(url, without_password(url)) for url in urls]
 
 
@@ -212,7 +214,11 @@ def _conditional_ids(sources: Sequence[Source], environment: str) -> list[str]:
 
 def _in_sql(sources: Sequence[Source]) -> list[Source]:
     """Where the conditional recipe may be."""
-    return [source for source in sources if not is_cache(source.url)]
+    return [source for source in sources if _is_sql(source)]
+
+
+def _is_sql(source: Source) -> bool:
+    return not (is_cache(source.url) or is_documents(source.url))
 
 
 def ids_of_slot(sources: Sequence[Source], slot: str) -> list[str]:
@@ -237,8 +243,8 @@ def _may_be_of(source: Source, name: str) -> bool:
 def _ask(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
     where = source.name
     try:
-        if is_cache(source.url):
-            return _ask_cache(source, names, environment)
+        if not _is_sql(source):
+            return _ask_store(source, names, environment)
         with connected(source.url) as database:
             if database is None:
                 raise ConfigurationError(f"there is no database at {without_password(source.url)}")
@@ -250,10 +256,8 @@ def _ask(source: Source, names: Sequence[str], environment: str) -> dict[str, Sl
         return {name: Slot(name, where, problem=f"it cannot be read: {error}") for name in names}
 
 
-def _ask_cache(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
-    from semel.dualwrite.valkey.store import ValkeyStore  # Only who has a cache has its driver.
-
-    found, store = {}, ValkeyStore(source.url, source.app, source.name)
+def _ask_store(source: Source, names: Sequence[str], environment: str) -> dict[str, Slot]:
+    found, store = {}, step_store_of(source.app, DatabaseSpec(source.name, source.url))
     try:
         for name in names:
             theirs = store.environment_of(name)

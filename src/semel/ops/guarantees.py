@@ -14,7 +14,7 @@ from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
 from semel.client.two_phase import TwoPhaseMode
 from semel.databases.database import title_of
-from semel.databases.spec import CacheSpec, DatabaseSpec, SearchSpec
+from semel.databases.spec import CacheSpec, DatabaseSpec, DocumentsSpec, SearchSpec
 from semel.dualwrite.conditional import CONDITION_TIMEOUT_MS
 from semel.dualwrite.plan import Plan, choose
 from semel.dualwrite.store import slot_prefix
@@ -118,7 +118,7 @@ def edges_of(app: App, transaction_version: int | None, mode: TwoPhaseMode | Non
                 weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
-    for spec in (*app.databases.values(), *app.caches.values()):
+    for spec in (*app.databases.values(), *app.caches.values(), *app.document_stores.values()):
         if spec.dual_write:
             edges.append(_dual_edge(app, spec, kafka, mode))
         elif spec.outbox:
@@ -170,6 +170,7 @@ _CACHE_ORDER = (
     "records of one key are in the order of their transactions where each reads the key that they stand for; those "
     "that only count have no order"
 )
+_DOCUMENT_ORDER = "records of one key that come from different transactions have no order"
 _CACHE_TAKEN_OVER = (
     "a fail-over to a replica loses what it had not got yet, and Kafka has it: it is told when a slot is used again, "
     "and nothing puts it right"
@@ -204,13 +205,14 @@ def _dual_edge(app: App, spec: DatabaseSpec, kafka: list[str], mode: TwoPhaseMod
     weakened = [_NOT_ASKED] if mode is None else []
     if plan is Plan.CONDITIONAL and mode not in (None, TwoPhaseMode.FULL, TwoPhaseMode.NO_RECOVERY):
         broken.append(_CONDITION)
-    in_cache = isinstance(spec, CacheSpec)
-    weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, *((_CACHE_ORDER, _CACHE_TAKEN_OVER) if in_cache else (_ORDER,))]
+    in_cache, in_documents = isinstance(spec, CacheSpec), isinstance(spec, DocumentsSpec)
+    order = (_CACHE_ORDER, _CACHE_TAKEN_OVER) if in_cache else (_DOCUMENT_ORDER,) if in_documents else (_ORDER,)
+    weakened += [*broken, _FORGOTTEN, _TAKEN_BACK, *order]
     if spec.outbox:
         weakened.append(_ONE_WAY)
     if app.endpoints or app.processors:
         weakened.append(_RUN_AGAIN)
-    title = "Valkey" if in_cache else title_of(spec.url)
+    title = "Valkey" if in_cache else "MongoDB's protocol" if in_documents else title_of(spec.url)
     if title == "MariaDB":
         weakened.append(_ENGINES.replace("a handler", "a transaction"))
     own = "; each owner has an id of its own" if plan is Plan.CONDITIONAL else ""
@@ -220,6 +222,9 @@ def _dual_edge(app: App, spec: DatabaseSpec, kafka: list[str], mode: TwoPhaseMod
             f"one Kafka transaction, prepared, and one script of {spec.name}: what was read is unchanged, conditions, "
             f"effects and its name; the script decides for both ({why})"
             if in_cache
+            else f"one Kafka transaction, prepared, and one new document of {spec.name}, which holds its name and "
+            f"decides for both ({why})"
+            if in_documents
             else f"one Kafka transaction, prepared, and one of {spec.name}: rows and its name; COMMIT of {spec.name} "
             f"decides for both ({why})"
         ),
@@ -342,7 +347,7 @@ async def report(app: App, settings: Settings) -> list[Edge]:
 
 async def offered(app: App, client: KafkaClient) -> TwoPhaseMode | None:
     """What Kafka offers of two-phase commit under the names of the app's slots; None when nothing wants it."""
-    for spec in (*app.databases.values(), *app.caches.values()):
+    for spec in (*app.databases.values(), *app.caches.values(), *app.document_stores.values()):
         if spec.dual_write:
             return await Admin(client).two_phase_mode(f"{slot_prefix(app.name, spec.name)}0")
     return None

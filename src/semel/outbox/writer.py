@@ -17,6 +17,7 @@ from semel.databases.database import (
     Cause,
     Database,
     is_cache,
+    is_documents,
     is_missing_privilege,
     is_missing_table,
     open_database,
@@ -70,7 +71,8 @@ class Writer:
     def __init__(self, app: str, spec: DatabaseSpec, topics: Mapping[str, Topic[Any, Any]]) -> None:
         self.app, self.name, self.pid = app, spec.name, os.getpid()
         self._spec, self._topics = spec, topics
-        title = "" if is_cache(spec.url) else title_of(spec.url)
+        self._in_steps = is_cache(spec.url) or is_documents(spec.url)
+        title = "" if self._in_steps else title_of(spec.url)
         # SQLite has one writer at a time. Those of this process queue here, in order, instead of polling for its lock.
         size = 1 if title == "SQLite" else spec.connections or CONNECTIONS
         self.pool: Pool[AnySession] = Pool(
@@ -82,6 +84,7 @@ class Writer:
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=f"semel-{spec.name}")
         self._caller = Caller(spec.url) if title == "PostgreSQL" else None
         self._wakers: list[Callable[[], None]] = [] if self._caller is None else [self._caller.wake]
+        self._documents: Any = None
         self._prepare_lock = threading.Lock()
         self._prepared = False
         self._choose_at: float | None = None
@@ -111,7 +114,7 @@ class Writer:
                 waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
                 if waiting:
                     attach_with(waiting, settings)
-                if settings.profile == "dev" and not is_cache(self._spec.url):
+                if settings.profile == "dev" and not self._in_steps:
                     self._make_tables()
                 if self._either and self._keeper is not None:
                     self._choose(self._keeper.mode())
@@ -157,6 +160,13 @@ class Writer:
 
             assert self._keeper is not None
             return StepSession(ValkeySession(self._spec.url), self._keeper)
+        if is_documents(self._spec.url):
+            from semel.dualwrite.documents.connection import DocumentDatabase  # Likewise.
+            from semel.dualwrite.documents.session import DocumentSession
+
+            assert self._keeper is not None
+            self._documents = self._documents or DocumentDatabase(self._spec.url)  # It has connections for everybody.
+            return StepSession(DocumentSession(self._documents), self._keeper)
         database = open_database(self._spec.url)
         if self.choice.plan is Plan.OUTBOX:
             confirmed = partial(confirm, plan=Plan.OUTBOX, lock=database.lock_rows) if self._either else None
@@ -251,6 +261,8 @@ class Writer:
         self._executor.shutdown(wait=False)
         if self._keeper is not None:
             self._keeper.close()
+        if self._documents is not None:
+            self._documents.close()
 
     def _close_idle(self) -> None:
         for session in self.pool.close():

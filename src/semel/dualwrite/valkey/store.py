@@ -70,11 +70,6 @@ class ValkeyStore(ValkeyConnection):
         self._claim = self.script(CLAIM)
         self._beat = self.script(BEAT)
 
-    @property
-    def migration(self) -> str:
-        """What `migrate` does, as a command."""
-        return f"HSET {self._meta} schema_version {SCHEMA_VERSION} environment '' app ... slots 0 (if it is not there)"
-
     def migrate(self, app: str) -> None:
         """Make the place for the slots; it may run again. Which Kafka they belong to is written by the first claim."""
         self.open(app, "", create_tables=True)

@@ -1,0 +1,1 @@
+"""The dual write with a document store that speaks MongoDB's protocol: unique inserts, and nothing else."""
