@@ -159,3 +159,36 @@ def test_orders_on_ferretdb(own_ferretdb: FerretServer, own_broker: BrokerProces
     assert set(records) == placed
     assert {name for name in acknowledged(tmp_path) if not name.endswith("-")} <= placed
     assert {item["number"] for item in documents if item["_id"] in placed} == set(range(world.transfers))
+
+
+def test_an_insert_is_done_by_one_of_all_who_try_and_an_update_is_not(own_ferretdb: FerretServer) -> None:
+    """What the dual write rests on, and why it offers no update. The second half is for reading: it shows chance."""
+    from pymongo import MongoClient
+
+    from semel.dualwrite.documents.connection import DocumentDatabase
+
+    url, rounds, clients = own_ferretdb.new_database(), 150, 4
+    barrier, inserted = threading.Barrier(clients), [0] * clients
+
+    def work(number: int) -> None:
+        database, plain = DocumentDatabase(url), MongoClient(url)
+        updated = plain.get_database(url.rpartition("/")[2])["counters"]
+        for at in range(rounds):
+            barrier.wait()
+            inserted[number] += database.insert("places", {"_id": f"p{at}", "by": number})
+            updated.update_one({"_id": "n"}, {"$inc": {"n": 1}})
+        database.close()
+        plain.close()
+
+    client: Any = MongoClient(url)
+    counters = client.get_database(url.rpartition("/")[2])["counters"]
+    counters.insert_one({"_id": "n", "n": 0})
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    left = counters.find_one({"_id": "n"})["n"]
+    client.close()
+    print(f"{clients} clients: of {rounds * clients} increments {left} are left")
+    assert sum(inserted) == rounds
