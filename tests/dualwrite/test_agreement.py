@@ -103,6 +103,18 @@ def test_processes_that_know_the_broker_before_and_after_its_upgrade(
     assert set(world.balances()) == {"a", "b", "c", "d", "e", "f-0", "f-1"}
     for bank in (old, new, third):
         bank.app.close()
+
+    def away(_: object) -> TwoPhaseMode:
+        raise Retriable("Kafka does not answer")
+
+    monkeypatch.setattr("semel.dualwrite.thread.KeeperThread.mode", away)
+    fourth = world.new_bank()
+    fourth.open_account("g", 1)  # What was agreed on is the outbox, which needs no Kafka.
+    assert waiting() == 4
+    fourth.app.close()
+    world.look.execute("UPDATE semel_txn_meta SET plan = NULL")
+    with pytest.raises(Retriable, match="Kafka does not answer"):
+        world.bank.open_account("h", 1)
     world.close()
 
 

@@ -16,7 +16,7 @@ from semel.databases.database import Database, without_password
 from semel.dualwrite.plan import Plan
 from semel.errors import Retriable
 
-__all__ = ["PlanChanged", "agree", "confirm"]
+__all__ = ["PlanChanged", "agree", "agreed", "confirm"]
 
 
 class PlanChanged(Retriable):
@@ -46,6 +46,12 @@ def agree(database: Database, wanted: Plan) -> Plan:
     finally:
         database.rollback()
     return wanted
+
+
+def agreed(database: Database) -> Plan | None:
+    """The plan that holds now; None when nobody has agreed on one. Raises the driver's errors."""
+    found = _read(database)
+    return None if found is None else Plan(found)
 
 
 def confirm(database: Database, plan: Plan, lock: str = "") -> None:

@@ -12,7 +12,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-from semel.client.two_phase import TwoPhaseMode
 from semel.databases.database import (
     Cause,
     Database,
@@ -26,13 +25,14 @@ from semel.databases.database import (
 )
 from semel.databases.pool import Pool
 from semel.databases.spec import DatabaseSpec
-from semel.dualwrite.agreement import PlanChanged, agree, confirm
+from semel.dualwrite.agreement import PlanChanged, agree, agreed, confirm
 from semel.dualwrite.keeping import keeper_thread
 from semel.dualwrite.plan import Choice, Plan, choose
 from semel.dualwrite.session import DualSession
 from semel.dualwrite.steps import StepSession
 from semel.dualwrite.tables import read_meta as read_slots_meta
 from semel.dualwrite.tables import schema_sql as slots_schema_sql
+from semel.dualwrite.thread import KeeperThread
 from semel.dualwrite.writing import Outgoing
 from semel.errors import ConfigurationError, Retriable
 from semel.outbox.calling import Caller
@@ -109,30 +109,38 @@ class Writer:
         if self.is_prepared:
             return
         with self._prepare_lock:
-            if not self.is_prepared:
+            if not self._prepared:
                 settings = Settings.from_environment()
                 waiting = [topic for topic in self._topics.values() if not _is_ready(topic)]
                 if waiting:
                     attach_with(waiting, settings)
                 if settings.profile == "dev" and not self._in_steps:
                     self._make_tables()
-                if self._either and self._keeper is not None:
-                    self._choose(self._keeper.mode())
-                self._prepared = True
+            if self._either and self._keeper is not None and not self.is_prepared:
+                self._choose(self._keeper)
+            self._prepared = True
 
     @property
     def is_prepared(self) -> bool:
         """Whether `prepare` has nothing to do."""
         return self._prepared and (self._choose_at is None or time.monotonic() < self._choose_at)
 
-    def _choose(self, mode: TwoPhaseMode) -> None:
-        """Which way records go, agreed with the other processes of the app."""
-        choice = choose(self._spec.outbox, self._spec.dual_write, mode)
-        agreed = self._in_database(lambda database: agree(database, choice.plan))
-        self._choose_at = None
-        if agreed is not choice.plan:
-            self._choose_at = time.monotonic() + CHOOSE_AGAIN_SECONDS
-            choice = Choice(agreed, "records of the time before wait in it, and those that come now must not overtake")
+    def _choose(self, keeper: KeeperThread) -> None:
+        """Which way records go, agreed with the other processes of the app. Raises `Retriable` where nobody knows."""
+        self._choose_at = time.monotonic() + CHOOSE_AGAIN_SECONDS  # Who has a plan goes on with it meanwhile.
+        try:
+            choice = choose(self._spec.outbox, self._spec.dual_write, keeper.mode())
+        except Retriable:
+            plan = self._in_database(agreed)
+            if plan is None:
+                raise
+            choice = Choice(plan, "that is what was agreed on, and Kafka does not answer now")
+        else:
+            plan = self._in_database(lambda database: agree(database, choice.plan))
+            if plan is choice.plan:
+                self._choose_at = None
+            else:
+                choice = Choice(plan, "records of before wait in it, and those that come now must not overtake")
         if self.choice != choice:
             log.info("transactions on %s: %s, because %s", self.name, *choice)
         self.choice = choice
