@@ -254,6 +254,11 @@ class App:
             check_url(kind, url, variable)
             known[names[variable]] = replace(known[names[variable]], url=url)
 
+    @property
+    def transactional(self) -> list[DatabaseSpec]:
+        """Every store on which there may be transactions, of whatever kind."""
+        return [*self.databases.values(), *self.caches.values(), *self.document_stores.values()]
+
     def _stores_like(self, spec: DatabaseSpec) -> Mapping[str, DatabaseSpec]:
         """What the app has of the kind of this one, by name."""
         if isinstance(spec, CacheSpec):

@@ -181,3 +181,19 @@ def test_the_report_asks_the_broker_what_it_offers(embedded: Any, embedded_v1: A
     for address, said in ((embedded, "dual write"), (embedded_v1, "outbox")):
         (edge,) = asyncio.run(report(dual(dual_write=True, outbox=True), Settings(kafka=address.bootstrap)))
         assert f"-> {said} ->" in edge.edge
+
+
+def test_stores_that_are_no_database_say_what_decides_and_what_has_no_order() -> None:
+    app = App("bank")
+    app.cache("valkey://host/0", dual_write=True)
+    app.documents("mongodb://host/bank")
+    cache, documents = edges_of(app, 2, TwoPhaseMode.FULL)
+    assert cache.edge == "transactions on cache (Valkey) -> dual write -> their topics"
+    assert "one script of cache: what was read is unchanged, conditions" in cache.atomic_unit
+    assert any("those that only count have no order" in reason for reason in cache.weakened)
+    assert any("a fail-over to a replica loses" in reason for reason in cache.weakened)
+    assert documents.edge == "transactions on documents (MongoDB's protocol) -> dual write -> their topics"
+    assert "one new document of documents, which holds its name and decides" in documents.atomic_unit
+    assert any("have no order" in reason for reason in documents.weakened)
+    refused = edges_of(app, 2, TwoPhaseMode.NO_RECOVERY)
+    assert all(edge.breaks for edge in refused)

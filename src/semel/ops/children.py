@@ -114,9 +114,7 @@ def _recoveries(app: App, settings: Settings, env: Env, metrics: Metrics) -> dic
     return {
         recovery.name: recovery
         for recovery in (
-            Recovery(app.name, spec, codecs, settings, env, metrics)
-            for spec in (*app.databases.values(), *app.caches.values())
-            if spec.dual_write
+            Recovery(app.name, spec, codecs, settings, env, metrics) for spec in app.transactional if spec.dual_write
         )
     }
 

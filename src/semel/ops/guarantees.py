@@ -118,7 +118,7 @@ def edges_of(app: App, transaction_version: int | None, mode: TwoPhaseMode | Non
                 weakened=(*kafka, _OFFSETS_EXPIRE),
             )
         )
-    for spec in (*app.databases.values(), *app.caches.values(), *app.document_stores.values()):
+    for spec in app.transactional:
         if spec.dual_write:
             edges.append(_dual_edge(app, spec, kafka, mode))
         elif spec.outbox:
@@ -347,7 +347,7 @@ async def report(app: App, settings: Settings) -> list[Edge]:
 
 async def offered(app: App, client: KafkaClient) -> TwoPhaseMode | None:
     """What Kafka offers of two-phase commit under the names of the app's slots; None when nothing wants it."""
-    for spec in (*app.databases.values(), *app.caches.values(), *app.document_stores.values()):
+    for spec in app.transactional:
         if spec.dual_write:
             return await Admin(client).two_phase_mode(f"{slot_prefix(app.name, spec.name)}0")
     return None

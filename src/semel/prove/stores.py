@@ -36,6 +36,7 @@ def choose_databases(app: App, given: Mapping[str, str], folder: Path) -> dict[s
     that uses SQLite; else what the app names. Raises `ConfigurationError`.
     """
     for declared, what in ((app.caches, "a cache, and a campaign cannot read what a Valkey"),
+                           (app.document_stores, "a document store, and a campaign cannot read what it"),
                            (app.searches, "a search, and a campaign cannot read what an OpenSearch")):  # fmt: skip
         if declared:
             raise ConfigurationError(f"app {app.name} has {what} holds: nothing would be proved.")

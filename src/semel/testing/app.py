@@ -140,7 +140,12 @@ class TestApp(_Looks):
         if app.caches:
             raise ConfigurationError(
                 f"app {app.name} has a cache, and tests have no Valkey in memory. Test the cache's handlers by calling "
-                "them with semel.sinks.valkey.effects.CacheEffects(): its `commands` are what they would do."
+                "them with semel.databases.valkey.effects.CacheEffects(): its `commands` are what they would do."
+            )
+        if app.document_stores:
+            raise ConfigurationError(
+                f"app {app.name} has a document store, and tests have none in memory: transactions on it need the real "
+                "one."
             )
         if app.searches:
             raise ConfigurationError(
