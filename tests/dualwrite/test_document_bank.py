@@ -27,6 +27,7 @@ from semel.failpoints import FAILPOINTS
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from semel.types import TopicPartition
+from tests.conftest import unavailable
 from tests.outbox import test_bank as outbox_bank
 from tests.outbox.test_bank import until
 from tests.outbox.world import read_topic
@@ -125,7 +126,7 @@ def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
 @pytest.fixture
 def own_ferretdb() -> Iterator[FerretServer]:
     if missing_ferretdb():
-        pytest.fail(f"FerretDB needs {missing_ferretdb()}")
+        unavailable("FerretDB", missing_ferretdb())
     server = FerretServer().start()
     yield server
     server.stop()
