@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_long(item: pytest.Item) -> bool:
     if item.path.stem in ("test_faults", "test_agreement"):
-        return "mariadb" in item.name or ("zombie" in item.name and "sqlite" not in item.name)
+        return "mariadb" in item.name or ("zombie" in item.name and "sqlite-dual.before_commit" not in item.name)
     return item.path.stem == "test_crashes" and "sqlite" not in item.name
 
 

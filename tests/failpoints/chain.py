@@ -35,11 +35,11 @@ from semel.prove.check.findings import Findings
 from semel.prove.check.totals import Effect, check_effects, check_totals
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
-from tests.dual_write.writer import FENCED as WRITER_FENCED
-from tests.dual_write.writer import TOPIC as DUAL
-from tests.dual_write.writer import Database, Plan
 from tests.failpoints.children import ITEMS, PARTITIONS, SHORT_MS, make_app
 from tests.failpoints.plan import PARKING, Case, Scene, scene_of
+from tests.two_phase.writer import FENCED as WRITER_FENCED
+from tests.two_phase.writer import TOPIC as DUAL
+from tests.two_phase.writer import Database, Plan
 
 ORDERS = 10
 MANY_ORDERS = 80

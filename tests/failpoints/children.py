@@ -47,8 +47,8 @@ from semel.processing.overdue import Overdue
 from semel.processing.watermarks import Watermarks
 from semel.processing.worker import Worker
 from semel.settings import Settings
-from tests.dual_write.writer import Plan
-from tests.dual_write.writer import run as run_writer
+from tests.two_phase.writer import Plan
+from tests.two_phase.writer import run as run_writer
 
 PARTITIONS = 2
 PATIENT_MS = 15_000

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.dual_write.crashes import random_crashes
 from tests.services.postgres import PostgresServer
+from tests.two_phase.crashes import random_crashes
 
 
 def check(folder: Path, url: str, crashes: int, seed: int) -> None:

@@ -20,8 +20,8 @@ from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.consumer import Reader
 from semel.types import TopicPartition
-from tests.dual_write.writer import FENCED, TOPIC, Database, Plan, asdict
 from tests.services.kafka import free_port
+from tests.two_phase.writer import FENCED, TOPIC, Database, Plan, asdict
 
 POINTS = ("after_init", "before_append", "after_append")
 POINTS += ("before_prepare", "after_prepare", "between_markers", "after_markers")
@@ -36,7 +36,7 @@ class Processes:
     def __init__(self, log: Path) -> None:
         with log.open("ab") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.dual_write.writer"],
+                [sys.executable, "-m", "tests.two_phase.writer"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.dual_write.crashes import FENCED, Processes, Report, Stage
 from tests.services.postgres import PostgresServer
+from tests.two_phase.crashes import FENCED, Processes, Report, Stage
 
 
 @pytest.fixture(scope="module")

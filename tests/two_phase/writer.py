@@ -1,6 +1,6 @@
 """The dual write of KIP-939 as a process that can die anywhere: a Kafka and a database transaction, both or neither.
 
-Started as `python -m tests.dual_write.writer` it forks writers and brokers on demand, processes of their own: starting
+Started as `python -m tests.two_phase.writer` it forks writers and brokers on demand, processes of their own: starting
 Python takes longer than what they do before they are killed.
 """
 
