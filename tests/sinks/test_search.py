@@ -11,6 +11,7 @@ import http.server
 import inspect
 import json
 import logging
+import random
 import signal
 import ssl
 import threading
@@ -174,33 +175,31 @@ def test_markers_positions_and_versions_outlive_the_server(opensearch: OpenSearc
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(900)
 def test_a_server_that_is_killed_again_and_again_loses_nothing(opensearch: OpenSearchNode) -> None:
-    url = opensearch.new_database()
+    url, rng = opensearch.new_database(), random.Random(9)
     sink = ledger.sink(url)
     sink.take_over([claim()])
     records = [record(offset, f"k{offset % 7}", 1) for offset in range(3_000)]
-    stop = threading.Event()
 
     def strike() -> None:
-        while not stop.wait(1.0):
-            opensearch.kill()
-            opensearch.start()
+        opensearch.kill()
+        opensearch.start()
 
-    striker = threading.Thread(target=strike)
-    striker.start()
+    strikes: list[threading.Timer] = []
     failed = 0
-    try:
-        while (at := sink.position(partition(0))) < len(records):
-            try:
-                sink.apply([a_slice(*records[at : at + 5])])
-            except Unavailable:
-                failed += 1
-                stop.wait(0.05)
-            if failed and at > 1_500:
-                stop.set()
-    finally:
-        stop.set()
-        striker.join()
+    while (at := sink.position(partition(0))) < len(records):
+        if at >= 400 * (len(strikes) + 1) and not any(timer.is_alive() for timer in strikes):
+            strikes.append(threading.Timer(rng.random() * 0.2, strike))  # Somewhere within the requests that follow.
+            strikes[-1].start()
+        try:
+            sink.apply([a_slice(*records[at : at + 5])])
+        except Unavailable:
+            failed += 1
+            time.sleep(0.05)
+    for timer in strikes:
+        timer.join()
+    assert len(strikes) >= 5
     assert failed
     assert ledger.seen(url) == [(0, offset) for offset in range(3_000)]
     newest = {hit["_id"]: hit["_version"] for hit in ledger.documents(url) if hit["_id"].startswith("newest-")}
