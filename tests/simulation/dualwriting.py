@@ -227,6 +227,8 @@ class DualWorld(StrikingWorld):
 
         def is_dead(owner: str) -> bool:
             other = next((life for _, life in self.lives if life.name == owner.split(" ")[0]), None)
+            if other is process:
+                return False
             if other is None or other.alive:
                 return not self._calm and rng.random() < self.plan.knobs["suspicion"]
             return True
