@@ -231,10 +231,12 @@ class Keeper:
         for row in rows:
             taken = row.owner == LEAVE_RELEASED and await self._rows.run(self._rows.store.reserve, row, owner)
             if taken:
-                break
+                self._forsaken[row.slot] = owner  # Until it is taken over.
+                if row.slot not in self._taking:  # Else our own recovery is behind somebody else's: it gives it back.
+                    break
         else:
             row = await self._rows.run(self._rows.store.add, owner)
-        self._forsaken[row.slot] = owner  # Until it is taken over.
+            self._forsaken[row.slot] = owner
         failpoint("dual.claim.after_reserve")
         return await self._take(row.slot, owner, self._rows)
 
