@@ -10,14 +10,13 @@ import fcntl
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from semel.processing.ports import free_ports
+from tests.services.server import Server
 
 __all__ = ["FerretServer", "missing_ferretdb"]
 
@@ -70,13 +69,14 @@ def _build(folder: Path, found: Path) -> None:
     shutil.move(folder / "ferretdb", found)
 
 
-class FerretServer:
+class FerretServer(Server):
     """A server with its own folder and port; both stay the same over `kill` and `start`."""
 
+    title = "FerretDB"
+
     def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="semel-ferretdb-", dir="/tmp")))
         self.port = free_ports(1)[0]
-        self.folder = Path(tempfile.mkdtemp(prefix="semel-ferretdb-", dir="/tmp"))
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
 
     def new_database(self) -> str:
@@ -88,29 +88,12 @@ class FerretServer:
         """Start the server, and return once it takes connections."""
         command = [str(binary()), "--handler=sqlite", f"--sqlite-url=file:{self.folder}/?_pragma=synchronous(full)"]
         command += [f"--listen-addr=127.0.0.1:{self.port}", f"--state-dir={self.folder}", "--telemetry=disable"]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*command, "--debug-addr=-", "--log-level=error"], stdout=log, stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        deadline = time.monotonic() + 60
-        while self._process.poll() is None and time.monotonic() < deadline:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 2).close()
-            except OSError:
-                time.sleep(0.01)
-            else:
-                return self
-        raise RuntimeError(f"FerretDB did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
+        self._launch([*command, "--debug-addr=-", "--log-level=error"], self._listens)
+        return self
 
-    def kill(self) -> None:
-        """SIGKILL; returns when the server is gone."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """Kill the server and remove its folder."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 2).close()
+        except OSError:
+            return False
+        return True

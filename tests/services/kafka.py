@@ -5,19 +5,17 @@ The jars come from Maven Central into `.cache/kafka-4.3.1` of the project, once.
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from semel.processing.ports import free_ports
+from tests.services.server import Server
 
 __all__ = ["KafkaCluster", "KafkaNode", "Secured", "kafka_jars", "missing_tools"]
 
@@ -97,11 +95,13 @@ class Secured(NamedTuple):
         ]
 
 
-class KafkaNode:
+class KafkaNode(Server):
     """A node on 127.0.0.1 with its own folder. `transaction_version` 2 is KIP-890 part 2; 1 is the older protocol.
 
     The options in `java` are for tests: little memory and a quick start. A benchmark gives its own.
     """
+
+    title = "Apache Kafka"
 
     def __init__(
         self,
@@ -111,12 +111,11 @@ class KafkaNode:
         secured: Secured | None = None,
         ports: Sequence[int] = (),
     ) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="semel-kafka-")))
         self.transaction_version = transaction_version
         self.port, self.controller_port, self.tls_port = ports or free_ports(3)
         self._secured = secured
-        self.folder = Path(tempfile.mkdtemp(prefix="semel-kafka-"))
         self._extra = extra or {}
-        self._process: subprocess.Popen[bytes] | None = None
         self._java = [
             "java",
             *java,
@@ -129,11 +128,6 @@ class KafkaNode:
     @property
     def bootstrap(self) -> str:
         return f"127.0.0.1:{self.port}"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
 
     def _settings(self) -> dict[str, str]:
         settings = {
@@ -180,41 +174,16 @@ class KafkaNode:
 
     def start(self) -> KafkaNode:
         """Start the node and return once its port answers."""
-        log = (self.folder / "log").open("ab")
-        with log:
-            self._process = subprocess.Popen(
-                [*self._java, "kafka.Kafka", str(self.folder / "server.properties")],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 180  # On a machine that does much else it takes a minute.
-        while time.monotonic() < deadline:
-            if self._process.poll() is not None:
-                break
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return self
-            except OSError:
-                time.sleep(0.05)
-        tail = (self.folder / "log").read_text(errors="replace")[-4000:]
-        raise RuntimeError(f"Apache Kafka did not start:\n{tail}")
+        command = [*self._java, "kafka.Kafka", str(self.folder / "server.properties")]
+        self._launch(command, self._listens, seconds=180)  # On a machine that does much else it takes a minute.
+        return self
 
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until the process is really gone."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self) -> None:
-        """End the node and remove its folder."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            return False
+        return True
 
     def tool(self, main_class: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run one of Kafka's own command line tools."""

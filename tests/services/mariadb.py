@@ -10,14 +10,13 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 from semel.processing.ports import free_ports
 from tests.services.postgres import system_user
+from tests.services.server import Server
 
 __all__ = ["MariadbServer", "missing_mariadb"]
 
@@ -45,32 +44,28 @@ def _program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/bin")
 
 
-class MariadbServer:
+class MariadbServer(Server):
     """A server with its own folder and port; both stay the same over `kill` and `start`."""
 
+    title = "MariaDB"
+
     def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="semel-my-", dir="/tmp")))
         self.port = free_ports(1)[0]
-        self.folder = Path(tempfile.mkdtemp(prefix="semel-my-", dir="/tmp"))
         self.folder.chmod(0o755)
         self._as: list[str] = []
         if os.getuid() == 0:
             user = system_user()
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         program = _program("mariadb-install-db")
         assert program is not None
         command = [*self._as, program, "--no-defaults", f"--datadir={self.folder}/data", "--skip-test-db"]
         command += ["--auth-root-authentication-method=normal", "--innodb-log-file-size=16M"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=_environment(), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=self._environment(), check=False)
         if done.returncode:
             raise RuntimeError(f"mariadb-install-db failed:\n{done.stdout}\n{done.stderr}")
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
 
     def url(self, database: str = "mysql") -> str:
         """The URL of one of its databases."""
@@ -99,39 +94,22 @@ class MariadbServer:
         assert program is not None
         command = [*self._as, program, "--no-defaults", f"--datadir={self.folder}/data", f"--port={self.port}"]
         command += [f"--socket={self.folder}/s.sock", f"--pid-file={self.folder}/mariadbd.pid", *_SETTINGS]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd="/", env=_environment(),
-                start_new_session=True,
-            )  # fmt: skip
+        self._launch(command, self._takes_connections)
+        return self
+
+    def _environment(self) -> dict[str, str]:
+        return os.environ | {"LC_ALL": "C"}
+
+    def _takes_connections(self) -> bool:
         import pymysql
 
-        deadline = time.monotonic() + 60
-        while self._process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(pymysql.Error):
-                pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=2).close()
-                return self
-            time.sleep(0.02)
-        raise RuntimeError(f"MariaDB did not start:\n{self.log[-4000:]}")
-
-    @property
-    def log(self) -> str:
-        """What the server wrote."""
-        path = self.folder / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
-
-    def kill(self) -> None:
-        """SIGKILL; returns when the server is really gone."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(pymysql.Error):
+            pymysql.connect(host="127.0.0.1", port=self.port, user="root", connect_timeout=2).close()
+            return True
+        return False
 
     def stop(self) -> None:
         """Kill the server and remove its folder."""
         if self._process is not None and self._process.poll() is None:
             self.kill()
         subprocess.Popen(["rm", "-rf", str(self.folder)], start_new_session=True)  # No test waits for it.
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"LC_ALL": "C"}

@@ -11,13 +11,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from semel.processing.ports import free_ports
+from tests.services.server import Server
 
 __all__ = ["OpenSearchNode", "missing_opensearch_tools"]
 
@@ -50,18 +50,19 @@ def opensearch_jars() -> Path:
     return JARS
 
 
-class OpenSearchNode:
+class OpenSearchNode(Server):
     """A node with its own folder and port; both stay the same over `kill`, `shut_down` and `start`.
 
     What it acknowledged is synced (`index.translog.durability`, `request` by default).
     """
 
+    title = "OpenSearch"
+
     def __init__(self, **settings: str) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="semel-opensearch-")))
         self.port, self._transport_port = free_ports(2)
-        self.folder = Path(tempfile.mkdtemp(prefix="semel-opensearch-"))
         (self.folder / "config").mkdir()
         self._settings = [f"{name}={value}" for name, value in settings.items()]
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
 
     @property
@@ -78,19 +79,15 @@ class OpenSearchNode:
         jars = opensearch_jars()
         command = ["java", *_JAVA, f"-Djava.io.tmpdir={self.folder}", "-cp", f"{jars / 'classes'}:{jars}/*"]
         command += ["SearchNode", str(self.folder), str(self.port), str(self._transport_port), *self._settings]
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-        deadline = time.monotonic() + 180  # On a machine that does much else it takes a minute.
-        while self._process.poll() is None and time.monotonic() < deadline:
-            try:
-                # Yellow: every primary shard is there.
-                if self.call("GET", "/_cluster/health?wait_for_status=yellow&timeout=5s")[0] == 200:
-                    return self
-            except OSError:
-                time.sleep(0.05)
-        raise RuntimeError(f"OpenSearch did not start:\n{(self.folder / 'log').read_text()[-4000:]}")
+        self._launch(command, self._is_up, seconds=180)  # On a machine that does much else it takes a minute.
+        return self
+
+    def _is_up(self) -> bool:
+        """Yellow: every primary shard is there."""
+        try:
+            return self.call("GET", "/_cluster/health?wait_for_status=yellow&timeout=5s")[0] == 200
+        except OSError:
+            return False
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and decoded body of one request. Raises `OSError` when nobody answers."""
@@ -103,24 +100,8 @@ class OpenSearchNode:
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read() or b"null")
 
-    def signal(self, number: int) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def kill(self) -> None:
-        """SIGKILL, and wait until the process is really gone."""
-        self.signal(signal.SIGKILL)
-        assert self._process is not None
-        self._process.wait()
-
     def shut_down(self) -> None:
         """SIGTERM without a shutdown hook is as sudden as SIGKILL: what is durable is what was acknowledged."""
         self.signal(signal.SIGTERM)
         assert self._process is not None
         self._process.wait(60)
-
-    def stop(self) -> None:
-        """End the node and remove its folder."""
-        if self._process is not None and self._process.poll() is None:
-            self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semel.processing.ports import free_ports
+from tests.services.server import Server
 
 __all__ = ["PostgresServer", "missing_postgres", "system_user"]
 
@@ -73,12 +74,14 @@ def system_user() -> pwd.struct_passwd:
         return pwd.getpwnam(SYSTEM_USER)
 
 
-class PostgresServer:
+class PostgresServer(Server):
     """A server with its own folder and port; both stay the same over `kill` and `start`."""
 
+    title = "PostgreSQL"
+
     def __init__(self) -> None:
+        super().__init__(Path(tempfile.mkdtemp(prefix="semel-pg-", dir="/tmp")))
         self.port = free_ports(1)[0]
-        self.folder = Path(tempfile.mkdtemp(prefix="semel-pg-", dir="/tmp"))
         self.folder.chmod(0o755)
         self._bin = _readable_binaries(self.folder)
         self._as: list[str] = []
@@ -86,7 +89,6 @@ class PostgresServer:
             user = system_user()
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._as = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups"]
-        self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
         self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "-N")
         with (self.data / "postgresql.conf").open("a") as settings:
@@ -95,11 +97,6 @@ class PostgresServer:
     @property
     def data(self) -> Path:
         return self.folder / "data"
-
-    @property
-    def pid(self) -> int:
-        assert self._process is not None
-        return self._process.pid
 
     def url(self, database: str = "postgres") -> str:
         """The URL of one of its databases."""
@@ -119,25 +116,24 @@ class PostgresServer:
         """Start the server, and return once it takes connections."""
         deadline = time.monotonic() + 30
         while True:
-            self._launch()
-            if self._wait_ready(deadline):
+            self._begin([*self._as, str(self._bin / "postgres"), "-D", str(self.data), "-p", str(self.port)])
+            if self._wait(self._takes_connections, deadline):
                 return self
             # After kill -9 its children may still hold the shared memory block for a moment.
             if time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start:\n{self.log[-4000:]}")
             time.sleep(0.1)
 
-    @property
-    def log(self) -> str:
-        """What the server wrote."""
-        path = self.folder / "log"
-        return path.read_text(errors="replace") if path.exists() else ""
+    def _takes_connections(self) -> bool:
+        import psycopg
 
-    def kill(self) -> None:
-        """SIGKILL to the postmaster; returns when it is really gone."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
+        with contextlib.suppress(psycopg.Error):
+            psycopg.connect(self.url(), connect_timeout=2).close()
+            return True
+        return False
+
+    def _environment(self) -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
     def restart(self) -> None:
         """End every session at once (fast shutdown), and start again."""
@@ -157,35 +153,8 @@ class PostgresServer:
         # Hundreds of databases: half a minute of unlinking that no test waits for.
         subprocess.Popen(["rm", "-rf", str(self.folder)], start_new_session=True)
 
-    def _launch(self) -> None:
-        with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [*self._as, str(self._bin / "postgres"), "-D", str(self.data), "-p", str(self.port)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                cwd="/",
-                env=_environment(),
-                start_new_session=True,
-            )
-
-    def _wait_ready(self, deadline: float) -> bool:
-        import psycopg
-
-        assert self._process is not None
-        while self._process.poll() is None and time.monotonic() < deadline:
-            with contextlib.suppress(psycopg.Error):
-                psycopg.connect(self.url(), connect_timeout=2).close()
-                return True
-            time.sleep(0.02)
-        return False
-
     def _run(self, program: str, *arguments: str) -> None:
         command: Sequence[str] = [*self._as, str(self._bin / program), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=_environment(), check=False)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", env=self._environment(), check=False)
         if done.returncode:
             raise RuntimeError(f"{program} failed:\n{done.stdout}\n{done.stderr}")
-
-
-def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
