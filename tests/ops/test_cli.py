@@ -59,7 +59,7 @@ def test_an_error_is_one_line_and_an_exit_code(error: Exception, code: int, monk
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "_need_kafka", fail)
+    monkeypatch.setattr(cli, "need_kafka", fail)
     result = CliRunner().invoke(cli.main, ["topics"])
     assert result.exit_code == code
     assert result.stderr == f"semel: {error}\n"
@@ -70,7 +70,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "_need_kafka", fail)
+    monkeypatch.setattr(cli, "need_kafka", fail)
     assert isinstance(CliRunner().invoke(cli.main, ["topics"]).exception, ZeroDivisionError)
 
 

@@ -1,0 +1,1 @@
+"""The verbs of the `semel` command, a file for each group."""
