@@ -116,7 +116,7 @@ class ModelConnection:
     def __init__(self, host: DatabaseHost, session: ModelSession, process: Process, fiber: Fiber) -> None:
         self.process = process
         self.closed = False
-        self.status = TransactionStatus.IDLE
+        self.status = self._told = TransactionStatus.IDLE
         self.info = _Info(self)
         self._host = host
         self._session = session
@@ -143,7 +143,7 @@ class ModelConnection:
         if not text or text.startswith(_ADVISORY_LOCK):
             text, values = "SET CONSTRAINTS ALL IMMEDIATE", []  # Changes nothing, but takes its time.
         result: Result = self._fiber.wait(lambda resume: self._send(text, values, resume))
-        self.status = self._session.status
+        self.status = self._told
         return ModelCursor(result)
 
     @contextmanager
@@ -170,7 +170,7 @@ class ModelConnection:
         def settled(result: Result | None, error: BaseException | None) -> None:
             self._answer = None
             if error is not None and not self.closed:
-                self.status = self._session.status
+                self.status = self._told
             world.loop.call_soon(resume, result, error, context=self.process.context)
 
         def leave() -> None:
@@ -223,6 +223,7 @@ class ModelConnection:
         if self._hangs_up:
             self.hang_up()
             return
+        self._told = self._session.status  # What became of it since, a client learns with its next statement.
         number = self._idle
         if self._session.status is not TransactionStatus.IDLE:
             seconds = self._settings.get("idle_in_transaction_session_timeout", 10.0)
