@@ -68,6 +68,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.soak)
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_one_test() -> Iterator[None]:
+    """What a test puts into the environment is not there for the next one, nor for the processes that it starts."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("SEMEL_")}
+    yield
+    for name in [name for name in os.environ if name.startswith("SEMEL_")]:
+        if name not in before:
+            del os.environ[name]
+    os.environ.update(before)
+
+
 def unavailable(what: str, why: str) -> None:
     """Fail in CI, skip with a name elsewhere."""
     if os.environ.get("CI") == "true":
