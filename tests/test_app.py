@@ -129,6 +129,35 @@ WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
         lambda app, t: app.sink(t, App("b").database("sqlite:///x"), name="s")(lambda records, db: None),
         "not of app shop",
     ),
+    "no connections": (lambda app, _: app.cache("valkey://host/0", connections=0), "cache cache: connections=0"),
+    "no name for a document store": (
+        lambda app, _: app.documents("mongodb://host/x", name=""),
+        "name a document store",
+    ),
+    "one variable for two": (
+        lambda app, _: [app.cache("valkey://host/0", name=name) for name in ("a-b", "a.b")],
+        "cache a.b is declared twice",
+    ),
+    "sink on a document store": (
+        lambda app, t: app.sink(t, app.documents("mongodb://host/x"), name="s")(lambda records, db: None),
+        "not of app shop",
+    ),
+    "foreign document store": (
+        lambda app, _: app.transaction(App("b").documents("mongodb://host/x")),
+        r"documents is no document store of app shop. Use app\.documents",
+    ),
+    "transaction on a search": (
+        lambda app, _: app.transaction(app.search("opensearch://host", indexes={"a": {}})),
+        r"search is no database of app shop. Use app\.database",
+    ),
+    "transaction on a database that sends nothing": (
+        lambda app, _: app.transaction(app.database("sqlite:///x")),
+        "database database has no outbox",
+    ),
+    "idempotency on no database": (
+        lambda app, _: app.idempotency("sqlite:///x"),
+        "'sqlite:///x' is no database of app shop",
+    ),
     "dual write in a sink": (_sink_that_yields, "dual write without a plan"),
     "dual write in a processor": (_processor_with_database, "dual write without a plan"),
     "path": (lambda app, _: app.post("orders", request=Order)(print), "begins with '/'"),

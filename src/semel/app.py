@@ -159,20 +159,11 @@ class App:
         `dual_write="conditional"` released Apache Kafka will do, on a condition (docs/guarantees.md).
         `connections` is how many of them one process has at the same time (10; SQLite has one writer).
         """
-        check_name(name, "a database")
-        variable = store_variable("database", name)
-        if any(variable == store_variable("database", other) for other in self.databases):
-            raise ConfigurationError(f"database {name} is declared twice: give the second a name= of its own.")
-        check_url("database", url, f"database {name}")
-        _check_connections(connections, f"database {name}")
         if dual_write not in (False, True, "conditional"):
             raise ConfigurationError(
                 f"database {name}: dual_write={dual_write!r}, but it is True, False or 'conditional'."
             )
-        database = DatabaseSpec(name, url, schema, outbox, dual_write, connections)
-        self._check_sender(database, "database")
-        self.databases[name] = database
-        return database
+        return self._declare(DatabaseSpec(name, url, schema, outbox, dual_write, connections))
 
     def cache(
         self, url: str, *, name: str = "cache", dual_write: bool = False, connections: int | None = None
@@ -183,17 +174,9 @@ class App:
         together (KIP-939), on a Kafka that keeps prepared transactions and a server that keeps what it acknowledges
         (appendonly yes, appendfsync always). `connections` is how many of them one process has at the same time (10).
         """
-        check_name(name, "a cache")
-        if any(store_variable("cache", name) == store_variable("cache", other) for other in self.caches):
-            raise ConfigurationError(f"cache {name} is declared twice: give the second a name= of its own.")
-        check_url("cache", url, f"cache {name}")
-        _check_connections(connections, f"cache {name}")
         if not isinstance(dual_write, bool):
             raise ConfigurationError(f"cache {name}: dual_write={dual_write!r}, but it is True or False.")
-        cache = CacheSpec(name, url, dual_write=dual_write, connections=connections)
-        self._check_sender(cache, "cache")
-        self.caches[name] = cache
-        return cache
+        return self._declare(CacheSpec(name, url, dual_write=dual_write, connections=connections))
 
     def documents(self, url: str, *, name: str = "documents", connections: int | None = None) -> DocumentsSpec:
         """Declare a document store that speaks MongoDB's protocol, `mongodb://HOST:PORT/NAME`, for transactions by dual
@@ -202,16 +185,7 @@ class App:
         Nothing but the insert of a new document is atomic in every such store (FerretDB 1.24 updates in two steps), so
         nothing else is offered. `connections` is how many transactions one process has at the same time (10).
         """
-        check_name(name, "a document store")
-        known = self.document_stores
-        if any(store_variable("documents", name) == store_variable("documents", other) for other in known):
-            raise ConfigurationError(f"document store {name} is declared twice: give the second a name= of its own.")
-        check_url("documents", url, f"document store {name}")
-        _check_connections(connections, f"document store {name}")
-        documents = DocumentsSpec(name, url, dual_write=True, connections=connections)
-        self._check_sender(documents, "document store")
-        self.document_stores[name] = documents
-        return documents
+        return self._declare(DocumentsSpec(name, url, dual_write=True, connections=connections))
 
     def search(self, url: str, *, indexes: Mapping[str, Mapping[str, Any]], name: str = "search") -> SearchSpec:
         """Declare an OpenSearch for sinks: `opensearch://HOST:PORT`, or `opensearchs://` with TLS.
@@ -219,14 +193,26 @@ class App:
         `indexes` are those that sinks write to, each with what it is made with, as OpenSearch takes it:
         `{"products": {"mappings": {"properties": {"name": {"type": "text"}}}}}`.
         """
-        check_name(name, "a search")
-        if any(store_variable("search", name) == store_variable("search", other) for other in self.searches):
-            raise ConfigurationError(f"search {name} is declared twice: give the second a name= of its own.")
-        check_url("search", url, f"search {name}")
         check_indexes(indexes, f"search {name}")
-        search = SearchSpec(name, url, indexes=dict(indexes))
-        self.searches[name] = search
-        return search
+        return self._declare(SearchSpec(name, url, indexes=dict(indexes)))
+
+    def _declare(self, store: Store) -> Store:
+        known = self._stores(type(store))
+        what = f"{store.noun} {check_name(store.name, f'a {store.noun}')}"
+        variable = store_variable(store.kind, store.name)
+        if any(variable == store_variable(store.kind, other) for other in known):
+            raise ConfigurationError(f"{what} is declared twice: give the second a name= of its own.")
+        check_url(store.kind, store.url, what)
+        if store.connections is not None and (not isinstance(store.connections, int) or store.connections < 1):
+            raise ConfigurationError(f"{what}: connections={store.connections!r}, but at least 1 is needed.")
+        # Slots, and with them transactional ids, are called by the name of their store.
+        if store.sends and any(other.name == store.name and other.sends for other in self.transactional):
+            raise ConfigurationError(
+                f"{what}: another store of app {self.name} that sends records has this name. Give one a name= of its "
+                "own."
+            )
+        known[store.name] = store
+        return store
 
     def use_databases(self, environ: Mapping[str, str]) -> None:
         """Put the URLs of SEMEL_DATABASE (the database without a name) and SEMEL_DATABASE_<NAME> in place of the app's,
@@ -235,14 +221,12 @@ class App:
         Raises `ConfigurationError` for a variable that names nothing of the app: with a misspelt one, effects would go
         where nobody wanted them.
         """
-        self._use(environ, "database", self.databases)
-        self._use(environ, "cache", self.caches)
-        self._use(environ, "documents", self.document_stores)
-        self._use(environ, "search", self.searches)
+        for kind in (DatabaseSpec, CacheSpec, DocumentsSpec, SearchSpec):
+            self._use(environ, kind.kind, self._stores(kind))
         for title, sink in self.sinks.items():
-            self.sinks[title] = replace(sink, database=self._stores_like(sink.database)[sink.database.name])
+            self.sinks[title] = replace(sink, database=self._stores(type(sink.database))[sink.database.name])
 
-    def _use(self, environ: Mapping[str, str], kind: str, known: dict[str, Store]) -> None:
+    def _use(self, environ: Mapping[str, str], kind: str, known: dict[str, DatabaseSpec]) -> None:
         names = {store_variable(kind, name): name for name in known}
         bare = store_variable(kind, kind)
         for variable, url in environ.items():
@@ -259,11 +243,24 @@ class App:
         """Every store on which there may be transactions, of whatever kind."""
         return [*self.databases.values(), *self.caches.values(), *self.document_stores.values()]
 
-    def _stores_like(self, spec: DatabaseSpec) -> Mapping[str, DatabaseSpec]:
-        """What the app has of the kind of this one, by name."""
-        if isinstance(spec, CacheSpec):
-            return self.caches
-        return self.searches if isinstance(spec, SearchSpec) else self.databases
+    def _stores(self, kind: type[Store]) -> dict[str, Store]:
+        """What the app has of a kind of stores, by name."""
+        every: dict[type[DatabaseSpec], Any] = {
+            DatabaseSpec: self.databases,
+            CacheSpec: self.caches,
+            DocumentsSpec: self.document_stores,
+            SearchSpec: self.searches,
+        }
+        found: dict[str, Store] = every[kind]
+        return found
+
+    def _own(self, given: Any, kind: type[Store], what: str) -> Store:
+        """The app's store of this kind that is called as what was given."""
+        name = given.name if isinstance(given, DatabaseSpec) else repr(given)
+        found = self._stores(kind).get(name)
+        if found is None:
+            raise ConfigurationError(f"{what}: {name} is no {kind.noun} of app {self.name}. Use app.{kind.kind}(...).")
+        return found
 
     # --- What happens ---
 
@@ -389,8 +386,10 @@ class App:
             title = self._component_name(handler, name, "sink")
             what = f"sink {title}"
             self._check_topic(topic, what)
-            if not isinstance(database, DatabaseSpec) or (
-                self._stores_like(database).get(database.name) is not database
+            if (
+                not isinstance(database, DatabaseSpec)
+                or isinstance(database, DocumentsSpec)
+                or self._stores(type(database)).get(database.name) is not database
             ):
                 raise ConfigurationError(
                     f"{what}: its database is not of app {self.name}. Use app.database(...), app.cache(...) or "
@@ -431,43 +430,29 @@ class App:
         the end of the block.
         """
         if isinstance(database, CacheSpec):
-            return self._cache_transaction(database)
+            from semel.outbox.caches import CacheBlock
+
+            cache = self._own(database, CacheSpec, "app.transaction")
+            if not cache.sends:
+                raise ConfigurationError(
+                    f"app.transaction: cache {cache.name} has no dual write, so its transactions could send nothing: "
+                    "declare it with app.cache(url, dual_write=True)."
+                )
+            return CacheBlock(lambda: self.writer(cache.name), cache.name)
         if isinstance(database, DocumentsSpec):
             from semel.outbox.documents import DocumentBlock
 
-            if self.document_stores.get(database.name) is None:
-                raise ConfigurationError(
-                    f"app.transaction: {database.name} is no document store of app {self.name}. Use app.documents(...)."
-                )
-            return DocumentBlock(lambda: self.writer(database.name), database.name)
+            documents = self._own(database, DocumentsSpec, "app.transaction")
+            return DocumentBlock(lambda: self.writer(documents.name), documents.name)
         from semel.outbox.transaction import TransactionBlock
 
-        name = database.name if isinstance(database, DatabaseSpec) else repr(database)
-        spec = self.databases.get(name)
-        if spec is None:
-            raise ConfigurationError(
-                f"app.transaction: {name} is no database of app {self.name}. Use app.database(...)."
-            )
+        spec = self._own(database, DatabaseSpec, "app.transaction")
         if not spec.sends:
             raise ConfigurationError(
-                f"app.transaction: database {name} has no outbox, so its transactions could send nothing: declare it "
-                "with app.database(url, outbox=True) or dual_write=True, and run semel migrate."
+                f"app.transaction: database {spec.name} has no outbox, so its transactions could send nothing: declare "
+                "it with app.database(url, outbox=True) or dual_write=True, and run semel migrate."
             )
-        return TransactionBlock(lambda: self.writer(name), name)
-
-    def _cache_transaction(self, cache: CacheSpec) -> CacheBlock:
-        from semel.outbox.caches import CacheBlock
-
-        name = cache.name
-        spec = self.caches.get(name)
-        if spec is None:
-            raise ConfigurationError(f"app.transaction: {name} is no cache of app {self.name}. Use app.cache(...).")
-        if not spec.sends:
-            raise ConfigurationError(
-                f"app.transaction: cache {name} has no dual write, so its transactions could send nothing: declare it "
-                "with app.cache(url, dual_write=True)."
-            )
-        return CacheBlock(lambda: self.writer(name), name)
+        return TransactionBlock(lambda: self.writer(spec.name), spec.name)
 
     def idempotency(
         self,
@@ -496,11 +481,7 @@ class App:
         """
         from semel.ingress.idempotency import Idempotency  # Only a process that serves HTTP pays for starlette.
 
-        name = database.name if isinstance(database, DatabaseSpec) else repr(database)
-        if name not in self.databases:
-            raise ConfigurationError(
-                f"app.idempotency: {name} is no database of app {self.name}. Use app.database(...)."
-            )
+        name = self._own(database, DatabaseSpec, "app.idempotency").name
 
         def url() -> str:
             return os.environ.get(database_variable(name), self.databases[name].url)
@@ -523,26 +504,14 @@ class App:
         with self._writing:
             writer = self._writers.get(name)
             if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
-                kind, spec = self._sender(name)
-                url = self._urls.get(name) or os.environ.get(store_variable(kind, name), spec.url)
-                check_url(kind, url, f"{kind} {name}")
-                if kind == "database" and name in self._urls and spec.dual_write:
+                spec = next(store for store in self.transactional if store.name == name and store.sends)
+                url = self._urls.get(name) or os.environ.get(store_variable(spec.kind, name), spec.url)
+                check_url(spec.kind, url, f"{spec.kind} {name}")
+                if type(spec) is DatabaseSpec and name in self._urls and spec.dual_write:
                     # A test's database, whose rows its own relay publishes.
                     spec = replace(spec, outbox=True, dual_write=False)
                 writer = self._writers[name] = Writer(self.name, replace(spec, url=url), self.topics)
             return writer
-
-    def _sender(self, name: str) -> tuple[str, DatabaseSpec]:
-        """The store of that name that sends records, and its kind."""
-        others: tuple[tuple[str, Mapping[str, DatabaseSpec]], ...] = (
-            ("cache", self.caches),
-            ("documents", self.document_stores),
-        )
-        for kind, stores in others:
-            found = stores.get(name)
-            if found is not None and found.sends:
-                return kind, found
-        return "database", self.databases[name]
 
     def transact_at(self, urls: Mapping[str, str]) -> None:
         """From now on transactions go to the databases at these URLs, by name, and by an outbox; for tests."""
@@ -573,15 +542,6 @@ class App:
         return create(self, settings or Settings.from_environment())
 
     # --- Checks ---
-
-    def _check_sender(self, spec: DatabaseSpec, kind: str) -> None:
-        """Slots, and with them transactional ids, are called by the database's name."""
-        others = [stores.get(spec.name) for stores in (self.databases, self.caches, self.document_stores)]
-        if spec.sends and any(other is not None and other.sends for other in others):
-            raise ConfigurationError(
-                f"{kind} {spec.name}: another store of app {self.name} that sends records has this name. Give one a "
-                "name= of its own."
-            )
 
     def _component_name(self, handler: Callable[..., Any], name: str | None, kind: str) -> str:
         title = check_name(name or _name_of(handler, f"a {kind}"), f"a {kind}")
@@ -645,8 +605,3 @@ def _check_handler(handler: Any, arguments: tuple[str, ...], what: str) -> None:
             f"{what}: its handler is called as {getattr(handler, '__name__', 'handler')}({', '.join(arguments)}), "
             f"which it does not accept: {error}."
         ) from None
-
-
-def _check_connections(connections: Any, what: str) -> None:
-    if connections is not None and (not isinstance(connections, int) or connections < 1):
-        raise ConfigurationError(f"{what}: connections={connections!r}, but at least 1 is needed.")

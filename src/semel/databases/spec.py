@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from semel.errors import ConfigurationError
 
@@ -20,6 +20,11 @@ class DatabaseSpec:
 
     `schema` is SQL that may run again at every start: `CREATE TABLE IF NOT EXISTS ...; ...`.
     """
+
+    kind: ClassVar[str] = "database"
+    """The method of `App` that declares one, and the word in its variable: SEMEL_DATABASE."""
+    noun: ClassVar[str] = "database"
+    """What messages call it."""
 
     name: str
     url: str
@@ -42,17 +47,23 @@ class DocumentsSpec(DatabaseSpec):
     """A document store of the app that speaks MongoDB's protocol: `mongodb://HOST:PORT/NAME`."""
 
     __slots__ = ()
+    kind = "documents"
+    noun = "document store"
 
 
 class CacheSpec(DatabaseSpec):
     """A Valkey or Redis of the app: `valkey://HOST:PORT/NUMBER`, `valkeys://` with TLS, `redis://` and `rediss://`."""
 
     __slots__ = ()
+    kind = noun = "cache"
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSpec(DatabaseSpec):
     """An OpenSearch of the app: `opensearch://HOST:PORT`, `opensearchs://` with TLS."""
+
+    kind: ClassVar[str] = "search"
+    noun: ClassVar[str] = "search"
 
     indexes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The indexes that sinks write to, by name, each with what it is made with (`mappings`, `settings`, `aliases`)."""
