@@ -40,8 +40,9 @@ from semel.settings import Settings
 from tests.conftest import Address
 from tests.dualwrite.world import Bank, Paid, World, in_a_child
 from tests.services.broker import BrokerProcess
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
-from tests.sinks.cutting_proxy import CuttingProxy
+from tests.sinks.cutting_proxy import CuttingProxy, When
 
 
 @pytest.fixture(autouse=True)
@@ -410,35 +411,60 @@ def test_a_worker_on_a_broker_that_keeps_nothing_ends_or_waits_beside_the_outbox
 # --- A COMMIT without an answer ---
 
 
-@pytest.mark.postgres
-def test_cut_commits_are_looked_up(postgres: PostgresServer, embedded: Address) -> None:
-    proxy = CuttingProxy(postgres.port)
-    url = postgres.new_database()
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("postgres", marks=pytest.mark.postgres), pytest.param("mariadb", marks=pytest.mark.mariadb)],
+)
+def test_cut_commits_are_looked_up(kind: str, request: pytest.FixtureRequest, embedded: Address) -> None:
+    """Also where the COMMIT of the look is cut, too."""
+    server: PostgresServer | MariadbServer = request.getfixturevalue(kind)
+    proxy = CuttingProxy(server.port)
+    url = server.new_database()
     world = World(url, embedded.bootstrap)
     bank = World.__new__(World)  # The same world, seen through the proxy.
     bank.__dict__.update(world.__dict__)
-    bank.url = url.replace(f":{postgres.port}/", f":{proxy.port}/")
+    bank.url = url.replace(f":{server.port}/", f":{proxy.port}/")
     app = Bank(bank)
     app.open_account("first", 1)
-    session_of(app)
-    done = refused = 0
-    for number in range(8):
-        name, proxy.when = f"account-{number}", ("before", "after")[number % 2]  # type: ignore[assignment]
-        # The keeper's own statements go another way: only the session's COMMIT is cut.
+    session = session_of(app)
+    told: dict[str, bool] = {}
+    whens: list[tuple[When, When]] = [(at, look) for at in ("before", "after") for look in ("never", "before", "after")]
+    for at, look in whens:
+        name = f"{at}-{look}"
+        # The keeper's own statements go another way: only the session's COMMITs are cut.
+        proxy.when = at
+        proxy.cut_again(session.database, look)
         try:
-            app.open_account(name, number)
+            app.open_account(name, 1)
         except Retriable as error:
             assert "othing was committed" in str(error)  # noqa: PT017
-            assert name not in world.balances()
-            refused += 1
+            told[name] = False
         else:
-            assert name in world.balances()
-            done += 1
-    assert (done, refused) == (4, 4)
+            told[name] = True
+        assert proxy.when == "never"
+    assert told == {f"{at}-{look}": at == "after" for at, look in whens}
+    assert proxy.cuts == 10
     app.app.close()
     proxy.close()
-    assert len(world.check()) == 5
+    assert set(world.check()) == {"first", *(name for name, done in told.items() if done)}
     world.close()
+
+
+def test_the_answer_to_the_look_is_lost_too(world: World) -> None:
+    world.bank.open_account("first", 1)
+    database = session_of(world.bank).database
+    commit, lost = database.commit, iter((True, True))
+
+    def losing() -> None:
+        commit()
+        if next(lost, False):
+            database.close()
+            raise OutcomeUnknown("the answer is lost")
+
+    database.commit = losing  # type: ignore[method-assign]
+    world.bank.open_account("second", 2)
+    assert not any(lost)
+    assert set(world.check()) == {"first", "second"}
 
 
 def test_an_outcome_that_nobody_can_tell_is_decided_by_recovery(world: World) -> None:

@@ -12,30 +12,43 @@ import pytest
 
 from semel.databases import connect
 from semel.errors import OutcomeUnknown, Retriable
+from semel.outbox.session import Session
 from semel.outbox.tables import schema_sql
 from semel.outbox.transaction import AsyncTransaction
 from tests.outbox.bank import INSERT, SCHEMA, Bank, Paid
+from tests.services.mariadb import MariadbServer
 from tests.services.postgres import PostgresServer
 from tests.sinks.cutting_proxy import CuttingProxy, When
 
-pytestmark = pytest.mark.postgres
+
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.postgres)])
+def server(request: pytest.FixtureRequest) -> PostgresServer | MariadbServer:
+    found: PostgresServer | MariadbServer = request.getfixturevalue(request.param)
+    return found
+
+
+on_mariadb_too = pytest.mark.parametrize(
+    "server",
+    [pytest.param("postgres", marks=pytest.mark.postgres), pytest.param("mariadb", marks=pytest.mark.mariadb)],
+    indirect=True,
+)
 
 
 @pytest.fixture
-def proxy(postgres: PostgresServer) -> Iterator[CuttingProxy]:
-    made = CuttingProxy(postgres.port)
+def proxy(server: PostgresServer | MariadbServer) -> Iterator[CuttingProxy]:
+    made = CuttingProxy(server.port)
     yield made
     made.close()
 
 
 @pytest.fixture
-def bank(postgres: PostgresServer, proxy: CuttingProxy) -> Iterator[Bank]:
+def bank(server: PostgresServer | MariadbServer, proxy: CuttingProxy) -> Iterator[Bank]:
     """The app behind the proxy, with a connection; the test looks without it."""
-    url = postgres.new_database()
+    url = server.new_database()
     look = connect(url)
-    look.migrate(schema_sql("PostgreSQL"))
+    look.migrate(schema_sql(look.title))
     look.migrate(SCHEMA)
-    found = Bank(url.replace(f":{postgres.port}/", f":{proxy.port}/"), look)
+    found = Bank(url.replace(f":{server.port}/", f":{proxy.port}/"), look)
     found.open_account("first", 1)
     yield found
     found.app.close()
@@ -70,6 +83,33 @@ def test_fifty_cuts_are_resolved(bank: Bank, proxy: CuttingProxy) -> None:
     done, refused = cuts(bank, proxy, 50)
     assert min(done, refused) > 5
     assert proxy.cuts == 50
+
+
+@on_mariadb_too
+def test_a_cut_in_the_look_at_a_cut_is_looked_behind(bank: Bank, proxy: CuttingProxy) -> None:
+    pool = bank.app.writer("database").pool
+    session = pool.borrow()
+    pool.give_back(session)
+    assert isinstance(session, Session)
+    ways: list[When] = ["before", "after"]
+    told = {}
+    for at in ways:
+        for look in ways:
+            proxy.when = at
+            proxy.cut_again(session.database, look)
+            try:
+                bank.open_account(f"{at}-{look}", 1)
+            except Retriable as error:
+                assert "Nothing was committed" in str(error)  # noqa: PT017
+                told[f"{at}-{look}"] = False
+                bank.open_account("to have a connection", 1)
+                bank._look.execute("DELETE FROM account WHERE id = 'to have a connection'")
+            else:
+                told[f"{at}-{look}"] = True
+            assert proxy.when == "never"
+    assert told == {f"{at}-{look}": at == "after" for at in ways for look in ways}
+    assert proxy.cuts == 8
+    assert bank.balances() == {"first": 1} | {name: 1 for name, done in told.items() if done}
 
 
 @pytest.mark.soak

@@ -336,7 +336,7 @@ def _instead(settings: AbstractContextManager[None], world: DualWorld) -> Iterat
     """Virtual time for sessions, short waits, and tables that are there already."""
     clock = types.SimpleNamespace(sleep=sleep, monotonic=world.loop.time)
     with settings, ExitStack() as stack:
-        stack.enter_context(mock.patch("semel.dualwrite.session.time", clock))
+        stack.enter_context(mock.patch("semel.databases.settling.time", clock))
         stack.enter_context(mock.patch("semel.dualwrite.sql.SqlStore.open"))
         for name, value in (("KAFKA_SECONDS", 2.0), ("LEASE_SECONDS", LEASE_SECONDS), ("BEAT_SECONDS", 0.3)):
             stack.enter_context(mock.patch(f"semel.dualwrite.keeper.{name}", value))

@@ -7,6 +7,8 @@ import socket
 import threading
 from typing import Literal
 
+from semel.databases import Database
+
 When = Literal["never", "before", "at", "after"]
 
 
@@ -29,6 +31,17 @@ class CuttingProxy:
 
     def close(self) -> None:
         self._listener.close()
+
+    def cut_again(self, database: Database, when: When) -> None:
+        """Cut at the first word on the next connection that `database` opens: at the COMMIT that settles one."""
+        connect = database.connect
+
+        def connect_and_arm() -> None:
+            connect()
+            database.connect = connect  # type: ignore[method-assign]
+            self.when = when
+
+        database.connect = connect_and_arm  # type: ignore[method-assign]
 
     def _accept(self) -> None:
         while True:

@@ -8,14 +8,11 @@ __all__ = [
     "CLOSE_SECONDS",
     "KAFKA_SECONDS",
     "LEASE_SECONDS",
-    "SETTLE_SECONDS",
 ]
 
 KAFKA_SECONDS = 5.0
 """How long a block's end waits for Kafka while its database transaction holds locks. Half of what the database lets a
 transaction stand still."""
-SETTLE_SECONDS = 30.0
-"""How long a COMMIT without an answer is looked for. A server that was killed is back within seconds."""
 BEAT_SECONDS = 3.0
 """Between two signs of life of a process, and between two looks for slots whose owner is gone."""
 LEASE_SECONDS = 15.0

@@ -10,12 +10,11 @@ A COMMIT whose answer does not come is looked for in the row, under its lock. Wh
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
-from semel.databases.database import Cause, Database, without_password
+from semel.databases.database import Database
+from semel.databases.settling import SETTLE_SECONDS, begin, one_line, settled
 from semel.dualwrite.agreement import PlanChanged
-from semel.dualwrite.limits import SETTLE_SECONDS
 from semel.dualwrite.slots import Slot
 from semel.dualwrite.sql import MARK, read_decision
 from semel.dualwrite.store import ENDED, Decision
@@ -25,9 +24,6 @@ from semel.errors import Fatal, Fenced, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 
 __all__ = ["DualSession"]
-
-_SETTLE_PAUSE_SECONDS = 0.05
-_SETTLE_PAUSE_MAX_SECONDS = 1.0
 
 
 class DualSession:
@@ -71,25 +67,7 @@ class DualSession:
                 raise
             except Retriable as error:
                 self._no_slot = str(error)
-        if self.database.connected:
-            try:
-                self.database.begin()
-            except Exception as error:
-                # The server closed an idle connection, or was restarted: nothing was begun.
-                if self.database.cause(error) is Cause.LOCKED:
-                    self.database.rollback()
-                    raise self._unreachable(error) from error
-                self.database.close()
-            else:
-                return
-        try:
-            self.database.connect()
-            self.database.begin()
-        except Exception as error:
-            self.database.close()
-            if self.database.driver_cause(error) is not None:
-                raise self._unreachable(error) from error
-            raise
+        begin(self.database)
 
     def commit(self, records: Sequence[Outgoing]) -> None:
         """Commit, with the records or, where there are none, only here.
@@ -189,20 +167,10 @@ class DualSession:
         ) from cause
 
     def _read(self, slot: Slot, cause: OutcomeUnknown, decision: str, records: Sequence[Outgoing]) -> Decision | None:
-        deadline = time.monotonic() + self._settle_seconds
-        pause = _SETTLE_PAUSE_SECONDS
-        while True:
-            try:
-                self.database.connect()
-                return read_decision(self.database, slot.name)
-            except Exception as error:
-                self.database.close()
-                if self.database.driver_cause(error) is None or time.monotonic() >= deadline:
-                    raise self._unknown(
-                        f"it cannot be asked ({_one_line(error)})", cause, slot, decision, records
-                    ) from error
-            time.sleep(pause)
-            pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)
+        try:
+            return settled(self.database, lambda: read_decision(self.database, slot.name), self._settle_seconds)
+        except Exception as error:
+            raise self._unknown(f"it cannot be asked ({one_line(error)})", cause, slot, decision, records) from error
 
     # --- Errors ---
 
@@ -217,11 +185,3 @@ class DualSession:
             f"{look} gives {decision} if it was committed, as long as nobody used the slot since; or look for your own "
             "rows."
         )
-
-    def _unreachable(self, error: Exception) -> Exception:
-        where = without_password(self.database.url)
-        return Retriable(f"no transaction could be begun on {where}, nothing happened: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

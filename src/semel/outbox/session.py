@@ -10,24 +10,20 @@ of a transaction that it lost to another one, and MariaDB and SQLite have nothin
 from __future__ import annotations
 
 import contextlib
-import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from semel.databases.database import Cause, Database, without_password
+from semel.databases.database import Database, without_password
+from semel.databases.settling import SETTLE_SECONDS, begin, one_line, settled
 from semel.env import wall_ms
 from semel.errors import Fatal, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 from semel.outbox.records import NewRow, inserts
 from semel.outbox.tables import check_outbox
 
-__all__ = ["SETTLE_SECONDS", "Session"]
+__all__ = ["Session"]
 
-SETTLE_SECONDS = 30.0
-"""How long a transaction without an answer looks for it before it tells that it does not know. A server that was
-killed is back within seconds, a switch-over takes longer: then a person decides, with the ids that the error names."""
-_SETTLE_PAUSE_SECONDS = 0.05
-_SETTLE_PAUSE_MAX_SECONDS = 1.0
 _TRANSACTIONS_PER_ROW = 1_000
 """Then the connection takes a new row: beside a transaction that is open for hours no version of a row can be removed,
 and finding the newest of very many takes longer every time."""
@@ -69,27 +65,7 @@ class Session:
         Raises `ConfigurationError` when the outbox's tables are not there or not ours, and `Retriable` when the
         database cannot be reached: nothing happened.
         """
-        if self.database.connected:
-            try:
-                if self._number >= _TRANSACTIONS_PER_ROW:
-                    self._take_row()
-                self.database.begin()
-            except Exception as error:
-                # The server closed an idle connection, or was restarted: nothing was begun.
-                if self.database.cause(error) is Cause.LOCKED:
-                    self.database.rollback()
-                    raise self._unreachable(error) from error
-                self.database.close()
-            else:
-                return
-        try:
-            self._open()
-            self.database.begin()
-        except Exception as error:
-            self.database.close()
-            if isinstance(error, OutcomeUnknown) or self.database.driver_cause(error) is not None:
-                raise self._unreachable(error) from error  # In doubt is at most the row that was to be taken.
-            raise
+        begin(self.database, opened=self._first_row, reused=self._next_row)
 
     def commit(self, rows: Sequence[NewRow]) -> None:
         """Write the rows as the last statements, and commit.
@@ -128,10 +104,13 @@ class Session:
 
     # --- The row ---
 
-    def _open(self) -> None:
-        self.database.connect()
+    def _first_row(self) -> None:
         check_outbox(self.database, "writer", self._app)
         self._take_row()
+
+    def _next_row(self) -> None:
+        if self._number >= _TRANSACTIONS_PER_ROW:
+            self._take_row()
 
     def _take_row(self) -> None:
         """Give back the row of before, and take a new one."""
@@ -177,24 +156,18 @@ class Session:
             ) from cause
 
     def _read_number(self, cause: OutcomeUnknown, rows: Sequence[NewRow]) -> int:
-        deadline = time.monotonic() + self._settle_seconds
-        pause = _SETTLE_PAUSE_SECONDS
-        while True:
-            try:
-                self.database.connect()
-                self.database.begin()
-                # A write, which waits for a session that is still committing, and takes what is seen to the disk.
-                self.database.execute("UPDATE semel_commit SET used_at = used_at + 1 WHERE session_id = ?", (self._id,))
-                found = self.database.query("SELECT number FROM semel_commit WHERE session_id = ?", (self._id,))
-                self.database.commit()
-                break
-            except Exception as error:
-                self.database.close()
-                is_away = isinstance(error, OutcomeUnknown) or self.database.driver_cause(error) is not None
-                if not is_away or time.monotonic() >= deadline:
-                    raise self._unknown(f"and cannot be asked ({_one_line(error)})", cause, rows) from error
-            time.sleep(pause)
-            pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)
+        def read() -> list[tuple[Any, ...]]:
+            self.database.begin()
+            # A write, which waits for a session that is still committing, and takes what is seen to the disk.
+            self.database.execute("UPDATE semel_commit SET used_at = used_at + 1 WHERE session_id = ?", (self._id,))
+            found = self.database.query("SELECT number FROM semel_commit WHERE session_id = ?", (self._id,))
+            self.database.commit()
+            return found
+
+        try:
+            found = settled(self.database, read, self._settle_seconds)
+        except Exception as error:
+            raise self._unknown(f"and cannot be asked ({one_line(error)})", cause, rows) from error
         if not found or found[0][0] not in (self._number, self._number + 1):
             self.database.close()
             raise self._unknown("and the row that would tell is gone: the database was restored", cause, rows)
@@ -210,11 +183,3 @@ class Session:
             f"database whole or not at all. When the database is there again, look before you repeat it: {look} "
             f"gives {self._number + 1} if it was committed, {self._number} if not. Its records have these ids."
         )
-
-    def _unreachable(self, error: Exception) -> Exception:
-        where = without_password(self.database.url)
-        return Retriable(f"no transaction could be begun on {where}, nothing happened: {_one_line(error)}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -14,16 +14,14 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from semel.databases.database import without_password
+from semel.databases.settling import SETTLE_SECONDS, insist
 from semel.dualwrite.documents.log import Documents, Intent, SlotLog, fence, mark
-from semel.dualwrite.limits import SETTLE_SECONDS
 from semel.dualwrite.target import Guard
 from semel.errors import Conflict, Fatal, Fenced, OutcomeUnknown, Retriable, SemelError
 from semel.failpoints import failpoint
 
 __all__ = ["DocumentSession", "NewDocument"]
 
-_PAUSE_SECONDS = 0.05
-_PAUSE_MAX_SECONDS = 1.0
 _FORGET_EVERY: Final = 100
 """Transactions after which a slot's old intents are deleted: each is a small document."""
 
@@ -187,20 +185,19 @@ class DocumentSession:
     def _insisting(self, call: Callable[[], T], deadline: float) -> tuple[T, int]:
         """The call's answer, and how often there was none before it. Raises `_InDoubt` at the deadline, and when it is
         refused after it was in doubt."""
-        pause, doubts = _PAUSE_SECONDS, 0
-        while True:
-            try:
-                return call(), doubts
-            except Retriable as error:
-                doubts += 1
-                if time.monotonic() >= deadline:
-                    raise _InDoubt(str(error)) from error
-            except SemelError as error:
-                if doubts:
-                    raise _InDoubt(str(error)) from error
-                raise
-            time.sleep(pause)
-            pause = min(pause * 2, _PAUSE_MAX_SECONDS)
+        doubts = 0
+
+        def is_away(error: Exception) -> bool:
+            nonlocal doubts
+            doubts += isinstance(error, Retriable)
+            return isinstance(error, Retriable)
+
+        try:
+            return insist(call, is_away, deadline), doubts
+        except SemelError as error:
+            if doubts:
+                raise _InDoubt(str(error)) from error
+            raise
 
     def _fenced(self, guard: Guard) -> Fenced:
         return Fenced(

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from semel.databases.database import without_password
+from semel.databases.settling import SETTLE_SECONDS, insist
 from semel.databases.valkey.connection import (
     NoPermissionError,
     NoScriptError,
@@ -30,10 +31,6 @@ from semel.failpoints import failpoint
 
 __all__ = ["READS", "Condition", "ValkeySession", "Work"]
 
-SETTLE_SECONDS: Final = 30.0
-"""How long a script without an answer is looked for: a server that was killed is back within seconds."""
-_SETTLE_PAUSE_SECONDS = 0.05
-_SETTLE_PAUSE_MAX_SECONDS = 1.0
 WATCHED_MAX: Final = 1_000
 """Keys that one transaction reads: the server looks through them at every write to one of them."""
 
@@ -256,16 +253,14 @@ class ValkeySession(ValkeyConnection):
         raise self._unknown(why, cause, guard) from cause
 
     def _ask_slot(self, cause: Exception, guard: Guard) -> list[str]:
-        deadline = time.monotonic() + self._settle_seconds
-        pause = _SETTLE_PAUSE_SECONDS
-        while True:
-            try:
-                return self.run(self._renew, [slot_key(guard.slot)], [guard.owner])
-            except Retriable as error:
-                if time.monotonic() >= deadline:
-                    raise self._unknown(f"and cannot be asked ({error})", cause, guard) from error
-            time.sleep(pause)
-            pause = min(pause * 2, _SETTLE_PAUSE_MAX_SECONDS)
+        try:
+            return insist(
+                lambda: self.run(self._renew, [slot_key(guard.slot)], [guard.owner]),
+                lambda error: isinstance(error, Retriable),
+                time.monotonic() + self._settle_seconds,
+            )
+        except Retriable as error:
+            raise self._unknown(f"and cannot be asked ({error})", cause, guard) from error
 
     def _unknown(self, why: str, cause: Exception, guard: Guard) -> OutcomeUnknown:
         return OutcomeUnknown(
