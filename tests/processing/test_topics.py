@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from semel.errors import ConfigurationError
 from semel.processing.effects import Change, Delete, Produce, Put, Write, lower
-from semel.processing.topics import DataError, State, StateView, Topic, UndecodableKey
+from semel.processing.topics import DataError, InputRecord, State, StateView, Topic, UndecodableKey
 from semel.types import Record
 
 
@@ -89,6 +90,25 @@ def test_tombstones_and_records_without_a_key() -> None:
 def test_a_value_of_another_shape_is_a_data_error(value: bytes) -> None:
     with pytest.raises(DataError, match="the value of topic t"):
         Topic("t", str, Item).decode(record(b"k", value))
+
+
+@pytest.mark.parametrize("key_kind", [str, bytes, int])
+@pytest.mark.parametrize("kind", [Item, str, bytes, dict[str, Any]])
+def test_many_records_are_decoded_as_each_of_them_is(key_kind: Any, kind: Any) -> None:
+    topic = Topic("t", key_kind, kind)
+    good = [record(b"17", b'{"name": "a"}'), record(None, b'{"name": "b", "count": 2}'), record(b"-1", None)]
+    found = topic.decode_all(good)
+    assert found == [topic.decode(each) for each in good]
+    assert all(type(each) is InputRecord for each in found)
+    assert topic.decode_all([]) == []
+    for bad in (record(b"\xff", b'{"name": "a"}'), record(b"1", b"\xff"), record(b"1", b'{"name": 3}')):
+        try:
+            seen = [topic.decode(each) for each in (*good, bad)]
+        except DataError as error:
+            with pytest.raises(type(error), match=re.escape(str(error))):
+                topic.decode_all([*good, bad])
+        else:
+            assert topic.decode_all([*good, bad]) == seen
 
 
 @pytest.mark.parametrize(("kind", "key"), [(str, b"\xff"), (int, b"x")])

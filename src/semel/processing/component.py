@@ -185,10 +185,8 @@ class ProcessorSpec:
         return None if more else (self.topic, self.handler)
 
     def _handle(self) -> Handle:
-        decode: Callable[[Any], Any] = self.topic.decode
+        decode: Callable[[Any], Any] = self.topic.decode_all if self.batch else self.topic.decode
         handler, states = self.handler, self.states
-        if self.batch:
-            decode = _each(decode)
 
         def handle(item: Any, stores: StoreReader) -> Any:
             return handler(decode(item), *(StateView(state, stores) for state in states))
@@ -197,7 +195,3 @@ class ProcessorSpec:
             return handler(decode(item))
 
         return handle if states else handle_stateless
-
-
-def _each(decode: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda records: [decode(record) for record in records]

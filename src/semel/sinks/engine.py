@@ -291,8 +291,13 @@ class SinkEngine:
             if not self._is_current(at):
                 continue
             items = records.setdefault(at, [])
-            for record in run:
-                weight = len(record.key or b"") + len(record.value or b"")
+            found = list(run)
+            weights = [len(record.key or b"") + len(record.value or b"") for record in found]
+            if size + sum(weights) <= self._spec.max_bytes:
+                items += found
+                size += sum(weights)
+                continue
+            for record, weight in zip(found, weights, strict=True):
                 if size and size + weight > self._spec.max_bytes:
                     yield [Slice(at, found, found[-1].offset + 1) for at, found in records.items() if found]
                     records, size = {}, 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import TypeVar
 
 from semel import history
@@ -255,9 +256,20 @@ class SqlSink:
             owned = self._owned.get(partition)
             if owned is None or end <= owned.next_offset:
                 continue
-            items = [self._decode(record) for record in records if record.offset >= owned.next_offset]
+            if records and records[0].offset < owned.next_offset:
+                records = [record for record in records if record.offset >= owned.next_offset]
+            items = self._decode_all(records)
             moves.append(Move(partition, owned.key, owned.owner_epoch, owned.next_offset, end, items))
         return sorted(moves, key=lambda move: move.key)
+
+    def _decode_all(self, records: Sequence[Record]) -> list[Item]:
+        guard = self._guard
+        try:
+            views = self._spec.topic.decode_all(records)
+            marks = map(guard.mark, records, views) if guard is not None else repeat(None)
+            return list(map(tuple.__new__, repeat(Item), zip(records, views, repeat(None), marks)))
+        except Exception:  # One of them is at fault, or a schema registry is away.
+            return [self._decode(record) for record in records]
 
     def _decode(self, record: Record) -> Item:
         try:
