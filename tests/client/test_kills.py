@@ -14,12 +14,12 @@ import pytest
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.client.producer import Producer, TransactionalProducer
 from semel.errors import AbortTransaction, OutcomeUnknown, Retriable
 from semel.types import GroupMetadata, TopicPartition
 from semel.wire.records import BatchBuilder
 from tests.moment import NOW_MS
+from tests.reading import each, ends_without_open
 from tests.services.kafka import free_port
 
 KILLS = 6
@@ -114,18 +114,8 @@ async def killer(broker: BrokerProcess, ledger: Ledger, rng: random.Random, stop
 
 async def read_all(bootstrap: str, admin: Admin, topic: str) -> list[str]:
     partitions = [TopicPartition(topic, number) for number in range(2)]
-    ends = await admin.list_offsets(partitions, at="high_watermark")
-    assert await admin.list_offsets(partitions, at="stable") == ends, "a transaction is left open"
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(partitions, 0))
-    values = []
-    waiting = {partition for partition in partitions if ends[partition]}
-    while waiting:
-        batch = await reader.poll(5_000, 1.0)
-        values += [(record.value or b"").decode() for record in batch.records]
-        waiting -= {partition for partition, end in batch.end_offsets.items() if end >= ends[partition]}
-    await reader.close()
-    return values
+    ends = await ends_without_open(admin, partitions)
+    return [(record.value or b"").decode() async for record in each(bootstrap, ends)]
 
 
 @pytest.mark.parametrize("version", [1, 2])

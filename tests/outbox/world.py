@@ -14,7 +14,6 @@ from typing import Any
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.databases import Database, connect
 from semel.databases.database import title_of
 from semel.databases.spec import DatabaseSpec
@@ -25,6 +24,7 @@ from semel.outbox.tables import schema_sql
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
+from tests.reading import each
 
 PARTITIONS = 3
 
@@ -119,18 +119,7 @@ async def read_topic(bootstrap: str, topic: str, *, partitions: int = PARTITIONS
     at = [TopicPartition(topic, number) for number in range(partitions)]
     async with KafkaClient(bootstrap) as client:
         ends = await Admin(client).list_offsets(at, "high_watermark")
-    missing = {item for item in at if ends[item]}
-    found: list[Record] = []
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(missing, 0))
-    while missing:
-        batch = await reader.poll(1000, 0.2)
-        found += batch.records
-        reached = {TopicPartition(record.topic, record.partition): record.offset + 1 for record in batch.records}
-        reached.update(batch.end_offsets)
-        missing -= {item for item, offset in reached.items() if offset >= ends[item]}
-    await reader.close()
-    return sorted(found, key=lambda record: record[:3])
+    return sorted([record async for record in each(bootstrap, ends)], key=lambda record: record[:3])
 
 
 async def until(holds: Callable[[], bool], seconds: float = 60.0, *, beside: Iterable[asyncio.Task[None]] = ()) -> None:

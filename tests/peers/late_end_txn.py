@@ -26,12 +26,12 @@ from typing import Any
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.prove.faults.kafka_proxy import KafkaProxy
 from semel.prove.faults.rules import Hold, Rule
 from semel.types import TopicPartition
 from semel.wire.messages import RequestHeader, decode_request, decode_response
 from tests.peers.clients import CLIENTS, PeerClient
+from tests.reading import each
 
 PRODUCE, END_TXN, TXN_OFFSET_COMMIT = 0, 26, 28
 CASES = {
@@ -248,18 +248,9 @@ async def read_committed(
 ) -> dict[TopicPartition, list[str]]:
     """Every committed value that a reader can see."""
     ends = await admin.list_offsets(partitions, at="stable")
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(partitions, 0))
     found: dict[TopicPartition, list[str]] = {partition: [] for partition in partitions}
-    waiting = {partition for partition in partitions if ends[partition] > 0}
-    try:
-        while waiting:
-            batch = await reader.poll(1_000, 1.0)
-            for record in batch.records:
-                found[TopicPartition(record.topic, record.partition)].append((record.value or b"").decode())
-            waiting -= {partition for partition, end in batch.end_offsets.items() if end >= ends[partition]}
-    finally:
-        await reader.close()
+    async for record in each(bootstrap, ends):
+        found[TopicPartition(record.topic, record.partition)].append((record.value or b"").decode())
     return found
 
 

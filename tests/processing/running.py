@@ -10,14 +10,13 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from semel.app import App
 from semel.client.admin import Admin
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.client.producer import Producer
 from semel.env import Env
 from semel.errors import Fenced
@@ -32,6 +31,7 @@ from semel.processing.worker import Worker
 from semel.settings import Settings
 from semel.types import Record, TopicPartition
 from semel.wire.partitioner import partition_for
+from tests.reading import each
 
 PARTITIONS = 4
 
@@ -115,21 +115,18 @@ async def feed(bootstrap: str, topic: str, items: Sequence[tuple[str, int]]) -> 
         await producer.close()
 
 
-async def read_all(bootstrap: str, topic: str, partitions: int) -> list[Record]:
-    """Every committed record, partition by partition."""
+async def each_of(bootstrap: str, topic: str, partitions: int) -> AsyncIterator[Record]:
+    """Every committed record, each partition in order."""
     wanted = [TopicPartition(topic, number) for number in range(partitions)]
     async with cluster(bootstrap) as (_, admin):
         ends = await admin.list_offsets(wanted, at="stable")
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(wanted, 0))
-    waiting = {at for at, end in ends.items() if end > 0}
-    records: list[Record] = []
-    while waiting:
-        batch = await reader.poll(5_000, 0.5)
-        records += batch.records
-        waiting -= {at for at, position in batch.end_offsets.items() if position >= ends[at]}
-    await reader.close()
-    return sorted(records)
+    async for record in each(bootstrap, ends):
+        yield record
+
+
+async def read_all(bootstrap: str, topic: str, partitions: int) -> list[Record]:
+    """Every committed record, partition by partition."""
+    return sorted([record async for record in each_of(bootstrap, topic, partitions)])
 
 
 async def drained(bootstrap: str, group: str, topic: str, timeout: float = 60) -> None:

@@ -15,7 +15,6 @@ import pytest
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.client.producer import TransactionalProducer
 from semel.errors import AbortTransaction, OutcomeUnknown
 from semel.prove.faults.kafka_proxy import KafkaProxy
@@ -25,6 +24,7 @@ from semel.wire.messages import api_name
 from semel.wire.records import BatchBuilder
 from tests.conftest import Address
 from tests.moment import NOW_MS
+from tests.reading import each
 
 pytestmark = [pytest.mark.kafka, pytest.mark.timeout(240)]
 
@@ -148,21 +148,11 @@ class Lane:
 
 
 async def read_all(bootstrap: str, ends: dict[TopicPartition, int]) -> dict[TopicPartition, list[str]]:
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(ends, 0))
     found: dict[TopicPartition, list[str]] = {at: [] for at in ends}
-    done: dict[TopicPartition, int] = {}
-    try:
-        async with asyncio.timeout(60):
-            while any(done.get(at, 0) < end for at, end in ends.items()):
-                batch = await reader.poll(1_000, 1.0)
-                for record in batch.records:
-                    found[TopicPartition(record.topic, record.partition)].append(
-                        (record.value or b"").decode(errors="replace")
-                    )
-                done.update(batch.end_offsets)
-    finally:
-        await reader.close()
+    async with asyncio.timeout(60):
+        async for record in each(bootstrap, ends):
+            value = (record.value or b"").decode(errors="replace")
+            found[TopicPartition(record.topic, record.partition)].append(value)
     return found
 
 

@@ -10,21 +10,20 @@ import signal
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from semel.client.admin import Admin
-from semel.client.consumer import Reader
 from semel.client.producer import TransactionalProducer
 from semel.processing.component import state_topic
 from semel.processing.supervisor import Supervisor
 from semel.types import TopicPartition
 from semel.wire.partitioner import partition_for
 from semel.wire.records import BatchBuilder
-from tests.processing.running import PARTITIONS, cluster, counting_app, drained, prepare
+from tests.processing.running import PARTITIONS, cluster, counting_app, drained, each_of, prepare
 from tests.processing.test_engine_kafka import worker_environment, worker_specs
 from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode
@@ -182,27 +181,12 @@ async def check(bootstrap: str, name: str) -> None:
     for number in range(RECORDS):
         wanted.setdefault(b"k%d" % key_of(number), array("q")).append(number)
     counted: Counter[bytes] = Counter()
-    async for key, value in each(bootstrap, f"{name}.out", OUT_PARTITIONS):
+    async for record in each_of(bootstrap, f"{name}.out", OUT_PARTITIONS):
+        key, value = record.key or b"", record.value
         position = counted[key]
         assert position < len(wanted[key]), f"{key!r} is counted {position + 1} times: {value!r}"
         assert value == b"[%d,%d]" % (wanted[key][position], position + 1), f"{key!r} at {position}"
         counted[key] += 1
     assert counted == {key: len(numbers) for key, numbers in wanted.items()}
-    state = {key: value async for key, value in each(bootstrap, state_topic(name, "counts"), PARTITIONS)}
+    state = {record.key: record.value async for record in each_of(bootstrap, state_topic(name, "counts"), PARTITIONS)}
     assert state == {key: b"%d" % len(numbers) for key, numbers in wanted.items()}
-
-
-async def each(bootstrap: str, topic: str, partitions: int) -> AsyncIterator[tuple[bytes, bytes | None]]:
-    """Key and value of every committed record, each partition in order."""
-    wanted = [TopicPartition(topic, number) for number in range(partitions)]
-    async with cluster(bootstrap) as (_, admin):
-        ends = await admin.list_offsets(wanted, at="stable")
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(wanted, 0))
-    waiting = {at for at, end in ends.items() if end > 0}
-    while waiting:
-        batch = await reader.poll(5_000, 0.5)
-        for record in batch.records:
-            yield record.key or b"", record.value
-        waiting -= {at for at, position in batch.end_offsets.items() if position >= ends[at]}
-    await reader.close()

@@ -18,8 +18,8 @@ from typing import Any, Self
 
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
-from semel.client.consumer import Reader
 from semel.types import TopicPartition
+from tests.reading import each, ends_without_open
 from tests.services.kafka import free_port
 from tests.two_phase.writer import FENCED, TOPIC, Database, Plan, asdict
 
@@ -244,19 +244,10 @@ class Stage:
 
 async def _visible(bootstrap: str) -> list[Counter[str]]:
     async with KafkaClient(bootstrap) as client:
-        admin = Admin(client)
-        ends = await admin.list_offsets(PARTITIONS, at="high_watermark")
-        assert await admin.list_offsets(PARTITIONS, at="stable") == ends, "a transaction is open after the recovery"
+        ends = await ends_without_open(Admin(client), PARTITIONS)
     found: list[Counter[str]] = [Counter(), Counter()]
-    waiting = {partition for partition in PARTITIONS if ends[partition]}
-    reader = Reader(bootstrap)
-    await reader.start(dict.fromkeys(PARTITIONS, 0))
-    while waiting:
-        batch = await reader.poll(10_000, 1.0)
-        for record in batch.records:
-            found[record.partition][(record.value or b"").decode()] += 1
-        waiting -= {partition for partition, end in batch.end_offsets.items() if end >= ends[partition]}
-    await reader.close()
+    async for record in each(bootstrap, ends):
+        found[record.partition][(record.value or b"").decode()] += 1
     return found
 
 
