@@ -143,6 +143,17 @@ def embedded_v1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     yield from _embedded(tmp_path_factory.mktemp("embedded-v1"), 1)
 
 
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[BrokerProcess]:
+    """An embedded broker of the test's own, which may be killed."""
+    broker = BrokerProcess(tmp_path / "broker")
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
 @pytest.fixture(params=["embedded", "embedded_v1", "kafka", "kafka_v1"])
 def any_broker(request: pytest.FixtureRequest) -> Address:
     """Every broker that the same app must run on: one suite, four runs."""
