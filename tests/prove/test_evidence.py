@@ -15,8 +15,8 @@ from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.databases import connect
 from semel.prove.check import Evidence, Log, Position, check
+from semel.prove.check.bodies import bodies, entries_of
 from semel.prove.check.ledgers import read_ledger, read_parked, read_prepared, read_sink_positions
-from semel.prove.check.logs import bodies, entries_of
 from semel.prove.check.scan import Consumer, open_scan, read_in_doubt, read_positions, scan_logs
 from semel.sinks.sql import migrate
 from semel.types import GroupMetadata, TopicPartition

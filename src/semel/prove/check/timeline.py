@@ -13,9 +13,9 @@ from xml.sax.saxutils import escape
 
 from semel.errors import CorruptBatch
 from semel.history import Batch, Strike, Unit
+from semel.prove.check.bodies import entries_of
 from semel.prove.check.evidence import Evidence, Log
 from semel.prove.check.findings import Anomaly, Findings
-from semel.prove.check.logs import entries_of
 from semel.prove.check.model import OUTCOME_NAMES, OUTCOMES
 
 __all__ = ["Bar", "Cell", "Timeline", "timelines"]
