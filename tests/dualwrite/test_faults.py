@@ -23,6 +23,7 @@ from semel.dualwrite.keeping import make_keeper
 from semel.dualwrite.plan import Plan
 from semel.dualwrite.recovery import Recovery
 from semel.dualwrite.session import DualSession
+from semel.dualwrite.sql import SqlStore
 from semel.env import Env
 from semel.errors import (
     ConfigurationError,
@@ -269,6 +270,52 @@ def test_a_row_that_is_gone_decides_nothing(world: World) -> None:
     assert world.look.query("SELECT slot FROM semel_txn") == [(f"{world.name}.dual.database.1",)]
     eventually(lambda: world.open_in_kafka() == [])
     assert set(world.told()) == set(world.balances()) == {"first", "third"}
+
+
+def test_a_slot_that_cannot_be_given_back_now_is_given_back_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its owner, and not by whoever finds it dead when a lease is over."""
+    monkeypatch.setattr("semel.dualwrite.keeper.LEASE_SECONDS", 600.0)
+    monkeypatch.setattr("semel.dualwrite.keeper.BEAT_SECONDS", 0.02)
+    world.bank.open_account("first", 1)
+    keeper = world.bank.app.writer("database")._keeper
+    assert keeper is not None
+    assert keeper._keeper is not None
+    store = keeper._keeper._rows.store
+    release, away = store.release, iter((True, True))
+
+    def fails(slot: str, owner: str) -> None:
+        if next(away, False):
+            raise Retriable("the database is away")
+        release(slot, owner)
+
+    store.release = fails  # type: ignore[method-assign]
+    session_of(world.bank).close()
+    eventually(lambda: not any(away) and world.owners() == [])
+    world.bank.open_account("second", 2)
+    assert world.look.query("SELECT slot FROM semel_txn") == [(f"{world.name}.dual.database.0",)]
+    assert set(world.check()) == {"first", "second"}
+
+
+@pytest.mark.postgres
+def test_a_long_transaction_under_repeatable_read_outlives_signs_of_life(
+    postgres: PostgresServer, embedded: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go on meanwhile, or it would be taken for dead; and it can change its slot's row all the same."""
+    monkeypatch.setattr("semel.dualwrite.keeper.BEAT_SECONDS", 0.02)
+    world = World(postgres.new_database(), embedded.bootstrap)
+    store = SqlStore(open_database(world.url), world.name, "database")
+    with world.bank.app.transaction(world.bank.database) as tx:
+        tx.connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        tx.query("SELECT balance FROM account")  # What it sees is settled here.
+        before = store.slots()
+        eventually(lambda: store.slots()[0].beat > before[0].beat + 1)
+        tx.execute("INSERT INTO account (id, balance) VALUES ('ann', 1)")
+        tx.send(world.bank.paid.record("ann", Paid(1)))
+    store.close()
+    assert set(world.check()) == {"ann"}
+    world.close()
 
 
 ZOMBIES = ["dual.after_prepare", "dual.before_commit", "dual.after_commit", "dual.before_complete"]

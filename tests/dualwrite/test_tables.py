@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
 from semel.databases import Database, connect
 from semel.databases.database import title_of
-from semel.dualwrite.tables import check_tables, claim_environment, read_meta, schema_sql
+from semel.dualwrite.tables import SCHEMA_VERSION, check_tables, claim_environment, read_meta, schema_sql
 from semel.errors import ConfigurationError
 from tests.services.postgres import PostgresServer
 
@@ -32,14 +33,15 @@ def test_missing_tables_are_told(url: str) -> None:
     database = connect(url)
     with pytest.raises(ConfigurationError, match=r"is not in .* semel migrate"):
         check_tables(database, "bank")
-    database.migrate(schema_sql(title_of(url)))
-    database.execute("DROP TABLE semel_txn")
-    with pytest.raises(ConfigurationError, match=r"is not in .* semel migrate"):
-        check_tables(database, "bank")
+    for table in ("semel_txn", "semel_txn_beat"):
+        database.migrate(schema_sql(title_of(url)))
+        database.execute(f"DROP TABLE {table}")
+        with pytest.raises(ConfigurationError, match=rf"{table} is not in .* semel migrate"):
+            check_tables(database, "bank")
     database.close()
 
 
-@pytest.mark.parametrize(("version", "advice"), [(2, "Use the newer Semel"), (0, "run the migration")])
+@pytest.mark.parametrize(("version", "advice"), [(SCHEMA_VERSION + 1, "Use the newer Semel"), (1, "run the migration")])
 def test_another_schema_version(database: Database, version: int, advice: str) -> None:
     database.execute("UPDATE semel_txn_meta SET schema_version = ?", (version,))
     with pytest.raises(ConfigurationError, match=f"schema version {version}.*{advice}"):
@@ -65,11 +67,11 @@ def test_a_missing_privilege_is_named(postgres: PostgresServer) -> None:
     owner.execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO dual_writer")
     limited = connect(url.replace("postgres@", "dual_writer@"))
     check_tables(limited, "bank")
-    for privilege in ("UPDATE", "INSERT"):
-        owner.execute(f"REVOKE {privilege} ON semel_txn FROM dual_writer")
-        with pytest.raises(ConfigurationError, match=f"has no {privilege} on semel_txn .*GRANT {privilege}"):
+    for privilege, table in product(("UPDATE", "INSERT"), ("semel_txn", "semel_txn_beat")):
+        owner.execute(f"REVOKE {privilege} ON {table} FROM dual_writer")
+        with pytest.raises(ConfigurationError, match=f"has no {privilege} on {table} .*GRANT {privilege}"):
             check_tables(limited, "bank")
-        owner.execute(f"GRANT {privilege} ON semel_txn TO dual_writer")
+        owner.execute(f"GRANT {privilege} ON {table} TO dual_writer")
     limited.close()
     owner.execute("DROP OWNED BY dual_writer")
     owner.execute("DROP ROLE dual_writer")

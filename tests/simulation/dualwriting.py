@@ -48,7 +48,8 @@ SESSIONS = 2
 """Transfers that a process has under way at once, each on a slot of its own."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS semel_txn (slot TEXT PRIMARY KEY, owner_epoch BIGINT NOT NULL, owner TEXT NOT NULL,
-  prepared TEXT NOT NULL, resolved_epoch BIGINT NOT NULL DEFAULT -1, beat BIGINT NOT NULL DEFAULT 0);
+  prepared TEXT NOT NULL, resolved_epoch BIGINT NOT NULL DEFAULT -1, looks BIGINT NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS semel_txn_beat (slot TEXT PRIMARY KEY, owner TEXT NOT NULL, beat BIGINT NOT NULL);
 CREATE TABLE IF NOT EXISTS semel_txn_meta (only_row BIGINT PRIMARY KEY, slots BIGINT NOT NULL);
 INSERT INTO semel_txn_meta (only_row, slots) VALUES (1, 0);
 CREATE TABLE IF NOT EXISTS account (id TEXT PRIMARY KEY, balance BIGINT NOT NULL, entries BIGINT NOT NULL);
@@ -263,7 +264,7 @@ class DualWorld(StrikingWorld):
         payers = [actor for actor in self.actors if isinstance(actor, Payer)]
         await self._until(lambda: all(payer.has_paid for payer in payers), deadline, "these have not paid")
         await self._ledger(client, deadline)
-        # A recovery that could not give its slot back, because the database was away, leaves that to the lease.
+        # A new slot whose COMMIT was not answered may have an owner who does not know of it: that is left to the lease.
         await asyncio.sleep(2 * LEASE_SECONDS)
         self.is_draining = True
         await self._until(lambda: all(payer.done for payer in payers), deadline, "these do not drain")

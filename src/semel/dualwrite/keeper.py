@@ -288,13 +288,13 @@ class Keeper:
         task.add_done_callback(self._tasks.discard)
 
     async def _give_back(self, name: str, owner: str) -> None:
+        """Where that does not work now the slot is forsaken: the next claim has it, or the next sweep tries again."""
         try:
             await self._rows.run(self._rows.store.release, name, owner)
-        except (
-            SemelError,
-            RuntimeError,
-        ) as error:  # RuntimeError: the interpreter ends, no thread takes work any more.
-            log.debug("slot %s is not given back, and found by its dead owner: %s", name, error)
+        except (SemelError, RuntimeError) as error:
+            # RuntimeError: the interpreter ends, no thread takes work any more.
+            self._forsaken[name] = owner  # Without news of it: a database that is away is asked again in a while.
+            log.debug("slot %s could not be given back: %s", name, error)
 
     # --- A transaction ---
 

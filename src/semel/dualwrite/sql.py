@@ -39,7 +39,7 @@ def read_decision(database: Database, slot: str) -> Decision | None:
     """
     database.begin()
     try:
-        database.execute("UPDATE semel_txn SET beat = beat + 1 WHERE slot = ?", (slot,))
+        database.execute("UPDATE semel_txn SET looks = looks + 1 WHERE slot = ?", (slot,))
         rows = database.query("SELECT owner, owner_epoch, prepared FROM semel_txn WHERE slot = ?", (slot,))
         database.commit()
     finally:
@@ -74,10 +74,16 @@ class SqlStore:
         self._insist(lambda: confirm(self._database, plan))
 
     def slots(self) -> list[SlotRow]:
-        rows = self._insist(
-            lambda: self._database.query("SELECT slot, owner, owner_epoch, beat FROM semel_txn ORDER BY slot")
-        )
-        return [SlotRow(*row) for row in rows if row[0].startswith(self._prefix)]
+        def work() -> list[SlotRow]:
+            beats = dict(self._database.query("SELECT slot, beat FROM semel_txn_beat"))
+            rows = self._database.query("SELECT slot, owner, owner_epoch FROM semel_txn ORDER BY slot")
+            return [
+                SlotRow(slot, owner, epoch, beats.get(slot, 0))
+                for slot, owner, epoch in rows
+                if slot.startswith(self._prefix)
+            ]
+
+        return self._insist(work)
 
     def add(self, owner: str) -> SlotRow:
         def work() -> SlotRow:
@@ -94,6 +100,7 @@ class SqlStore:
             database.execute(
                 "INSERT INTO semel_txn (slot, owner_epoch, owner, prepared) VALUES (?, 0, ?, '')", (row.slot, owner)
             )
+            self._is_alive(row.slot, owner)
             return row
 
         return self._in_transaction(work)
@@ -122,9 +129,9 @@ class SqlStore:
                 )
             claim = Claim(rows[0][0] + 1, rows[0][1])
             database.execute(
-                "UPDATE semel_txn SET owner_epoch = ?, owner = ?, beat = beat + 1 WHERE slot = ?",
-                (claim.owner_epoch, owner, slot),
+                "UPDATE semel_txn SET owner_epoch = ?, owner = ? WHERE slot = ?", (claim.owner_epoch, owner, slot)
             )
+            self._is_alive(slot, owner)
             failpoint("dual.claim.before_fence")
             return claim
 
@@ -133,10 +140,18 @@ class SqlStore:
     def decided(self, slot: str) -> Decision | None:
         return self._insist(lambda: read_decision(self._database, slot))
 
+    def _is_alive(self, slot: str, owner: str) -> None:
+        """From here on the slot's signs of life are this owner's; inside of the transaction that makes it his."""
+        changed = self._database.execute(
+            "UPDATE semel_txn_beat SET owner = ?, beat = beat + 1 WHERE slot = ?", (owner, slot)
+        )
+        if not changed:
+            self._database.execute("INSERT INTO semel_txn_beat (slot, owner, beat) VALUES (?, ?, 0)", (slot, owner))
+
     def beat(self, owned: Mapping[str, str]) -> None:
-        # One at a time: who holds several rows at once can meet a transaction that waits for something else.
+        # One at a time: who holds several rows at once can meet somebody who claims one of them.
         for slot, owner in owned.items():
-            self._change("UPDATE semel_txn SET beat = beat + 1 WHERE slot = ? AND owner = ?", (slot, owner))
+            self._change("UPDATE semel_txn_beat SET beat = beat + 1 WHERE slot = ? AND owner = ?", (slot, owner))
 
     def release(self, slot: str, owner: str) -> None:
         self._change(

@@ -10,20 +10,28 @@ from semel.errors import ConfigurationError
 
 __all__ = ["SCHEMA_VERSION", "TxnMeta", "check_tables", "claim_environment", "read_meta", "schema_sql"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = """\
 -- The dual write: a row for each slot, which is a transactional id of Kafka. `owner_epoch` is the fence, raised when a
 -- slot changes hands; `prepared` names the Kafka transaction that was committed here last, with the business rows.
--- `beat` changes while the owner lives. Nothing but Semel changes these rows, and none may be deleted: Kafka may hold
--- a transaction that only its row can decide.
+-- `looks` counts who looked whether a COMMIT happened. Nothing but Semel changes these rows, and none may be deleted:
+-- Kafka may hold a transaction that only its row can decide.
 CREATE TABLE IF NOT EXISTS semel_txn (
   slot {name} NOT NULL PRIMARY KEY,
   owner_epoch BIGINT NOT NULL,
   owner {text} NOT NULL,
   prepared {id} NOT NULL,
   resolved_epoch BIGINT NOT NULL DEFAULT -1,
-  beat BIGINT NOT NULL DEFAULT 0
+  looks BIGINT NOT NULL DEFAULT 0
+){options};
+
+-- Each slot's sign of life, which changes while the owner lives. It has a row of its own: a change of the slot's row
+-- would end a transaction under REPEATABLE READ that is open at that time, and has to change it in the end.
+CREATE TABLE IF NOT EXISTS semel_txn_beat (
+  slot {name} NOT NULL PRIMARY KEY,
+  owner {text} NOT NULL,
+  beat BIGINT NOT NULL
 ){options};
 
 -- Whose slots these are, how many were ever made, and which way records go where there is an outbox, too.
@@ -46,7 +54,9 @@ _ROWS_CHANGE_IN_PLACE = {
 
 _NEEDS = (
     ("INSERT", "semel_txn", "INSERT INTO semel_txn SELECT * FROM semel_txn WHERE 1 = 0"),
-    ("UPDATE", "semel_txn", "UPDATE semel_txn SET beat = beat WHERE 1 = 0"),
+    ("UPDATE", "semel_txn", "UPDATE semel_txn SET looks = looks WHERE 1 = 0"),
+    ("INSERT", "semel_txn_beat", "INSERT INTO semel_txn_beat SELECT * FROM semel_txn_beat WHERE 1 = 0"),
+    ("UPDATE", "semel_txn_beat", "UPDATE semel_txn_beat SET beat = beat WHERE 1 = 0"),
     ("UPDATE", "semel_txn_meta", "UPDATE semel_txn_meta SET slots = slots WHERE 1 = 0"),
 )
 
