@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from semel.databases.database import Database, is_missing_privilege, is_missing_table, without_password
+from semel.databases.database import Database, without_password
 from semel.databases.dialects import dialect_of
+from semel.databases.tables import Need, check_needs, refused
 from semel.errors import ConfigurationError
 
 __all__ = ["SCHEMA_VERSION", "TxnMeta", "check_tables", "claim_environment", "read_meta", "schema_sql"]
@@ -52,12 +53,13 @@ _ROWS_CHANGE_IN_PLACE = {
     "PostgreSQL": " WITH (fillfactor=20, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 999)"
 }
 
+_WHOLE = "the tables of the dual write"
 _NEEDS = (
-    ("INSERT", "semel_txn", "INSERT INTO semel_txn SELECT * FROM semel_txn WHERE 1 = 0"),
-    ("UPDATE", "semel_txn", "UPDATE semel_txn SET looks = looks WHERE 1 = 0"),
-    ("INSERT", "semel_txn_beat", "INSERT INTO semel_txn_beat SELECT * FROM semel_txn_beat WHERE 1 = 0"),
-    ("UPDATE", "semel_txn_beat", "UPDATE semel_txn_beat SET beat = beat WHERE 1 = 0"),
-    ("UPDATE", "semel_txn_meta", "UPDATE semel_txn_meta SET slots = slots WHERE 1 = 0"),
+    Need("INSERT", "semel_txn", "INSERT INTO semel_txn SELECT * FROM semel_txn WHERE 1 = 0"),
+    Need("UPDATE", "semel_txn", "UPDATE semel_txn SET looks = looks WHERE 1 = 0"),
+    Need("INSERT", "semel_txn_beat", "INSERT INTO semel_txn_beat SELECT * FROM semel_txn_beat WHERE 1 = 0"),
+    Need("UPDATE", "semel_txn_beat", "UPDATE semel_txn_beat SET beat = beat WHERE 1 = 0"),
+    Need("UPDATE", "semel_txn_meta", "UPDATE semel_txn_meta SET slots = slots WHERE 1 = 0"),
 )
 
 
@@ -86,11 +88,9 @@ def schema_sql(title: str) -> str:
 def read_meta(database: Database) -> TxnMeta:
     """Whose slots they are. Raises `ConfigurationError` where there are none, or those of another version of Semel."""
     where = without_password(database.url)
-    try:
+    with refused(database, "SELECT", "semel_txn", _WHOLE):
         rows = database.query("SELECT schema_version, environment, app, slots FROM semel_txn_meta")
         database.query("SELECT slot FROM semel_txn WHERE 1 = 0")
-    except Exception as error:
-        raise _refusal(error, "SELECT", "semel_txn", where) from error
     if not rows:
         raise ConfigurationError(
             f"table semel_txn_meta in {where} is empty, so nobody knows whose transactions these are. Run the "
@@ -131,11 +131,7 @@ def check_tables(database: Database, app: str, environment: str | None = None) -
             "copy for another environment, empty semel_txn and set environment in semel_txn_meta to NULL; if the "
             "cluster was replaced on purpose, set it to the new one."
         )
-    for privilege, table, statement in _NEEDS:
-        try:
-            database.query(statement)
-        except Exception as error:
-            raise _refusal(error, privilege, table, where) from error
+    check_needs(database, _NEEDS, _WHOLE)
     return meta
 
 
@@ -150,18 +146,3 @@ def claim_environment(database: Database, app: str, environment: str) -> TxnMeta
         (app, environment, app, environment),
     )
     return check_tables(database, app, environment)
-
-
-def _refusal(error: Exception, privilege: str, table: str, where: str) -> Exception:
-    if is_missing_table(error):
-        return ConfigurationError(
-            f"table {table} is not in {where}. Make the tables of the dual write with semel migrate (with --sql it "
-            "only prints what it would do)."
-        )
-    if is_missing_privilege(error):
-        said = " ".join(str(error).split())
-        return ConfigurationError(
-            f"the user of {where} has no {privilege} on {table} ({said}). Grant it: GRANT {privilege} ON {table} TO "
-            "...;"
-        )
-    return error

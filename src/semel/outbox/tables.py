@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Literal, NamedTuple
 
-from semel.databases.database import Database, is_missing_privilege, is_missing_table, without_password
+from semel.databases.database import Database, without_password
 from semel.databases.dialects import dialect_of
+from semel.databases.tables import Need, check_needs, refused
 from semel.errors import ConfigurationError
 from semel.outbox.rows import LANES
 
@@ -124,42 +125,43 @@ manifests of published rows name it."""
 
 Role = Literal["writer", "relay"]
 
-_NEEDS: dict[Role, tuple[tuple[str, str, str], ...]] = {
+_WHOLE = "the outbox"
+_NEEDS: dict[Role, tuple[Need, ...]] = {
     "writer": (
-        (
+        Need(
             "INSERT",
             "semel_outbox",
             "INSERT INTO semel_outbox (shard, msg_id, topic, headers, created_at) "
             "SELECT 0, database_id, database_id, '[]', 0 FROM semel_outbox_meta WHERE 1 = 0",
         ),
-        ("SELECT", "semel_commit", "SELECT 1 FROM semel_commit WHERE 1 = 0"),
-        (
+        Need("SELECT", "semel_commit", "SELECT 1 FROM semel_commit WHERE 1 = 0"),
+        Need(
             "INSERT",
             "semel_commit",
             "INSERT INTO semel_commit (session_id, number, used_at) "
             "SELECT database_id, 0, 0 FROM semel_outbox_meta WHERE 1 = 0",
         ),
-        ("UPDATE", "semel_commit", "UPDATE semel_commit SET number = number WHERE 1 = 0"),
-        ("DELETE", "semel_commit", "DELETE FROM semel_commit WHERE 1 = 0"),
+        Need("UPDATE", "semel_commit", "UPDATE semel_commit SET number = number WHERE 1 = 0"),
+        Need("DELETE", "semel_commit", "DELETE FROM semel_commit WHERE 1 = 0"),
     ),
     "relay": (
-        ("SELECT", "semel_outbox", "SELECT 1 FROM semel_outbox WHERE 1 = 0"),
-        ("DELETE", "semel_outbox", "DELETE FROM semel_outbox WHERE 1 = 0"),
-        ("UPDATE", "semel_outbox", "UPDATE semel_outbox SET held = held WHERE 1 = 0"),
-        ("SELECT", "semel_outbox_lane", "SELECT 1 FROM semel_outbox_lane WHERE 1 = 0"),
-        ("UPDATE", "semel_outbox_lane", "UPDATE semel_outbox_lane SET batch = batch WHERE 1 = 0"),
-        ("UPDATE", "semel_outbox_meta", "UPDATE semel_outbox_meta SET app = app WHERE 1 = 0"),
-        ("SELECT", "semel_outbox_hold", "SELECT 1 FROM semel_outbox_hold WHERE 1 = 0"),
-        (
+        Need("SELECT", "semel_outbox", "SELECT 1 FROM semel_outbox WHERE 1 = 0"),
+        Need("DELETE", "semel_outbox", "DELETE FROM semel_outbox WHERE 1 = 0"),
+        Need("UPDATE", "semel_outbox", "UPDATE semel_outbox SET held = held WHERE 1 = 0"),
+        Need("SELECT", "semel_outbox_lane", "SELECT 1 FROM semel_outbox_lane WHERE 1 = 0"),
+        Need("UPDATE", "semel_outbox_lane", "UPDATE semel_outbox_lane SET batch = batch WHERE 1 = 0"),
+        Need("UPDATE", "semel_outbox_meta", "UPDATE semel_outbox_meta SET app = app WHERE 1 = 0"),
+        Need("SELECT", "semel_outbox_hold", "SELECT 1 FROM semel_outbox_hold WHERE 1 = 0"),
+        Need(
             "INSERT",
             "semel_outbox_hold",
             "INSERT INTO semel_outbox_hold (hold_id, reason, requested_by, requested_at) "
             "SELECT database_id, database_id, database_id, 0 FROM semel_outbox_meta WHERE 1 = 0",
         ),
-        ("UPDATE", "semel_outbox_hold", "UPDATE semel_outbox_hold SET reason = reason WHERE 1 = 0"),
+        Need("UPDATE", "semel_outbox_hold", "UPDATE semel_outbox_hold SET reason = reason WHERE 1 = 0"),
     ),
 }
-"""What each side does to which table, and a statement that needs the same right and changes nothing."""
+"""What each side does to which table."""
 
 
 class OutboxMeta(NamedTuple):
@@ -186,16 +188,10 @@ def schema_sql(title: str, *, lanes: int = LANES) -> str:
 def read_meta(database: Database) -> OutboxMeta:
     """Whose outbox it is. Raises `ConfigurationError` where there is none, or one of another version of Semel."""
     where = without_password(database.url)
-    try:
+    with refused(database, "SELECT", "semel_outbox_meta", _WHOLE):
         rows = database.query(
             "SELECT schema_version, database_id, incarnation, environment, app, lanes, origin FROM semel_outbox_meta"
         )
-    except Exception as error:
-        if is_missing_table(error):
-            raise _no_table("semel_outbox_meta", where) from error
-        if is_missing_privilege(error):
-            raise _no_privilege("SELECT", "semel_outbox_meta", where, error) from error
-        raise
     if not rows:
         raise ConfigurationError(
             f"table semel_outbox_meta in {where} is empty, so nobody knows whose outbox this is. Run the migration "
@@ -235,15 +231,7 @@ def check_outbox(database: Database, role: Role, app: str, environment: str | No
             f"to {environment!r}. If this database is a copy for another environment, empty semel_outbox and set "
             "environment in semel_outbox_meta to NULL; if the cluster was replaced on purpose, set it to the new one."
         )
-    for privilege, table, statement in _NEEDS[role]:
-        try:
-            database.query(statement)
-        except Exception as error:
-            if is_missing_table(error):
-                raise _no_table(table, where) from error
-            if is_missing_privilege(error):
-                raise _no_privilege(privilege, table, where, error) from error
-            raise
+    check_needs(database, _NEEDS[role], _WHOLE)
     return meta
 
 
@@ -256,17 +244,3 @@ def claim_environment(database: Database, app: str, environment: str) -> OutboxM
         (app, environment, app, environment),
     )
     return check_outbox(database, "relay", app, environment)
-
-
-def _no_table(table: str, where: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"table {table} is not in {where}. Make the outbox with semel migrate (with --sql it only prints what it would "
-        "do)."
-    )
-
-
-def _no_privilege(privilege: str, table: str, where: str, error: Exception) -> ConfigurationError:
-    said = " ".join(str(error).split())
-    return ConfigurationError(
-        f"the user of {where} has no {privilege} on {table} ({said}). Grant it: GRANT {privilege} ON {table} TO ...;"
-    )
