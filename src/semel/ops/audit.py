@@ -18,12 +18,23 @@ from semel.client.cluster import KafkaClient
 from semel.client.idempotent import Producer
 from semel.wire.records import BatchBuilder
 
-__all__ = ["AuditLog", "audit_topic", "auditing"]
+__all__ = ["AuditLog", "Decided", "audit_topic", "auditing"]
 
 
 def audit_topic(app: str) -> str:
     """Where operators' decisions stand, for ever: one partition, JSON. Without an app that of the whole cluster."""
     return f"{app}.semel.audit" if app else "semel.audit"
+
+
+class Decided(msgspec.Struct, frozen=True, kw_only=True):
+    """What stands in the audit topic: `asked` before the change, `done` or `failed` behind it. What it is about, and
+    what came of it, each verb says in its own way."""
+
+    id: str
+    state: str
+    by: str
+    reason: str
+    at_ms: int
 
 
 class AuditLog:
@@ -32,7 +43,7 @@ class AuditLog:
     def __init__(self, producer: Producer, topic: str) -> None:
         self._producer, self.topic = producer, topic
 
-    async def write(self, key: str, decision: msgspec.Struct, at_ms: int) -> None:
+    async def write(self, key: str, decision: Decided, at_ms: int) -> None:
         """Append one decision as JSON."""
         batch = BatchBuilder()
         batch.append(key.encode(), msgspec.json.encode(decision), at_ms, ())

@@ -26,7 +26,7 @@ from semel.dualwrite.conditional import ConditionalName
 from semel.dualwrite.keeping import store_of
 from semel.dualwrite.store import Claim, ResolvingStore, Store
 from semel.errors import ConfigurationError, Fatal, Fenced, Retriable, SemelError
-from semel.ops.audit import auditing
+from semel.ops.audit import Decided, auditing
 from semel.ops.diagnosis import Decision, Finding, Kind, OpenTransaction, judge
 from semel.ops.gathering import Source, describe, gather, ids_of_slot, sources_of
 from semel.ops.listings import tool_client
@@ -50,14 +50,9 @@ class Asked:
     """Do it also where the database says otherwise, or cannot say."""
 
 
-class _Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in the audit topic: `asked` before the change, `done` or `failed` behind it."""
+class _DecidedTransaction(Decided, frozen=True, kw_only=True):
+    """What stands in the audit topic about a transaction."""
 
-    id: str
-    state: str
-    by: str
-    reason: str
-    at_ms: int
     verb: str
     transaction: dict[str, Any]
     against_the_database: bool = False
@@ -209,7 +204,7 @@ async def _audited(
     asked: Asked,
     row: dict[str, Any],
 ) -> str:
-    decision = _Decision(
+    decision = _DecidedTransaction(
         id=str(client.env.new_id()),
         state="asked",
         by=who(),

@@ -19,7 +19,7 @@ from semel.client.cluster import KafkaClient
 from semel.databases.database import Database, is_cache, is_search
 from semel.env import Env
 from semel.errors import ConfigurationError, Retriable, SemelError
-from semel.ops.audit import auditing
+from semel.ops.audit import Decided, auditing
 from semel.ops.databases import connected
 from semel.ops.listings import tool_client
 from semel.ops.park_verbs import who
@@ -56,14 +56,9 @@ class Gap(msgspec.Struct, frozen=True, kw_only=True):
         return TopicPartition(self.topic, self.partition)
 
 
-class _Decision(msgspec.Struct, frozen=True, kw_only=True):
-    """What stands in the audit topic: `asked` before the change, `done` or `failed` behind it."""
+class _DecidedGap(Decided, frozen=True, kw_only=True):
+    """What stands in the audit topic about a gap."""
 
-    id: str
-    state: str
-    by: str
-    reason: str
-    at_ms: int
     gap: Gap
     why: str = ""
 
@@ -158,7 +153,7 @@ async def _accept(
         return []
     async with auditing(client, app.name) as audit:
         for item, gap in chosen:
-            decision = _Decision(
+            decision = _DecidedGap(
                 id=str(env.new_id()), state="asked", by=who(), reason=reason, at_ms=env.wall_ms(), gap=gap
             )
             await audit.write(item.component, decision, decision.at_ms)

@@ -24,6 +24,7 @@ __all__ = [
     "Stop",
     "StopReason",
     "Unavailable",
+    "total",
 ]
 
 
@@ -77,6 +78,11 @@ class Applied(NamedTuple):
     parked: int = 0
     transactions: int = 0
     copies: int = 0
+
+
+def total(parts: Iterable[Applied]) -> Applied:
+    """What several calls made durable together."""
+    return Applied(*map(sum, zip(*parts, strict=True)))
 
 
 class Unavailable(Retriable):

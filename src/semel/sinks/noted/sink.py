@@ -18,20 +18,20 @@ import msgspec
 from semel import history
 from semel.databases.processes import ProcessIdentity
 from semel.env import Env
-from semel.errors import ConfigurationError, Retriable, SemelError
+from semel.errors import ConfigurationError, Retriable
 from semel.failpoints import failpoint
 from semel.processing.parklog import Command, Outcome, ParkPolicy
 from semel.processing.shortage import Shortages
-from semel.sinks.contract import Applied, Claim, PartitionsLost, PartitionsStopped, Slice, Stop, Unavailable
+from semel.sinks.contract import Applied, Claim, PartitionsLost, PartitionsStopped, Slice, Stop, Unavailable, total
 from semel.sinks.noted.notes import Notes
 from semel.sinks.noted.place import Change, ParkedRecord, Place
 from semel.sinks.noted.release import Done, Step, due, steps, wanted
 from semel.sinks.spec import SinkSpec
-from semel.sinks.sql.judgement import Judgement
+from semel.sinks.sql.judgement import Judgement, Poison
 from semel.sinks.sql.parking import Parked, Parking
 from semel.types import Record, TopicPartition
 
-__all__ = ["Doubt", "Item", "NotingSink", "Owned", "Poison", "Undecided"]
+__all__ = ["Doubt", "Item", "NotingSink", "Owned", "Undecided"]
 
 log = logging.getLogger("semel.sinks")
 
@@ -60,14 +60,6 @@ class Owned:
     epoch: int
     parked: Parked
     doubt: Doubt | None = None
-
-
-class Poison(SemelError):
-    """The data is at fault; nothing of it counts."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 class Undecided(Unavailable):
@@ -204,7 +196,7 @@ class NotingSink(ABC):
         return self._told()
 
     def _count(self, applied: Applied) -> None:
-        self._done = Applied(*map(sum, zip(self._done, applied, strict=True)))
+        self._done = total((self._done, applied))
 
     def _told(self) -> Applied:
         """What was done since it was last told: a call that raises tells nothing."""

@@ -30,12 +30,13 @@ from semel.sinks.contract import (
     Unavailable,
 )
 from semel.sinks.noted.place import Change, ParkedRecord, Place
-from semel.sinks.noted.sink import Doubt, Item, NotingSink, Owned, Poison
+from semel.sinks.noted.sink import Doubt, Item, NotingSink, Owned
 from semel.sinks.search import stops
 from semel.sinks.search.effects import DocumentRefused, Note, SearchEffects, newest
 from semel.sinks.search.indexes import prepare, uuids
 from semel.sinks.search.store import CAS_TRIES, Held, Position, Refusal, SearchStore
 from semel.sinks.spec import SinkSpec
+from semel.sinks.sql.judgement import Poison
 from semel.sinks.sql.parking import Parked
 from semel.types import TopicPartition
 

@@ -15,7 +15,15 @@ from semel.processing.blame import Blame, Breaker, Kind, classify
 from semel.processing.shortage import is_shortage
 from semel.types import Record, TopicPartition
 
-__all__ = ["Judgement", "Undecided"]
+__all__ = ["Judgement", "Poison", "Undecided"]
+
+
+class Poison(SemelError):
+    """The data is at fault; nothing of it counts."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class Undecided(SemelError):

@@ -19,18 +19,18 @@ from semel import history
 from semel.databases.database import Cause, Database, is_missing_table, open_database, without_password
 from semel.databases.processes import ProcessIdentity, kill_if_stopped
 from semel.env import Env
-from semel.errors import ConfigurationError, OutcomeUnknown, Retriable, SemelError
+from semel.errors import ConfigurationError, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
 from semel.processing.parklog import ParkPolicy
 from semel.processing.shortage import Shortages
-from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable
+from semel.sinks.contract import Applied, Claim, PartitionsLost, Slice, Stop, Unavailable, total
 from semel.sinks.dedup import Unprovable
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import positions
 from semel.sinks.sql.audit import Audit, Given
 from semel.sinks.sql.dedup import Conflict, guard_of
 from semel.sinks.sql.effects import Effects
-from semel.sinks.sql.judgement import Judgement, Undecided
+from semel.sinks.sql.judgement import Judgement, Poison, Undecided
 from semel.sinks.sql.moves import Item, Move, Owned, all_stay, parts_of
 from semel.sinks.sql.parking import Parked, Parking, load_parked
 from semel.sinks.sql.positions import PositionKey, PositionRow
@@ -46,14 +46,6 @@ T = TypeVar("T")
 
 CONFLICT_TRIES = 5
 """Deadlocks and serialization failures are tried again at once this often, then the batch waits a while."""
-
-
-class _Poison(SemelError):
-    """The data is at fault; nothing is committed."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 _Work = Callable[[Parking, Sequence[Move]], None]
@@ -231,7 +223,7 @@ class SqlSink:
             done.append(self._pay())
         elif moves:
             done.append(self._apply(moves))
-        return Applied(*map(sum, zip(*done, strict=True)))
+        return total(done)
 
     def _move(self, moves: Sequence[Move]) -> Applied:
         """With `at-most-once`: write the positions, and owe the effects."""
@@ -289,31 +281,26 @@ class SqlSink:
         try:
             if not self._judgement.is_outage:
                 return self._transaction(moves, self._together)
-        except _Poison as poison:
+        except Poison as poison:
             log.info("%s: a batch failed and is tried record by record: %s", self._identity, poison)
         try:
             return self._transaction(moves, self._one_by_one)
         except Undecided as undecided:
             before = [part for move in moves if (part := move.up_to(undecided.offsets.get(move.partition)))]
-            with suppress(Undecided, _Poison):
+            with suppress(Undecided, Poison):
                 if before:
                     self._transaction(before, partial(self._one_by_one, is_evidence=False))
             raise Unavailable(f"{self._identity}: the handler failed: {undecided}") from undecided
-        except _Poison as poison:
+        except Poison as poison:
             log.info("%s: the batch failed again and gets a transaction for each record: %s", self._identity, poison)
-        total = Applied()
-        for move in moves:
-            for single in move.singles():
-                done = self._apply_single(single)
-                total = Applied(*(one + other for one, other in zip(total, done, strict=True)))
-        return total
+        return total([self._apply_single(single) for move in moves for single in move.singles()])
 
     def _apply_single(self, move: Move) -> Applied:
         try:
             return self._transaction([move], self._one_by_one)
         except Undecided as undecided:
             raise Unavailable(f"{self._identity}: the handler failed: {undecided}") from undecided
-        except _Poison as poison:
+        except Poison as poison:
             (item,) = move.items
             return self._transaction([replace(move, items=(item._replace(error=poison.error),))], self._together)
 
@@ -505,7 +492,7 @@ class SqlSink:
         try:
             if parking is None or self._admit([item], parking):
                 self._handle([item])
-        except _Poison as poison:
+        except Poison as poison:
             if not database.in_transaction:
                 raise
             database.execute("ROLLBACK TO SAVEPOINT semel_record")
@@ -515,7 +502,7 @@ class SqlSink:
         return None
 
     def _handle(self, items: Sequence[Item]) -> None:
-        """Call the handler; raises `_Poison` when the data is at fault, `Conflict` and `Unavailable` when not."""
+        """Call the handler; raises `Poison` when the data is at fault, `Conflict` and `Unavailable` when not."""
         effects = Effects(self._database)
         with self._audited(items):
             try:
@@ -547,27 +534,27 @@ class SqlSink:
         if self._doubt is None and not any(owned.parked.records for owned in self._owned.values()):
             return Applied()
         self._connect()
-        total = self._settle()
+        done = self._settle()
         for partition, owned in list(self._owned.items()):
             while owned.parked.records and partition in self._owned:
                 if not self._read(lambda: is_asked(self._database, owned.key, self._policy)):  # noqa: B023
                     break
-                done = self._carry_out(partition, owned)
+                step = self._carry_out(partition, owned)
                 owned.parked = self._read(lambda: load_parked(self._database, owned.key))  # noqa: B023
-                if done is None:
+                if step is None:
                     break
-                total = total._replace(records=total.records + len(done.released), transactions=total.transactions + 1)
-        return total
+                done = total((done, Applied(records=len(step.released), transactions=1)))
+        return done
 
     def _carry_out(self, partition: TopicPartition, owned: Owned) -> Released | None:
         """One step; where a record fails only at COMMIT, the next record alone; where that fails, it stays parked."""
         try:
             return self._release(partition, owned, RELEASE_RECORDS_MAX, None)
-        except _Poison as poison:
+        except Poison as poison:
             log.info("%s: a release failed and goes on record by record: %s", self._identity, poison)
         try:
             return self._release(partition, owned, 1, None)
-        except _Poison as poison:
+        except Poison as poison:
             return self._release(partition, owned, 1, poison.error)
 
     def _release(self, partition: TopicPartition, owned: Owned, limit: int, doom: Exception | None) -> Released | None:
@@ -716,7 +703,7 @@ class SqlSink:
         if cause is Cause.CONFLICT:
             return Conflict(str(error))
         if cause is Cause.DATA:
-            return _Poison(error)
+            return Poison(error)
         return self._unavailable(error)
 
     def _unavailable(self, error: Exception) -> Unavailable:

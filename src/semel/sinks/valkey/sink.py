@@ -16,8 +16,9 @@ from semel.failpoints import failpoint
 from semel.processing.parklog import Command, Outcome, ParkPolicy
 from semel.sinks.contract import Applied, Claim, PartitionsStopped, Stop, StopReason
 from semel.sinks.noted.place import Change, ParkedRecord, Place
-from semel.sinks.noted.sink import Doubt, Item, NotingSink, Owned, Poison
+from semel.sinks.noted.sink import Doubt, Item, NotingSink, Owned
 from semel.sinks.spec import SinkSpec
+from semel.sinks.sql.judgement import Poison
 from semel.sinks.sql.parking import Parked
 from semel.sinks.valkey.store import ValkeyStore
 from semel.types import TopicPartition
