@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import time
 import traceback
 from collections.abc import Iterator
@@ -404,3 +405,65 @@ def test_records_of_a_transaction_are_there_whichever_way_they_go(way: dict[str,
         t.settle()
         assert [item.key for item in t.sent(paid)] == ["ann"]
         assert t.query("SELECT id FROM account") == [("ann",)]
+
+
+def bank_of(**declared: Any) -> tuple[App, Any, Any]:
+    """An app with a database that a transaction could be opened on, and what opens one in a coroutine."""
+    app = App("bank")
+    schema = "CREATE TABLE IF NOT EXISTS account (id TEXT)"
+    bank = app.database("sqlite:///never.db", schema=schema, outbox=True)
+    orders = app.topic("orders", key=str, value=Order)
+
+    async def apart(item: Any) -> None:
+        async with app.transaction(bank) as tx:
+            await tx.execute("INSERT INTO account (id) VALUES (?)", (item.key,))
+
+    def apart_sync(item: Any, db: Any = None) -> None:
+        with app.transaction(bank) as tx:
+            tx.execute("INSERT INTO account (id) VALUES ('ann')")
+
+    if "sink" in declared:
+        app.sink(orders, bank, name="apart")(apart_sync)
+    elif "endpoint" in declared:
+        app.post("/orders", request=Order)(lambda order: apart_sync(order))
+    else:
+        app.processor(orders, name="apart", **declared)(apart)
+        if "concurrency" not in declared:
+            app.processor(orders, name="apart_sync", **declared)(apart_sync)
+    return app, orders, bank
+
+
+@pytest.mark.parametrize(
+    ("declared", "instead", "times"),
+    [
+        ({}, "Yield records, and let a sink write them", 2),
+        ({"concurrency": 4}, "Yield records, and let a sink write them", 1),
+        ({"sink": True}, r"Write with what the handler is given, and send with enqueue_in", 1),
+    ],
+)
+def test_a_handler_that_may_run_again_commits_nothing_apart(declared: Any, instead: str, times: int) -> None:
+    app, orders, bank = bank_of(**declared)
+    with TestApp(app, raise_errors=False) as t:
+        t.send(orders, "ann", Order(1, 1))
+        assert len(t.parked()) == times
+        for item in t.parked():
+            assert re.search(f"the handler of .* may run again, .*{instead}", item.message)
+        assert t.query("SELECT id FROM account") == []
+        with app.transaction(bank) as tx:  # What the test does itself is no handler's.
+            tx.execute("INSERT INTO account (id) VALUES ('bob')")
+        assert t.query("SELECT id FROM account") == [("bob",)]
+
+
+def test_an_endpoint_that_may_run_again_commits_nothing_apart() -> None:
+    app, _, _ = bank_of(endpoint=True)
+    with TestApp(app) as t, pytest.raises(ConfigurationError, match=r"may run again, .*with app.idempotency"):
+        t.post("/orders", Order(1, 1))
+
+
+def test_a_processor_that_says_what_a_crash_may_cost_may_commit_apart() -> None:
+    app, orders, _ = bank_of(delivery="at-least-once")
+    with TestApp(app, raise_errors=False) as t:
+        t.send(orders, "ann", Order(1, 1))
+        assert t.query("SELECT id FROM account") == [("ann",)]
+        [parked] = t.parked()
+        assert "write 'async with" in parked.message, "of the one without await"

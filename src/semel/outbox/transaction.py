@@ -22,6 +22,7 @@ from semel.databases.statements import StatementRefused
 from semel.errors import ConfigurationError, Fatal
 from semel.outbox.records import Outgoing, row_of
 from semel.processing.effects import Produce
+from semel.processing.repeats import check_apart
 
 if TYPE_CHECKING:
     from semel.outbox.writer import AnySession, SqlSession, Writer
@@ -221,7 +222,8 @@ class Block(Generic[S, A]):
     """What `app.transaction(...)` gives: enter it once, with `with` or `async with`.
 
     The block commits at its end, and rolls back when an exception leaves it. Raises `Retriable` when no connection
-    came free or the database is away, with nothing done; see `Session.commit` for what COMMIT itself may raise.
+    came free or the database is away, with nothing done, and `ConfigurationError` in a handler that may run again; see
+    `Session.commit` for what COMMIT itself may raise.
     """
 
     _colours: tuple[type[S], type[A]]
@@ -280,6 +282,7 @@ class Block(Generic[S, A]):
         await finished(transaction._writer.submit(transaction._finish, failed=error is not None))
 
     def _check_entry(self) -> None:
+        check_apart()
         if self._entered:
             raise ConfigurationError("a transaction's block is entered once: call app.transaction(db) for each.")
         me = _whoever()

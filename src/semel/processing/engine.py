@@ -52,6 +52,7 @@ from semel.processing.overdue import Overdue
 from semel.processing.pace import FixedPace, LatencyPace, Pace
 from semel.processing.parking import ParkedKeys
 from semel.processing.release import Releases
+from semel.processing.repeats import YIELD_INSTEAD, handlers_repeat
 from semel.processing.restore import Taken, take_over
 from semel.processing.seams import BatchSeam, Kafka, RealKafka
 from semel.processing.stores import Stores
@@ -180,6 +181,8 @@ class Engine:
     async def run(self) -> None:
         """Work until `drain` is called. Raises `Fenced` or `Fatal`; a broker that is away is waited for."""
         watches: list[asyncio.Task[None]] = []
+        if self.component.delivery == "exactly-once":
+            handlers_repeat(self.component.name, YIELD_INSTEAD)
         try:
             await self._insist(self._kafka.start, "connecting to Kafka")
             failpoint("engine.before_identity")

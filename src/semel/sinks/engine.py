@@ -27,6 +27,7 @@ from semel.processing.identity import instance_id, transactional_id
 from semel.processing.limits import PARK_LOOK_SECONDS
 from semel.processing.metrics import Metrics
 from semel.processing.parklog import ParkPolicy
+from semel.processing.repeats import handlers_repeat
 from semel.settings import Settings
 from semel.sinks.contract import (
     Applied,
@@ -49,6 +50,11 @@ from semel.types import Record, TopicPartition
 __all__ = ["SinkEngine"]
 
 log = logging.getLogger("semel.sinks")
+
+_INSTEAD = (
+    "Write with what the handler is given, and send with enqueue_in(db, record): that is done together with the "
+    "position of what it was given to read."
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -218,8 +224,12 @@ class SinkEngine:
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of the sink in its thread, which alone touches the connection."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+        def call() -> T:
+            handlers_repeat(self._spec.name, _INSTEAD)
+            return function(*args, **kwargs)
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     # --- The loop ---
 
