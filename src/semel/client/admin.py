@@ -250,45 +250,17 @@ class Admin:
         `earliest` is the log start, `high_watermark` (or `latest`) the end of what is durable, `stable` the last
         stable offset: below it no transaction is open.
         """
-        wanted = list(dict.fromkeys(partitions))
-
-        async def once() -> dict[TopicPartition, int]:
-            by_leader: dict[int, list[TopicPartition]] = defaultdict(list)
-            for partition in wanted:
-                by_leader[await self._client.leader(*partition)].append(partition)
-            answers = await asyncio.gather(*(self._list_offsets(*item, at) for item in by_leader.items()))
-            return {partition: offset for answer in answers for partition, offset in answer.items()}
-
-        return await self._client.retry(once, f"asking for the {at} offsets of {len(wanted)} partitions")
-
-    async def _list_offsets(
-        self, node_id: int, partitions: list[TopicPartition], at: Position
-    ) -> dict[TopicPartition, int]:
-        topics: dict[str, list[dict[str, Any]]] = defaultdict(list)
         timestamp = _EARLIEST if at == "earliest" else _LATEST
-        for partition in partitions:
-            topics[partition.topic].append({"partition_index": partition.partition, "timestamp": timestamp})
-        try:
-            answer = await self._client.call(
-                LIST_OFFSETS,
-                node_id,
-                replica_id=-1,
-                isolation_level=_READ_COMMITTED if at == "stable" else _READ_UNCOMMITTED,
-                timeout=self._client.settings.request_timeout_ms,
-                topics=[{"name": name, "partitions": items} for name, items in topics.items()],
-            )
-        except (Retriable, OutcomeUnknown):
-            for name in topics:
-                self._client.invalidate(topic=name)
-            raise
-        found = {}
-        for topic in answer.topics:
-            for item in topic.partitions:
-                if item.error_code != ErrorCode.NONE:
-                    self._client.invalidate(topic=topic.name)
-                    raise kafka_error(item.error_code, f"the {at} offset of {topic.name}-{item.partition_index}")
-                found[TopicPartition(topic.name, item.partition_index)] = item.offset
-        return found
+        wanted = {partition: {"timestamp": timestamp} for partition in partitions}
+        return await self._ask_leaders(
+            LIST_OFFSETS,
+            wanted,
+            "offset",
+            f"asking for the {at} offsets of {len(wanted)} partitions",
+            f"the {at} offset",
+            replica_id=-1,
+            isolation_level=_READ_COMMITTED if at == "stable" else _READ_UNCOMMITTED,
+        )
 
     async def topic_config(self, topic: str, name: str) -> str | None:
         """One setting of a topic as it holds now; None when the topic is unknown or we may not see its settings."""
@@ -311,41 +283,63 @@ class Admin:
 
         Raises `Fatal` for an offset above the high watermark.
         """
-
-        async def once() -> dict[TopicPartition, int]:
-            by_leader: dict[int, dict[TopicPartition, int]] = defaultdict(dict)
-            for partition, offset in offsets.items():
-                by_leader[await self._client.leader(*partition)][partition] = offset
-            answers = await asyncio.gather(*(self._delete_records(*item) for item in by_leader.items()))
-            return {partition: start for answer in answers for partition, start in answer.items()}
-
         if not offsets:
             return {}
-        return await self._client.retry(once, f"deleting old records of {len(offsets)} partitions")
+        return await self._ask_leaders(
+            DELETE_RECORDS,
+            {partition: {"offset": offset} for partition, offset in offsets.items()},
+            "low_watermark",
+            f"deleting old records of {len(offsets)} partitions",
+            "deleting records",
+        )
 
-    async def _delete_records(self, node_id: int, offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        topics: dict[str, list[dict[str, int]]] = defaultdict(list)
-        for partition, offset in offsets.items():
-            topics[partition.topic].append({"partition_index": partition.partition, "offset": offset})
-        try:
-            answer = await self._client.call(
-                DELETE_RECORDS,
-                node_id,
-                topics=[{"name": name, "partitions": items} for name, items in topics.items()],
-                timeout=self._client.settings.request_timeout_ms,
-            )
-        except (Retriable, OutcomeUnknown):
-            for name in topics:
-                self._client.invalidate(topic=name)
-            raise
-        found = {}
-        for topic in answer.topics:
-            for item in topic.partitions:
-                if item.error_code != ErrorCode.NONE:
-                    self._client.invalidate(topic=topic.name)
-                    raise kafka_error(item.error_code, f"deleting records of {topic.name}-{item.partition_index}")
-                found[TopicPartition(topic.name, item.partition_index)] = item.low_watermark
-        return found
+    async def _ask_leaders(
+        self,
+        api: int,
+        wanted: Mapping[TopicPartition, Mapping[str, int]],
+        answered: str,
+        doing: str,
+        what: str,
+        **fields: Any,
+    ) -> dict[TopicPartition, int]:
+        """Ask the leader of each partition for what is `wanted` of it: the field `answered` of every answer.
+
+        Messages say what we were `doing`, and `what` of a partition was refused.
+        """
+
+        async def ask(node_id: int, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+            topics: dict[str, list[dict[str, int]]] = defaultdict(list)
+            for partition in partitions:
+                topics[partition.topic].append({"partition_index": partition.partition, **wanted[partition]})
+            try:
+                answer = await self._client.call(
+                    api,
+                    node_id,
+                    timeout=self._client.settings.request_timeout_ms,
+                    topics=[{"name": name, "partitions": items} for name, items in topics.items()],
+                    **fields,
+                )
+            except (Retriable, OutcomeUnknown):
+                for name in topics:
+                    self._client.invalidate(topic=name)
+                raise
+            found = {}
+            for topic in answer.topics:
+                for item in topic.partitions:
+                    if item.error_code != ErrorCode.NONE:
+                        self._client.invalidate(topic=topic.name)
+                        raise kafka_error(item.error_code, f"{what} of {topic.name}-{item.partition_index}")
+                    found[TopicPartition(topic.name, item.partition_index)] = getattr(item, answered)
+            return found
+
+        async def once() -> dict[TopicPartition, int]:
+            by_leader: dict[int, list[TopicPartition]] = defaultdict(list)
+            for partition in wanted:
+                by_leader[await self._client.leader(*partition)].append(partition)
+            answers = await asyncio.gather(*(ask(*item) for item in by_leader.items()))
+            return {partition: found for answer in answers for partition, found in answer.items()}
+
+        return await self._client.retry(once, doing)
 
     # --- Transactions ---
 

@@ -135,12 +135,7 @@ class Producers:
         now_ms: int,
     ) -> bool:
         """Remember an appended data batch. True when it opened a transaction."""
-        entry = self.entries.get(producer_id)
-        if entry is None:
-            entry = self.entries[producer_id] = ProducerEntry(producer_id, epoch)
-        elif entry.epoch != epoch:
-            entry.epoch = epoch
-            entry.batches.clear()
+        entry = self._entry(producer_id, epoch)
         batches = entry.batches
         batches.append(batch)
         if len(batches) > WINDOW:
@@ -152,6 +147,16 @@ class Producers:
             entry.first_offset = batch.base_offset
             return True
         return False
+
+    def _entry(self, producer_id: int, epoch: int) -> ProducerEntry:
+        """What is known of a producer that now writes in this epoch; the batches of another one count no more."""
+        entry = self.entries.get(producer_id)
+        if entry is None:
+            entry = self.entries[producer_id] = ProducerEntry(producer_id, epoch)
+        elif entry.epoch != epoch:
+            entry.epoch = epoch
+            entry.batches.clear()
+        return entry
 
     # --- Markers ---
 
@@ -186,12 +191,7 @@ class Producers:
         self, producer_id: int, epoch: int, coordinator_epoch: int, offset: int, timestamp_ms: int, now_ms: int
     ) -> int:
         """Remember an appended marker. Returns the first offset of the transaction that it ended, -1 for none."""
-        entry = self.entries.get(producer_id)
-        if entry is None:
-            entry = self.entries[producer_id] = ProducerEntry(producer_id, epoch)
-        elif entry.epoch != epoch:
-            entry.epoch = epoch
-            entry.batches.clear()
+        entry = self._entry(producer_id, epoch)
         first_offset, entry.first_offset = entry.first_offset, -1
         entry.coordinator_epoch = coordinator_epoch
         entry.marker_offset = offset

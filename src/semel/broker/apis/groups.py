@@ -15,6 +15,7 @@ from semel.coordinator.group import (
     JoinRequest,
     LeavingMember,
     OffsetCommit,
+    OffsetWrite,
     SyncAnswer,
 )
 from semel.errors import ErrorCode
@@ -187,6 +188,15 @@ class _Commit:
             item.committed_offset, getattr(item, "committed_leader_epoch", -1), item.committed_metadata or ""
         )
 
+    def written(self, node: Node, write: OffsetWrite) -> Answer:
+        """The answer when the coordinator's decision is durable, or cannot become so."""
+        try:
+            node.groups.write(write, node.groups.now_ms())
+        except LogError as error:
+            return self.refuse(error.code)
+        self.errors |= write.errors
+        return self.answer()
+
     def refuse(self, code: ErrorCode) -> Answer:
         """The answer when no partition is committed."""
         self.errors = dict.fromkeys(self.offsets, code) | self.errors
@@ -220,15 +230,12 @@ def offset_commit(node: Node, request: Request) -> Answer:
     commit = _Commit(node, request.body)
     if not commit.offsets:
         return commit.answer()  # Else a group would come into being for nothing.
-    write = node.groups.coordinator.commit_offsets(
-        _identity(request.body), commit.offsets, node.groups.now_ms(), request.version
+    return commit.written(
+        node,
+        node.groups.coordinator.commit_offsets(
+            _identity(request.body), commit.offsets, node.groups.now_ms(), request.version
+        ),
     )
-    try:
-        node.groups.write(write, node.groups.now_ms())
-    except LogError as error:
-        return commit.refuse(error.code)
-    commit.errors |= write.errors
-    return commit.answer()
 
 
 def txn_offset_commit(node: Node, request: Request) -> Answer:
@@ -255,15 +262,12 @@ def txn_offset_commit(node: Node, request: Request) -> Answer:
         code = ErrorCode.CONCURRENT_TRANSACTIONS  # The word of this API for "the last transaction is still ending".
     if code is not ErrorCode.NONE:
         return commit.refuse(code)
-    write = node.groups.coordinator.commit_transactional_offsets(
-        _identity(body), body.producer_id, commit.offsets, node.groups.now_ms()
+    return commit.written(
+        node,
+        node.groups.coordinator.commit_transactional_offsets(
+            _identity(body), body.producer_id, commit.offsets, node.groups.now_ms()
+        ),
     )
-    try:
-        node.groups.write(write, node.groups.now_ms())
-    except LogError as error:
-        return commit.refuse(error.code)
-    commit.errors |= write.errors
-    return commit.answer()
 
 
 def _fetched(index: int, found: FetchedOffset) -> Fields:
