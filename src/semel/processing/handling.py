@@ -12,14 +12,13 @@ import logging
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
 from semel.env import Env
 from semel.errors import AbortTransaction, ErrorCode, Fatal, Fenced, Retriable
 from semel.failpoints import failpoint, is_armed
-from semel.processing.blame import WAIT, Blame, Breaker, Kind, classify
+from semel.processing.blame import WAIT, Blame, Kind, classify
 from semel.processing.component import Component
 from semel.processing.effects import begin, perform, take
 from semel.processing.inputs import Input, Inputs
@@ -32,6 +31,7 @@ from semel.processing.seams import Kafka
 from semel.processing.stores import Stores
 from semel.processing.topics import DataError
 from semel.processing.unit import UnitOfWork, check_parked
+from semel.processing.waiting import Later, Waiting
 from semel.processing.window import Window
 from semel.types import Record, TopicPartition
 
@@ -52,24 +52,6 @@ _REFUSED_DATA = frozenset(
 
 PROBES_MAX = 20
 """Other records that are tried at once, to find out whether one that fails for an unknown reason is the only one."""
-
-
-class _Later(Exception):
-    """A record has to wait, at least `after` seconds: says why."""
-
-    def __init__(self, why: str, after: float = 0.0) -> None:
-        super().__init__(why)
-        self.after = after
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A partition whose next record is tried again later; `records` are those that were polled meanwhile, and it."""
-
-    until: float = 0.0
-    records: deque[Record] = field(default_factory=deque)
-    is_over: bool = False
-    """Something of it succeeded: it flows again."""
 
 
 unarmed = failpoint
@@ -117,11 +99,11 @@ class Handling:
         self._refused: dict[tuple[str, int, int], Exception] = {}
         self._blame = Blame(env.monotonic)
         self._overdue = overdue or Overdue()
-        self._breaker = Breaker(env)
-        self._waiting: dict[tuple[str, int], _Waiting] = {}
+        self._waiting = Waiting(component.name, env, inputs)
         self._probed = 0
         self._is_troubled = False
-        """Something failed that was not the record's fault for certain, and not all of it is over."""
+        """Something failed that was not the record's fault for certain, and not all of it is over: at least as long as
+        any partition waits."""
         self.pending: deque[Record] = deque()
         """What was polled and not worked on yet."""
 
@@ -146,7 +128,7 @@ class Handling:
             return refused
         try:
             error = await self._attempt(unit, (record,), self._scope)
-        except _Later as later:
+        except Later as later:
             raise Retriable(str(later)) from later
         if error is None:
             unit.release(record, lane, scope=self._scope)
@@ -176,7 +158,7 @@ class Handling:
                 await self._work_at_once(unit, deadline)
             else:
                 await self._work_in_turn(unit, deadline)
-        except _Later as later:
+        except Later as later:
             self._later(str(later))
         return self._may_work() and not self._is_enough(unit, self._env.monotonic(), deadline)
 
@@ -195,79 +177,26 @@ class Handling:
 
     def idle_seconds(self, limit: float) -> float:
         """How long there is nothing to work on; 0 when there is something, at most `limit`."""
-        if self.pending:
-            return 0.0
-        now = self._env.monotonic()
-        due = (
-            self._breaker.open_until
-            if self._breaker.is_open
-            else min((waiting.until for waiting in self._waiting.values() if waiting.records), default=now + limit)
-        )
-        return min(limit, max(0.0, due - now))
+        return 0.0 if self.pending else self._waiting.idle_seconds(limit)
 
     def clear(self) -> None:
         """Forget what was polled: it is read again."""
         self.pending.clear()
-        self._inputs.resume(self._waiting)
         self._waiting.clear()
 
-    def _hold(self, record: Record, later: _Later) -> None:
-        """Let a record's partition wait, and everything when too much fails."""
-        self._is_troubled = True
-        at = (record.topic, record.partition)
-        was_open = self._breaker.is_open
-        waiting = self._waiting.pop(at, None) or _Waiting()
-        waiting.until, waiting.is_over = self._breaker.failed(record.key, later.after), False
-        self._waiting[at] = waiting  # At the end: the others have their turn first.
-        held = [at]
-        if self._breaker.is_open and not was_open:
-            held = [at for at, item in self._inputs.items() if not item.stopped]
-            for other in held:
-                self._waiting.setdefault(other, _Waiting(waiting.until))
-        self._inputs.pause(held)
-        seconds = waiting.until - self._env.monotonic()
-        what = "everything waits" if self._breaker.is_open else f"{record.topic}-{record.partition} waits"
-        log.warning("%s: %s %.2f s, nothing is lost: %s", self._component.name, what, seconds, later)
-
-    def _has_to_wait(self, record: Record, now: float) -> bool:
-        """Whether the next record's partition waits; then it is kept with the others of it."""
-        waiting = self._waiting.get((record.topic, record.partition))
-        if waiting is None or waiting.is_over or (waiting.until <= now and self._breaker.may_try()):
-            return False
-        waiting.records.append(self.pending.popleft())
-        return True
-
-    async def _put_off(self, unit: UnitOfWork, later: _Later) -> None:
+    async def _put_off(self, unit: UnitOfWork, later: Later) -> None:
         """The next record cannot be worked on now."""
         record = self.pending[0]
         is_repeated = (record.topic, record.partition) in self._waiting
-        self._hold(record, later)
+        self._is_troubled = True
+        self._waiting.hold(record, later)
         if is_repeated and self._blame.is_suspected(record[:3]):
             await self._probe(unit, record)
-
-    def _bring_back(self) -> None:
-        """What has waited long enough is pending again; one partition alone while the breaker is open."""
-        if not self._waiting or not self._breaker.may_try():
-            return
-        now = self._env.monotonic()
-        for at, waiting in list(self._waiting.items()):
-            if waiting.is_over or waiting.until <= now or self._breaker.is_open:
-                self.pending.extendleft(reversed(waiting.records))
-                has_records = bool(waiting.records)
-                waiting.records.clear()
-                waiting.until = 0.0
-                if waiting.is_over or (not self._breaker.is_open and not has_records):
-                    del self._waiting[at]
-                    self._inputs.resume([at])
-                elif self._breaker.is_open and has_records:
-                    return
 
     def _flows(self, at: tuple[str, int]) -> None:
         """A record of this partition succeeded."""
         self._blame.succeeded()
-        self._breaker.succeeded()
-        if at in self._waiting:
-            self._waiting[at].is_over = True
+        self._waiting.flows(at)
         self._is_troubled = bool(self._waiting) or self._blame.has_suspects
 
     async def _probe(self, unit: UnitOfWork, suspect: Record) -> None:
@@ -280,9 +209,9 @@ class Handling:
         first = self._probed % max(1, len(others))
         for record in (others[first:] + others[:first])[:PROBES_MAX]:
             self._probed += 1
-            with suppress(_Later):
+            with suppress(Later):
                 if await self._attempt(unit, (record,), self._new_scope()) is None:
-                    self._waiting[suspect.topic, suspect.partition].until = 0.0
+                    self._waiting.try_at_once((suspect.topic, suspect.partition))
                     return
 
     # --- One call after the other ---
@@ -291,7 +220,7 @@ class Handling:
         """One call after the other."""
         monotonic = self._env.monotonic
         is_batch, inputs = self._component.batch, self._inputs
-        self._bring_back()
+        self._waiting.bring_back(self.pending)
         now = monotonic()
         slice_end = now + SLICE_SECONDS
         while self.pending and self._may_work() and not self._is_enough(unit, now, deadline):
@@ -300,7 +229,8 @@ class Handling:
             if held is None or held.stopped or record.offset < held.position:
                 self.pending.popleft()
                 continue
-            if self._waiting and self._has_to_wait(record, now):
+            if self._is_troubled and self._waiting.keeps(record, now):
+                self.pending.popleft()
                 continue
             try:
                 if is_batch:
@@ -308,7 +238,7 @@ class Handling:
                 else:
                     until = min(deadline, slice_end) if now < deadline else slice_end
                     await self._next_records(unit, held, until)
-            except _Later as later:
+            except Later as later:
                 await self._put_off(unit, later)
             now = monotonic()
             if now >= slice_end:
@@ -430,7 +360,7 @@ class Handling:
     async def _attempt(self, unit: UnitOfWork, records: Sequence[Record], scope: RecordScope) -> Exception | None:
         """Call the handler. None when all its effects are in the scope, an error when the records are at fault.
 
-        Raises `_Later` when the world is.
+        Raises `Later` when the world is.
         """
         error = self._begin(unit, records, scope)
         return await self._finish(records, scope) if error is _UNFINISHED else error
@@ -511,7 +441,7 @@ class Handling:
             raise overdue(self._component.name, records, why) from error
 
     def _at_fault(self, records: Sequence[Record], error: Exception) -> Exception:
-        """The error itself when it is the records'; raises `_Later` when it is the world's.
+        """The error itself when it is the records'; raises `Later` when it is the world's.
 
         Of many records whose fault is not known one is found first, as of those that are at fault for certain.
         """
@@ -522,7 +452,7 @@ class Handling:
         self._is_troubled = True
         where = f"{record.topic}-{record.partition}@{record.offset}"
         after = error.after if isinstance(error, Retriable) else 0.0
-        raise _Later(f"the handler of {self._component.name} at {where}: {error!r}", after) from error
+        raise Later(f"the handler of {self._component.name} at {where}: {error!r}", after) from error
 
     def _take(
         self, unit: UnitOfWork, records: Sequence[Record], held: Input, scope: RecordScope, error: Exception | None
@@ -604,5 +534,5 @@ class Handling:
     def forget(self, partitions: set[TopicPartition]) -> None:
         """These partitions are not ours any more."""
         self.pending = deque(record for record in self.pending if (record.topic, record.partition) not in partitions)
-        self._waiting = {at: waiting for at, waiting in self._waiting.items() if at not in partitions}
+        self._waiting.forget(partitions)
         self._refused = {key: error for key, error in self._refused.items() if key[:2] not in partitions}
