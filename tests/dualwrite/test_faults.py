@@ -25,6 +25,7 @@ from semel.dualwrite.plan import Plan
 from semel.dualwrite.recovery import Recovery
 from semel.dualwrite.session import DualSession
 from semel.dualwrite.sql import SqlStore
+from semel.dualwrite.store import SlotRow
 from semel.env import Env
 from semel.errors import (
     ConfigurationError,
@@ -298,6 +299,34 @@ def test_a_slot_that_cannot_be_given_back_now_is_given_back_later(
     world.bank.open_account("second", 2)
     assert world.look.query("SELECT slot FROM semel_txn") == [(f"{world.name}.dual.database.0",)]
     assert set(world.check()) == {"first", "second"}
+
+
+def test_a_slot_whose_reservation_was_not_answered_is_the_next_one_s(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("semel.dualwrite.keeper.LEASE_SECONDS", 600.0)
+    monkeypatch.setattr("semel.dualwrite.keeper._AWAY_SECONDS", 0.0)
+    world.bank.open_account("first", 1)
+    keeper = world.bank.app.writer("database")._keeper
+    assert keeper is not None
+    assert keeper._keeper is not None
+    store = keeper._keeper._rows.store
+    session_of(world.bank).close()
+    eventually(lambda: world.owners() == [])
+    reserve, tries = store.reserve, count()
+
+    def unanswered(row: SlotRow, owner: str) -> bool:
+        taken = reserve(row, owner)
+        if next(tries) == 0:
+            raise Retriable("the answer is lost")
+        return taken
+
+    store.reserve = unanswered  # type: ignore[method-assign]
+    with pytest.raises(Retriable, match=r"nothing was committed: .*the answer is lost"):
+        world.bank.open_account("second", 2)
+    world.bank.open_account("third", 3)
+    assert world.look.query("SELECT slot FROM semel_txn") == [(f"{world.name}.dual.database.0",)]
+    assert set(world.check()) == {"first", "third"}
 
 
 @pytest.mark.postgres

@@ -229,16 +229,24 @@ class Keeper:
                 return await self._take(row.slot, owner, self._recovery)
         await self._client.refresh_metadata()  # A Kafka that is away must not leave a new slot behind every time.
         for row in rows:
-            taken = row.owner == LEAVE_RELEASED and await self._rows.run(self._rows.store.reserve, row, owner)
-            if taken:
-                self._forsaken[row.slot] = owner  # Until it is taken over.
-                if row.slot not in self._taking:  # Else our own recovery is behind somebody else's: it gives it back.
-                    break
+            taken = row.owner == LEAVE_RELEASED and await self._reserve(row, owner)
+            if taken and row.slot not in self._taking:  # Else our own recovery is behind somebody else's.
+                break
         else:
             row = await self._rows.run(self._rows.store.add, owner)
             self._forsaken[row.slot] = owner
         failpoint("dual.claim.after_reserve")
         return await self._take(row.slot, owner, self._rows)
+
+    async def _reserve(self, row: SlotRow, owner: str) -> bool:
+        """Whether the slot was free. Until it is taken over it is forsaken, also where nobody answered: it may be."""
+        taken = True
+        try:
+            taken = await self._rows.run(self._rows.store.reserve, row, owner)
+        finally:
+            if taken:
+                self._forsaken[row.slot] = owner
+        return taken
 
     def _new_owner(self) -> str:
         return f"{self._identity} claim={self._env.new_id().hex}"
