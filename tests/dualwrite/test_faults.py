@@ -23,6 +23,7 @@ from semel.databases.spec import DatabaseSpec
 from semel.dualwrite.keeping import make_keeper
 from semel.dualwrite.plan import Plan
 from semel.dualwrite.recovery import Recovery
+from semel.dualwrite.rows import Rows
 from semel.dualwrite.session import DualSession
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import SlotRow
@@ -347,6 +348,33 @@ def test_a_long_transaction_under_repeatable_read_outlives_signs_of_life(
     store.close()
     assert set(world.check()) == {"ann"}
     world.close()
+
+
+def test_nobody_else_changes_the_row_of_a_transaction_that_is_open(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the conditional recipe says in it about the last decision waits until the slot rests."""
+    monkeypatch.setattr("semel.dualwrite.keeper.BEAT_SECONDS", 600.0)
+    world.bank.open_account("first", 1)
+    thread = world.bank.app.writer("database")._keeper
+    assert thread is not None
+    keeper = thread._keeper
+    assert keeper is not None
+    [slot] = keeper._held.values()
+    eventually(lambda: slot.committed != "")
+    said: list[str] = []
+
+    async def rested(rows: Rows, slot: str, owner: str, decision: str) -> None:
+        said.append(decision)
+
+    monkeypatch.setattr(keeper._recipe, "rested", rested)
+    with world.bank.app.transaction(world.bank.database) as tx:
+        tx.query("SELECT balance FROM account")
+        thread._call(lambda keeper: keeper._rest(slot))
+        assert said == []
+    thread._call(lambda keeper: keeper._rest(slot))
+    assert len(said) == 1
+    assert set(world.check()) == {"first"}
 
 
 ZOMBIES = ["dual.after_prepare", "dual.before_commit", "dual.after_commit", "dual.before_complete"]

@@ -152,7 +152,8 @@ class Keeper:
             await asyncio.sleep(BEAT_SECONDS)
 
     async def _rest(self, slot: Slot) -> None:
-        if slot.state is SlotState.IDLE and slot.committed:
+        # Under REPEATABLE READ a transaction that is open could not change the row any more.
+        if slot.state is SlotState.IDLE and slot.committed and not slot.in_use:
             decision, slot.committed = slot.committed, ""
             await self._recipe.rested(self._rows, slot.name, slot.owner, decision)
 

@@ -67,6 +67,8 @@ class DualSession:
                 raise
             except Retriable as error:
                 self._no_slot = str(error)
+        if self._slot is not None:
+            self._slot.in_use = True
         begin(self.database)
 
     def commit(self, records: Sequence[Outgoing]) -> None:
@@ -128,6 +130,8 @@ class DualSession:
         """Roll back what is open, here and in Kafka, without raising."""
         self.database.rollback()
         slot = self._slot
+        if slot is not None:
+            slot.in_use = False
         if slot is not None and self._is_in_doubt:
             self._leave(slot)
         elif slot is not None and self._is_undecided:

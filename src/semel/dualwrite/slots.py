@@ -29,7 +29,7 @@ class SlotState(StrEnum):
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Changed in the keeper's loop only. `owner` and `owner_epoch` are the guard of the decision."""
+    """Changed in the keeper's loop, but for `in_use`. `owner` and `owner_epoch` are the guard of the decision."""
 
     name: str
     owner: str
@@ -41,6 +41,8 @@ class Slot:
     """When the open transaction was prepared, by the keeper's clock."""
     committed: str = ""
     """The last decision, while Kafka has committed it and the row does not say so."""
+    in_use: bool = False
+    """Whether a database transaction is open that will change the slot's row: its session says so."""
     ending: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @property
