@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import msgspec
 
@@ -31,17 +31,10 @@ from semel.failpoints import arm_failpoints
 from tests.outbox.world import msg_id, read_topic
 from tests.services.broker import BrokerProcess
 from tests.services.kafka import KafkaNode
+from tests.services.server import Killable
 
 PATIENCE_SECONDS = 240.0
 """For one step of progress, on a machine that is busy with other things."""
-
-
-class Server(Protocol):
-    """A database that can be killed."""
-
-    def kill(self) -> None: ...
-
-    def start(self) -> object: ...
 
 
 @dataclass
@@ -50,7 +43,7 @@ class World(ABC):
 
     url: str
     broker: BrokerProcess | KafkaNode
-    server: Server | None
+    server: Killable | None
     folder: Path
     transfers: int
     rng: random.Random

@@ -9,8 +9,17 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["Server"]
+__all__ = ["Killable", "Server"]
+
+
+class Killable(Protocol):
+    """A server that can be killed, and started again with what it had on the disk."""
+
+    def kill(self) -> None: ...
+
+    def start(self) -> object: ...
 
 
 class Server:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +19,14 @@ from semel.databases.valkey.effects import CacheEffects
 from semel.env import Env
 from semel.processing.parklog import Command, Outcome, ParkPolicy, Verb
 from semel.processing.topics import Topic
-from semel.sinks.contract import Claim, Slice
+from semel.sinks.contract import Claim, Slice, Unavailable
 from semel.sinks.search.effects import SearchEffects
 from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import SqlSink
 from semel.sinks.sql.positions import PositionKey
 from semel.sinks.sql.release import insert_command, read_outcome
 from semel.types import Record, TopicPartition
+from tests.services.server import Killable
 
 TOPIC_ID = uuid.UUID("11111111-2222-3333-4444-555555555555")
 CLUSTER_ID = "test-cluster"
@@ -159,6 +162,35 @@ def record(offset: int, key: str | None, value: int | bytes, part: int = 0) -> R
 
 def a_slice(*records: Record, end: int | None = None, part: int = 0) -> Slice:
     return Slice(partition(part), records, end if end is not None else records[-1].offset + 1)
+
+
+def write_while_it_is_killed(url: str, server: Killable, pause: float) -> None:
+    """Apply record after record while the server is killed three times: each is there once."""
+    tested = sink(url)
+    tested.take_over([claim()])
+    total, failures = 60, 0
+
+    def strike() -> None:
+        for _ in range(3):
+            time.sleep(pause)
+            server.kill()
+            server.start()
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    while (at := tested.position(partition(0)) or 0) < total or striking.is_alive():
+        offset = min(at, total - 1)
+        try:
+            tested.apply([a_slice(record(offset, f"k{offset % 3}", 1))])
+        except Unavailable:
+            failures += 1
+            time.sleep(0.05)  # The engine waits, too; a server that starts has the processor.
+        if at >= total:
+            total += 1
+    striking.join()
+    assert failures > 0
+    assert seen(url) == [(0, offset) for offset in range(total)]
+    tested.close()
 
 
 def rows(url: str, sql: str) -> list[tuple[Any, ...]]:

@@ -151,31 +151,7 @@ def test_a_session_that_is_still_committing_is_waited_for(
 
 
 def test_a_server_that_is_killed_loses_and_doubles_nothing(server: PostgresServer | MariadbServer, url: str) -> None:
-    sink = ledger.sink(url)
-    sink.take_over([claim()])
-    total, failures = 60, 0
-
-    def strike() -> None:
-        for _ in range(3):
-            time.sleep(0.15)
-            server.kill()
-            server.start()
-
-    striking = threading.Thread(target=strike)
-    striking.start()
-    while (position := sink.position(partition(0)) or 0) < total or striking.is_alive():
-        offset = min(position, total - 1)
-        try:
-            sink.apply([a_slice(record(offset, f"k{offset % 3}", 1))])
-        except Unavailable:
-            failures += 1
-            time.sleep(0.05)  # The engine waits, too; a server that starts has the processor.
-        if position >= total:
-            total += 1
-    striking.join()
-    assert failures > 0
-    assert ledger.seen(url) == [(0, offset) for offset in range(total)]
-    sink.close()
+    ledger.write_while_it_is_killed(url, server, 0.15)
 
 
 def test_sqlite_reads_the_file_again_after_a_failed_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@ import builtins
 import logging
 import random
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -272,31 +270,7 @@ def test_a_server_that_forgot_its_scripts_is_told_them_again(url: str, client: A
 
 
 def test_a_server_that_is_killed_loses_and_doubles_nothing(valkey: ValkeyServer) -> None:
-    url = valkey.new_database()
-    sink = ledger.sink(url)
-    sink.take_over([claim()])
-    total, failures = 60, 0
-
-    def strike() -> None:
-        for _ in range(3):
-            time.sleep(0.1)
-            valkey.kill()
-            valkey.start()
-
-    striking = threading.Thread(target=strike)
-    striking.start()
-    while (position := sink.position(partition(0)) or 0) < total or striking.is_alive():
-        offset = min(position, total - 1)
-        try:
-            sink.apply([a_slice(record(offset, f"k{offset % 3}", 1))])
-        except Unavailable:
-            failures += 1
-        if position >= total:
-            total += 1
-    striking.join()
-    assert failures > 0
-    assert ledger.seen(url) == [(0, offset) for offset in range(total)]
-    sink.close()
+    ledger.write_while_it_is_killed(valkey.new_database(), valkey, 0.1)
 
 
 def test_more_effects_than_a_script_holds_go_record_by_record(
