@@ -173,6 +173,24 @@ def _address(request: pytest.FixtureRequest) -> Address:
     return Address(found.bootstrap, "kafka", found.transaction_version)
 
 
+DEFERRING = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
+"""Databases whose constraints may wait for COMMIT; MariaDB's cannot."""
+DATABASES = [*DEFERRING, pytest.param("mariadb", marks=pytest.mark.mariadb)]
+
+
+@pytest.fixture(params=DATABASES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database: one suite, a run on each kind."""
+    return empty_database(request, tmp_path)
+
+
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of the kind that the fixture's parameter names."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/database.db"
+    return str(request.getfixturevalue(request.param).new_database())
+
+
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariadbServer]:
     """MariaDB; shared, so use `new_database()`. Whoever kills or restarts it starts it again."""

@@ -11,7 +11,7 @@ from semel.databases import open_database
 from semel.databases.database import is_cache, is_documents
 from semel.dualwrite.sql import SqlStore
 from semel.dualwrite.store import Store
-from tests.conftest import Address
+from tests.conftest import DATABASES, Address, empty_database
 from tests.dualwrite.memory import memory_at
 from tests.dualwrite.world import CacheWorld, DocumentWorld, World
 
@@ -41,11 +41,6 @@ def _is_long(item: pytest.Item) -> bool:
     return item.path.stem == "test_crashes" and "sqlite" not in item.name
 
 
-DATABASES = [
-    "sqlite",
-    pytest.param("postgres", marks=pytest.mark.postgres),
-    pytest.param("mariadb", marks=pytest.mark.mariadb),
-]
 SERVERS = [
     *DATABASES,
     pytest.param("valkey", marks=pytest.mark.valkey),
@@ -54,22 +49,10 @@ SERVERS = [
 STORES = [*SERVERS, "memory"]
 
 
-def _empty(kind: str, request: pytest.FixtureRequest, folder: Path) -> str:
-    if kind in ("sqlite", "memory"):
-        return f"{kind}:///{folder}/dual.db"
-    return str(request.getfixturevalue(kind).new_database())
-
-
-@pytest.fixture(params=DATABASES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty SQL database."""
-    return _empty(request.param, request, tmp_path)
-
-
 @pytest.fixture(params=STORES)
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store of any kind."""
-    return _empty(request.param, request, tmp_path)
+    return f"memory:///{tmp_path}/dual.db" if request.param == "memory" else empty_database(request, tmp_path)
 
 
 def open_store(url: str, app: str = "bank", environment: str = "cluster-a", *, create_tables: bool = True) -> Store:
@@ -133,7 +116,7 @@ def any_world(
 ) -> Iterator[World]:
     """A bank in an empty store of any kind, and the embedded broker."""
     monkeypatch.setenv("SEMEL_KAFKA", embedded.bootstrap)
-    url = _empty(request.param, request, tmp_path)
+    url = empty_database(request, tmp_path)
     kind = CacheWorld if is_cache(url) else DocumentWorld if is_documents(url) else World
     found = kind(url, embedded.bootstrap)
     yield found

@@ -24,14 +24,13 @@ from semel.ops.databases import migrate_app
 from semel.outbox.relay import Relay
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
+from tests.conftest import DEFERRING, empty_database
 from tests.outbox.world import msg_id, read_topic
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(params=DEFERRING)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/orders.db"
-    return str(request.getfixturevalue("postgres").new_database())
+    return empty_database(request, tmp_path)
 
 
 @pytest.fixture

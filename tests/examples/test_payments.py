@@ -14,7 +14,6 @@ from semel.databases.spec import DatabaseSpec
 from semel.examples import payments
 from semel.examples.payments import ACCOUNTS, OPENING_CENTS, Transfer, app, ledger, order, pay, transfers
 from semel.testing import TestApp
-from tests.sinks.conftest import empty_database
 
 TRANSFER = Transfer("t-1", "a1", "a2", 250)
 
@@ -32,16 +31,9 @@ def test_a_transfer_that_cannot_be_is_refused(wrong: Transfer) -> None:
         list(order(wrong))
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgres", marks=pytest.mark.postgres),
-        pytest.param("mariadb", marks=pytest.mark.mariadb),
-    ]
-)
-def bank(request: pytest.FixtureRequest, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture
+def bank(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The app on a database of this test; `pay` makes its tables."""
-    url = empty_database(request, tmp_path)
     monkeypatch.setenv("SEMEL_DATABASE", url)
     yield url
     app.close()

@@ -27,25 +27,17 @@ from semel.ops.guarantees import edges_of
 from tests.ingress.bank import SCHEMA, make_bank, who
 from tests.ingress.client import Got, call, post
 from tests.outbox.test_enqueue import alchemy, django_connections, open_raw
-from tests.sinks.conftest import empty_database
 
 PATH = "/accounts/ann/transfers"
 
 
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgres", marks=pytest.mark.postgres),
-        pytest.param("mariadb", marks=pytest.mark.mariadb),
-    ]
-)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def url(url: str) -> str:
     """The URL of a database with the bank's table."""
-    found = empty_database(request, tmp_path)
-    database = connect(found)
+    database = connect(url)
     database.migrate(SCHEMA)
     database.close()
-    return found
+    return url
 
 
 def rows(url: str, sql: str) -> list[tuple[Any, ...]]:

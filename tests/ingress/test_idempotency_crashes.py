@@ -22,8 +22,8 @@ import pytest
 from semel.databases import connect
 from semel.failpoints import FAILPOINTS
 from semel.processing.ports import free_ports
+from tests.conftest import empty_database
 from tests.ingress.bank import SCHEMA
-from tests.sinks.conftest import empty_database
 
 ROOT = Path(__file__).resolve().parents[2]
 POINTS = [name for name, point in FAILPOINTS.items() if point.role == "endpoint"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,20 +10,6 @@ from semel.databases import Database, connect
 from semel.databases.database import title_of
 from semel.outbox.tables import schema_sql
 from tests.outbox.bank import SCHEMA, Bank
-
-
-@pytest.fixture(
-    params=[
-        "sqlite",
-        pytest.param("postgres", marks=pytest.mark.postgres),
-        pytest.param("mariadb", marks=pytest.mark.mariadb),
-    ]
-)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/outbox.db"
-    return str(request.getfixturevalue(request.param).new_database())
 
 
 @pytest.fixture

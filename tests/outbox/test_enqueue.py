@@ -21,14 +21,11 @@ from semel.databases import Database
 from semel.errors import ConfigurationError, Fatal
 from semel.outbox import enqueue_in
 from semel.processing.topics import DataError
+from tests.conftest import DATABASES, DEFERRING, empty_database
 from tests.outbox.bank import INSERT, Bank, Paid
-from tests.sinks.conftest import empty_database
-
-ALL = ["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)]
-WITH_MARIADB = [*ALL, pytest.param("mariadb", marks=pytest.mark.mariadb)]
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=DEFERRING)
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of a kind whose drivers `enqueue_in` knows."""
     return empty_database(request, tmp_path)
@@ -86,7 +83,7 @@ def insert(raw: Any, name: str, balance: int) -> None:
     run(raw, INSERT, (name, balance))
 
 
-@pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
+@pytest.mark.parametrize("url", DATABASES, indirect=True)
 class TestDrivers:
     """psycopg, sqlite3 and PyMySQL: the row is written at once, in the user's transaction."""
 
@@ -155,7 +152,7 @@ def test_psycopg_in_a_coroutine(postgres: Any, request: pytest.FixtureRequest) -
     look.close()
 
 
-@pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
+@pytest.mark.parametrize("url", DATABASES, indirect=True)
 class TestSqlalchemyCore:
     def test_commit_and_rollback(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
         statement = sqlalchemy.insert(Account)
@@ -181,7 +178,7 @@ class TestSqlalchemyCore:
 class TestSession:
     """An event that is added to a session becomes a record when the session commits."""
 
-    @pytest.mark.parametrize("url", WITH_MARIADB, indirect=True)
+    @pytest.mark.parametrize("url", DATABASES, indirect=True)
     def test_it_is_the_last_that_is_written(self, bank: Bank, engine: sqlalchemy.Engine) -> None:
         said: list[str] = []
         sqlalchemy.event.listen(engine, "before_cursor_execute", lambda *given: said.append(given[2].split()[2]))

@@ -18,11 +18,10 @@ import pytest
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import Producer
-from tests.conftest import Address
+from tests.conftest import Address, empty_database
 from tests.services.opensearch import OpenSearchNode
 from tests.services.postgres import PostgresServer
 from tests.sinks import ledger
-from tests.sinks.conftest import empty_database
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTITIONS = 4
