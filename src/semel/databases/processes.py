@@ -10,11 +10,12 @@ import os
 import re
 import signal
 import socket
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["ProcessIdentity", "is_alive", "kill_if_stopped", "lock_holder"]
+__all__ = ["ProcessIdentity", "end_stopped", "is_alive", "lock_holder"]
 
 _TEXT = re.compile(r"host=(\S+) pid=(\d+) started=(\d+)")
 
@@ -76,7 +77,16 @@ def is_alive(identity: ProcessIdentity) -> bool:
     return True
 
 
-def kill_if_stopped(identity: ProcessIdentity) -> bool:
+def end_stopped(pid: int, owners: Iterable[str]) -> bool:
+    """SIGKILL this process of this host if it is stopped and one of `owners` (`ProcessIdentity.parse`); whether it was.
+
+    For one that holds a lock which nobody else gets before somebody lets it go on.
+    """
+    identities = map(ProcessIdentity.parse, owners)
+    return any(identity is not None and identity.pid == pid and _kill_if_stopped(identity) for identity in identities)
+
+
+def _kill_if_stopped(identity: ProcessIdentity) -> bool:
     """SIGKILL a process of this host that is stopped (SIGSTOP, a debugger); whether it was."""
     if identity.host != _host() or identity.pid == os.getpid() or not hasattr(os, "pidfd_open"):
         return False

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from semel.databases.database import Cause, Database, without_password
-from semel.databases.processes import ProcessIdentity, kill_if_stopped
+from semel.databases.processes import end_stopped
 from semel.dualwrite.agreement import confirm
 from semel.dualwrite.plan import Plan
 from semel.dualwrite.store import LEAVE_RELEASED, OUT_OF_USE, Claim, Decision, SlotRow, slot_prefix
@@ -239,14 +239,13 @@ class SqlStore:
         holder = self._database.write_lock_holder()
         if holder is None:
             return False
-        for (owner,) in self._database.query("SELECT owner FROM semel_txn"):
-            identity = ProcessIdentity.parse(owner)
-            if identity is not None and identity.pid == holder and kill_if_stopped(identity):
-                log.warning(
-                    "process %d was stopped while it held the write lock of %s, so nobody could write: killed it. Its "
-                    "unfinished transaction is rolled back, and its slots are recovered.",
-                    holder,
-                    self._database.url,
-                )
-                return True
-        return False
+        owners = [owner for (owner,) in self._database.query("SELECT owner FROM semel_txn")]
+        if not end_stopped(holder, owners):
+            return False
+        log.warning(
+            "process %d was stopped while it held the write lock of %s, so nobody could write: killed it. Its "
+            "unfinished transaction is rolled back, and its slots are recovered.",
+            holder,
+            self._database.url,
+        )
+        return True

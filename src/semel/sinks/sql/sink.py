@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from semel import history
 from semel.databases.database import Cause, Database, is_missing_table, open_database, without_password
-from semel.databases.processes import ProcessIdentity, kill_if_stopped
+from semel.databases.processes import ProcessIdentity, end_stopped
 from semel.env import Env
 from semel.errors import ConfigurationError, OutcomeUnknown, Retriable
 from semel.failpoints import failpoint
@@ -186,19 +186,15 @@ class SqlSink:
     def _end_stopped_writer(self) -> bool:
         """End the process that holds SQLite's write lock, if it is stopped and owns rows here; whether it was ended."""
         holder = self._database.write_lock_holder()
-        if holder is None:
+        if holder is None or not end_stopped(holder, self._owners()):
             return False
-        for owner in self._owners():
-            identity = ProcessIdentity.parse(owner)
-            if identity is not None and identity.pid == holder and kill_if_stopped(identity):
-                log.warning(
-                    "process %d was stopped while it held the write lock of %s, so nobody could write: killed it. "
-                    "Its unfinished transaction is rolled back, and its partitions are being taken over.",
-                    holder,
-                    self._database.url,
-                )
-                return True
-        return False
+        log.warning(
+            "process %d was stopped while it held the write lock of %s, so nobody could write: killed it. Its "
+            "unfinished transaction is rolled back, and its partitions are being taken over.",
+            holder,
+            self._database.url,
+        )
+        return True
 
     def _owners(self) -> set[str]:
         try:
