@@ -11,7 +11,7 @@ from semel.errors import ConfigurationError
 from semel.failpoints import FailpointRaised, arm_failpoints
 from semel.outbox import store as store_module
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import MSG_ID_HEADER, SHARDS, OutboxRow, Place, decode_headers, shard_of
+from semel.outbox.rows import MSG_ID_HEADER, SHARDS, OutboxRow, decode_headers, shard_of
 from semel.outbox.store import Reading, Settlement, Store
 from semel.outbox.tables import read_meta, schema_sql
 from semel.outbox.verbs import Operator, Selection, declare_restored, hold, release, republish, status
@@ -28,10 +28,10 @@ def write(database: Database, *rows: tuple[str, bytes | None]) -> None:
     insert(database, [(shard_of(key, i), i, "t", key, b"v", "[]", 5) for i, key in rows])
 
 
-def read(database: Database, without: Any = (), limit: int = 100, after: Place | None = None) -> Reading:
+def read(database: Database, without: Any = (), limit: int = 100) -> Reading:
     store = Store(database)
     store.meta = read_meta(database)
-    return store.read(ALL, after, without, limit)
+    return store.read(ALL, without, limit)
 
 
 def ids(reading: Reading) -> list[str]:
@@ -47,13 +47,12 @@ def test_rows_are_read_within_limits_and_without_those_in_hand(database: Databas
     part = read(database, limit=10)
     assert part.rows == everything.rows[:10]
     assert part.is_full
-    assert part.last == part.rows[-1].place
-    assert read(database, after=part.last).rows == everything.rows[10:]
+    assert part.last == part.rows[-1].shard
+    in_hand = {row.seq for row in part.rows}
+    assert read(database, without=in_hand).rows == everything.rows[10:]
     late = everything.rows[20]
-    beyond = read(database, after=part.last, without={late.seq, part.rows[0].seq})
+    beyond = read(database, without={late.seq, *in_hand})
     assert beyond.rows == [row for row in everything.rows[10:] if row != late]
-    rest = read(database, without={row.seq for row in part.rows})
-    assert rest.rows == everything.rows[10:]
 
 
 def test_large_rows_are_read_in_their_order_and_not_too_many_at_once(database: Database) -> None:
@@ -63,11 +62,9 @@ def test_large_rows_are_read_in_their_order_and_not_too_many_at_once(database: D
         insert(database, [(3, f"m{number}", "t", b"k", b"x" * size, "[]", 5)])
     found: list[OutboxRow] = []
     readings: list[list[int]] = []
-    after: Place | None = None
-    while (reading := read(database, after=after)).rows:
+    while (reading := read(database, without={row.seq for row in found})).rows:
         found += reading.rows
         readings.append([int(row.msg_id[1:]) for row in reading.rows])
-        after = reading.last
         assert reading.is_full == (len(found) < len(sizes))
     assert readings == [[0, 1], [2, 3, 4, 5, 6], [7], [8, 9]]
     assert [len(bytes(row.value or b"")) for row in found] == sizes
@@ -91,7 +88,7 @@ def test_rows_that_moved_since_they_were_read_are_deleted_and_no_others(database
     store, found = Store(database), {row.msg_id: row for row in read(database).rows}
     database.execute("UPDATE semel_outbox SET held = NULL WHERE msg_id = 'm1'")
     addresses = [found[name].address for name in ("m5", "m1", "m2")]  # m5 is where m0 is said to be.
-    rows = [RowId(*found[name].place, name) for name in ("m0", "m1", "m2")]
+    rows = [RowId(found[name].shard, found[name].seq, name) for name in ("m0", "m1", "m2")]
     assert store.settle([Settlement(3, 0, 1, rows, None, addresses if all(addresses) else ())]) == []
     assert ids(read(database)) == ["m3", "m4", "m5", "m6", "m7"]
 

@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 
 from semel.outbox.lane import Lane
-from semel.outbox.rows import SHARDS, OutboxRow, Place, lane_of
+from semel.outbox.rows import SHARDS, OutboxRow, lane_of
 from semel.outbox.sweep import Ask, Sweep, shards_of
 
 LANES = 4
@@ -69,9 +69,9 @@ class World:
     def look(self) -> None:
         ready = [number for number, lane in self.lanes.items() if lane.has_room]
         if self.under_way is None and (ask := self.sweep.ask(ready, LANES)) is not None:
-            without = set().union(*(self.lanes[number].numbers(ask.after) for number in ask.lanes))
-            found = sorted(row for row in self.table.values() if row.shard in ask.shards and row.seq not in without)
-            found = [row for row in found if ask.after is None or row.place > ask.after][:LIMIT]
+            without = set().union(*(self.lanes[number].numbers(ask.shards[0]) for number in ask.lanes))
+            seen = sorted(row for row in self.table.values() if row.shard in ask.shards and row.seq not in without)
+            found = seen[:LIMIT]
             self.under_way = (
                 ask,
                 {number: (self.lanes[number], self.lanes[number].aborts) for number in ask.lanes},
@@ -85,7 +85,7 @@ class World:
         if self.rng.random() < 0.1:
             self.sweep.failed(ask)
             return
-        last, is_full, is_whole = (found[-1].place if found else None), len(found) == LIMIT, True
+        last, is_full, is_whole = (found[-1].shard if found else 0), len(found) == LIMIT, True
         if found and self.rng.random() < 0.1:  # Something is wrong with one of them: its key is left for now.
             found, is_whole = [row for row in found if row.key != found[0].key], False
         for row in found:
@@ -150,17 +150,17 @@ def test_a_backlog_is_read_without_stepping_over_it_again() -> None:
     sweep.add(range(LANES))
     first = sweep.ask(range(LANES), LANES)
     assert first is not None
-    assert (first.shards, first.after) == (list(range(SHARDS)), None)
-    row = OutboxRow(20, 7, "m", "t", b"", b"", "[]", 0)
-    sweep.answered(first, row.place, is_full=True, is_whole=True)
-    second = sweep.ask([2, 3], LANES)
+    assert (first.shards, first.is_all) == (list(range(SHARDS)), True)
+    sweep.answered(first, 20, is_full=True, is_whole=True)
+    second = sweep.ask([0, 1], LANES)
     assert second is not None
-    assert (second.shards, second.after) == (shards_of([2, 3], LANES), Place(20, -1))
-    sweep.answered(second, None, is_full=False, is_whole=True)
+    assert second.shards == [shard for shard in shards_of([0, 1], LANES) if shard >= 20]
+    assert not second.is_all
+    sweep.answered(second, 0, is_full=False, is_whole=True)
     third = sweep.ask(range(LANES), LANES)
     assert third is not None
-    assert third.after is None, "what was committed meanwhile under lower numbers"
-    sweep.answered(third, None, is_full=False, is_whole=True)
+    assert third.is_all, "what was committed meanwhile under lower numbers"
+    sweep.answered(third, 0, is_full=False, is_whole=True)
     assert sweep.ask(range(LANES), LANES) is None
 
 
@@ -171,7 +171,7 @@ def test_a_select_that_was_under_way_does_not_pass_over_what_was_put_back() -> N
     ask = sweep.ask(range(LANES), LANES)
     assert ask is not None
     sweep.restart([1])
-    sweep.answered(ask, OutboxRow(20, 7, "m", "t", HELD, b"", "[]", 0).place, is_full=True, is_whole=True)
+    sweep.answered(ask, 20, is_full=True, is_whole=True)
     again = sweep.ask(range(LANES), LANES)
     assert again is not None
-    assert again.after is None
+    assert again.is_all

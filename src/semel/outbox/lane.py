@@ -19,7 +19,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from semel.outbox.manifest import VERSION, Manifest, Published, RowId
-from semel.outbox.rows import OutboxRow, Place
+from semel.outbox.rows import OutboxRow
 
 __all__ = ["DEPTH", "Batch", "Lane", "LaneRow", "Takeover", "take_over"]
 
@@ -112,16 +112,16 @@ class Lane:
         """Whether rows may be read for it."""
         return self.in_hand < DEPTH
 
-    def numbers(self, after: Place | None = None) -> set[int]:
+    def numbers(self, shard: int = 0) -> set[int]:
         """The numbers (seq) of the rows in hand: the table still has them, and they are not to be read again.
 
-        With `after` those of batches that lie whole before it are left out.
+        Those of batches that lie whole before `shard` are left out.
         """
         batches = [*self.waiting, *self.undeleted, *([] if self.under_way is None else [self.under_way])]
         return {
             row.seq
             for batch in batches
-            if batch.rows and (after is None or batch.rows[-1].place > after)
+            if batch.rows and batch.rows[-1].shard >= shard
             for row in batch.rows
         }
 
@@ -132,7 +132,7 @@ class Lane:
 
     def read(self, rows: Sequence[OutboxRow], size: int) -> None:
         """Take in rows of the table, in the order of their places."""
-        known = self.numbers(Place(rows[0].shard, rows[0].seq - 1)) if rows else set()
+        known = self.numbers(rows[0].shard) if rows else set()
         new = [row for row in rows if row.seq not in known] if known else list(rows)
         if new:
             self.waiting.append(Batch(new, size))

@@ -401,9 +401,9 @@ class Relay:
         if ask is None:
             return did
         readers = {lane: (ready[lane], ready[lane].lane.aborts) for lane in ask.lanes}
-        without = set().union(*(ready[lane].lane.numbers(ask.after) for lane in ask.lanes))
+        without = set().union(*(ready[lane].lane.numbers(ask.shards[0]) for lane in ask.lanes))
         try:
-            reading = await self._call(self._store.read, ask.shards, ask.after, without, READ_ROWS)
+            reading = await self._call(self._store.read, ask.shards, without, READ_ROWS)
             is_whole = await self._distribute(reading, readers)
         except BaseException:
             self._sweep.failed(ask)

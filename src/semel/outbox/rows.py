@@ -15,7 +15,6 @@ __all__ = [
     "MSG_ID_HEADER",
     "SHARDS",
     "OutboxRow",
-    "Place",
     "decode_headers",
     "encode_headers",
     "lane_of",
@@ -27,13 +26,6 @@ SHARDS = 64
 LANES = 16
 """How many relays can work on one outbox at the same time; fixed in `semel_outbox_meta` when the tables are made."""
 MSG_ID_HEADER = "semel-id"
-
-
-class Place(NamedTuple):
-    """Where a row stands in the order in which rows are read."""
-
-    shard: int
-    seq: int
 
 
 class OutboxRow(NamedTuple):
@@ -54,11 +46,6 @@ class OutboxRow(NamedTuple):
     """1 when somebody holds it back, and it is not marked yet."""
     address: str = ""
     """Where the database has it now, if it can tell (PostgreSQL's ctid): a hint, for a quick DELETE."""
-
-    @property
-    def place(self) -> Place:
-        """Where it stands."""
-        return Place(self.shard, self.seq)
 
 
 def shard_of(key: bytes | None, msg_id: str) -> int:

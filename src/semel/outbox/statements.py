@@ -9,7 +9,6 @@ from typing import Any
 
 from semel.outbox.limits import READ_BYTES, SMALL_BYTES
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import Place
 
 __all__ = ["Statement", "delete_rows", "delete_rows_at", "hold_rows", "read_rows", "rows_in"]
 
@@ -51,20 +50,18 @@ SELECT {{columns}}, size, is_ruled, address FROM (
 
 
 def read_rows(
-    title: str, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, *, is_small: bool
+    title: str, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool
 ) -> Statement:
-    """The next rows of these shards behind a place, in order, as the fields of `OutboxRow`; at most `limit`.
+    """The next rows of these shards, in order, as the fields of `OutboxRow`; at most `limit`.
 
     With `is_small` those of more than `SMALL_BYTES` come without key, value and headers. Else so many come that all but
     the last have less than `READ_BYTES`, for which the database has to add up every row's size: that is slower.
     """
     where, parameters = rows_in(title, "shard", shards)
     excluded = ""
-    if after is not None:
-        excluded, parameters = " AND (shard, seq) > (?, ?)", (*parameters, *after)
     if without:
         inside, more = rows_in(title, "seq", sorted(without))
-        excluded, parameters = f"{excluded} AND NOT ({inside})", parameters + more
+        excluded, parameters = f" AND NOT ({inside})", parameters + more
     sql = (_READ_SMALL if is_small else _READ).format(
         columns=_COLUMNS, address=_ADDRESS.get(title, "''"), shards=where, without=excluded
     )

@@ -20,7 +20,7 @@ from semel.outbox.limits import (
     TIDY_WAIT_MS,
 )
 from semel.outbox.manifest import RowId
-from semel.outbox.rows import OutboxRow, Place, lane_of
+from semel.outbox.rows import OutboxRow, lane_of
 from semel.outbox.statements import Statement, delete_rows, delete_rows_at, hold_rows, read_rows, rows_in
 from semel.outbox.tables import OutboxMeta, claim_environment, read_meta, schema_sql
 
@@ -45,8 +45,8 @@ class Reading(NamedTuple):
     rows: list[OutboxRow]
     ruled: list[OutboxRow]
     """Rows that somebody holds back, and that are not marked yet."""
-    last: Place | None
-    """The place of the last of all these."""
+    last: int
+    """The shard of the last of all these; 0 when there are none."""
     is_full: bool
     """Whether there may be more."""
 
@@ -184,36 +184,36 @@ class Store:
 
     # --- Rows ---
 
-    def read(self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int) -> Reading:
-        """The next rows of these shards behind a place, in order: at most `limit`, and `READ_BYTES` but for the last.
+    def read(self, shards: Sequence[int], without: Collection[int], limit: int) -> Reading:
+        """The next rows of these shards, in order: at most `limit`, and `READ_BYTES` but for the last.
 
         Small rows are read quickly, up to the first that is not.
         """
-        rows = self._rows(shards, after, without, limit, is_small=True)
+        rows = self._rows(shards, without, limit, is_small=True)
         is_full = len(rows) == limit
         large = next((index for index, row in enumerate(rows) if row.size > SMALL_BYTES), None)
         if large:
             rows, is_full = rows[:large], True
         elif large is not None:
-            rows = self._rows(shards, after, without, limit, is_small=False)
+            rows = self._rows(shards, without, limit, is_small=False)
             is_full = len(rows) == limit or sum([row.size for row in rows]) >= READ_BYTES
         if not rows:
-            return Reading([], [], None, is_full=False)
+            return Reading([], [], 0, is_full=False)
         if self.database.shows_commits_early:
             # Kafka is told of these rows soon, and a crash of the database must not take them back after that.
             lane = lane_of(rows[0].shard, self.meta.lanes)
             self._run("UPDATE semel_outbox_lane SET seen = seen + 1 WHERE lane = ?", (lane,))
-        last = rows[-1].place
+        last = rows[-1].shard
         ruled = [row for row in rows if row.is_ruled]
         if ruled:
             rows = [row for row in rows if not row.is_ruled]
         return Reading(rows, ruled, last, is_full)
 
     def _rows(
-        self, shards: Sequence[int], after: Place | None, without: Collection[int], limit: int, *, is_small: bool
+        self, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool
     ) -> list[OutboxRow]:
         self.statements += 1
-        statement = read_rows(self.database.title, shards, after, without, limit, is_small=is_small)
+        statement = read_rows(self.database.title, shards, without, limit, is_small=is_small)
         return list(map(OutboxRow._make, self.database.query(*statement)))
 
     def ids(self, shards: Sequence[int]) -> list[RowId]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from semel.outbox.rows import SHARDS, Place, lane_of
+from semel.outbox.rows import SHARDS, lane_of
 
 __all__ = ["Ask", "Sweep", "shards_of"]
 
@@ -31,8 +31,8 @@ class Ask(NamedTuple):
 
     lanes: set[int]
     shards: list[int]
-    after: Place | None
-    """Rows up to this place, the front of a shard, are left out; None at the beginning of a way."""
+    is_all: bool
+    """Whether these are all shards of the lanes; else the way has passed some of them."""
     way: int
 
 
@@ -41,11 +41,11 @@ class Sweep:
 
     def __init__(self) -> None:
         self._unread: set[int] = set()
-        self._after: Place | None = None
+        self._shard = 0
         self._way = 0
 
     def __repr__(self) -> str:
-        return f"<Sweep {len(self._unread)} lanes unread, way {self._way} after {self._after}>"
+        return f"<Sweep {len(self._unread)} lanes unread, way {self._way} at shard {self._shard}>"
 
     def add(self, lanes: Iterable[int]) -> None:
         """These lanes may have rows that were not read."""
@@ -54,7 +54,7 @@ class Sweep:
     def restart(self, lanes: Iterable[int]) -> None:
         """Rows of these lanes are to be read that lie behind: begin at the front, whatever a SELECT under way says."""
         self._unread.update(lanes)
-        self._after = None
+        self._shard = 0
         self._way += 1
 
     def ask(self, ready: Iterable[int], count: int) -> Ask | None:
@@ -65,23 +65,21 @@ class Sweep:
         lanes = self._unread.intersection(ready)
         if not lanes:
             return None
-        shards, after = shards_of(lanes, count), self._after
-        if after is not None:
-            ahead = [shard for shard in shards if shard >= after.shard]
-            shards, after = (ahead, after) if ahead else (shards, None)
+        shards = shards_of(lanes, count)
+        ahead = [shard for shard in shards if shard >= self._shard] or shards
         self._unread -= lanes
-        return Ask(lanes, shards, after, self._way)
+        return Ask(lanes, ahead, len(ahead) == len(shards), self._way)
 
     def failed(self, ask: Ask) -> None:
         """The SELECT gave nothing."""
         self.restart(ask.lanes)
 
-    def answered(self, ask: Ask, last: Place | None, *, is_full: bool, is_whole: bool) -> None:
-        """The SELECT's rows went to their lanes, `last` was the last of them, and there may be more (`is_full`).
+    def answered(self, ask: Ask, last: int, *, is_full: bool, is_whole: bool) -> None:
+        """The SELECT's rows went to their lanes; it ended in shard `last`, and there may be more (`is_full`).
 
-        `is_whole` is False when some of them went nowhere.
+        `is_whole` is False when some of the rows went nowhere.
         """
-        if is_full or not is_whole or ask.after is not None:
+        if is_full or not is_whole or not ask.is_all:
             self._unread |= ask.lanes
         if ask.way == self._way:
-            self._after = Place(last.shard, -1) if is_full and is_whole and last is not None else None
+            self._shard = last if is_full and is_whole else 0
