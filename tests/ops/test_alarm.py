@@ -12,12 +12,21 @@ import pytest
 
 from semel import App
 from semel.broker.embedded import EmbeddedBroker
+from semel.broker.node import Node
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
 from semel.env import Env, wall_ms
 from semel.ops import alarm as alarm_module
-from semel.ops.alarm import ALARM_SECONDS, REPEAT_SECONDS, YOUNG_MS, StandStill, TransactionAlarm, watching
+from semel.ops.alarm import (
+    ALARM_SECONDS,
+    LOOK_SECONDS,
+    REPEAT_SECONDS,
+    YOUNG_MS,
+    StandStill,
+    TransactionAlarm,
+    watching,
+)
 from semel.ops.top import parse, rows
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
@@ -66,7 +75,7 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
 
         async with KafkaClient(address) as client, KafkaClient(address, env=clock.env) as watcher:
             await Admin(client).create_topics({topic: TopicSpec(2)})
-            alarm = TransactionAlarm(watcher, metrics, lambda found: found == topic)
+            alarm = TransactionAlarm(watcher, metrics, lambda found: found == topic, lambda _: True)
             await alarm.look()
             assert set(gauges().values()) == {0.0}
             producer = TransactionalProducer(client, name, two_phase_commit=True)
@@ -111,6 +120,43 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
             assert "semel doctor txn list" in line
 
     with EmbeddedBroker(tmp_path) as broker, caplog.at_level(logging.WARNING, "semel.alarm"):
+        asyncio.run(main(broker.address, broker))
+
+
+def test_what_kafka_decided_and_did_not_mark_is_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """KAFKA-20734, of the app's own transactions; in what stands still from one look to the next."""
+
+    async def main(address: str, broker: EmbeddedBroker) -> None:
+        clock, topics = Clock(), ["shop-a", "shop-b"]
+        async with KafkaClient(address) as client, KafkaClient(address, env=clock.env) as watcher:
+            await Admin(client).create_topics(dict.fromkeys([*topics, "done"], TopicSpec(1)))
+            for app, topic in zip(("shop", "another"), topics, strict=True):
+                producer = TransactionalProducer(client, f"{app}.count.host.0")
+                await producer.init_transactions()
+                pid, epoch = producer.identity
+                producer.begin()
+                await producer.produce("done", 0, records("a"))
+                await producer.end_transaction(True)
+
+                def give_up(node: Node, topic: str = topic, pid: int = pid, epoch: int = epoch) -> None:
+                    partition = node.topics.partition(topic, 0)
+                    assert partition is not None
+                    data = batch(b"x", producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
+                    partition.log.append(bytearray(data), NOW_MS)
+
+                broker.call(give_up)
+            places = [TopicPartition(topic, 0) for topic in topics]
+            alarm = TransactionAlarm(
+                watcher, Metrics(), lambda name: name in topics, lambda name: name.startswith("shop.")
+            )
+            for stable in ([0, 0], [2, 0]):
+                await alarm.look()
+                clock.ahead += LOOK_SECONDS
+                assert await Admin(client).list_offsets(places, at="stable") == dict(zip(places, stable, strict=True))
+        [line] = [text for text in caplog.messages if "KAFKA-20734" in text]
+        assert "shop.count.host.0 was committed" in line
+
+    with EmbeddedBroker(tmp_path) as broker, caplog.at_level(logging.WARNING, "semel"):
         asyncio.run(main(broker.address, broker))
 
 

@@ -353,6 +353,41 @@ def test_a_hanging_transaction(broker: EmbeddedBroker, tmp_path: Path) -> None:
     play(broker, tmp_path, scene)
 
 
+@pytest.mark.parametrize("commit", [True, False])
+def test_a_decided_transaction_whose_marker_was_given_up(broker: EmbeddedBroker, tmp_path: Path, commit: bool) -> None:
+    """KAFKA-20734. An abort from outside would lose what was answered as committed."""
+
+    async def scene(ward: Ward) -> None:
+        other = f"{ward.topic}-other"
+        await Admin(ward.client).create_topics({other: TopicSpec(1)})
+        producer = TransactionalProducer(ward.client, f"{ward.app.name}.count.host1.0")
+        await producer.init_transactions()
+        pid, epoch = producer.identity
+        producer.begin()
+        await producer.produce(other, 0, records("seen"))
+        await producer.flush()
+        await producer.end_transaction(commit)
+
+        def give_up(node: Node) -> None:
+            partition = node.topics.partition(ward.topic, 0)
+            assert partition is not None
+            data = batch(b"unmarked", producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
+            partition.log.append(bytearray(data), NOW_MS)
+
+        ward.broker.call(give_up)
+        name, right, wrong = f"{ward.topic}-0@{pid}:{epoch}", COMMIT if commit else ABORT, ABORT if commit else COMMIT
+        found = (await ward.listed())[name]
+        assert (found["kind"], found["decision"], found["ends_in_seconds"]) == ("hanging", right, None)
+        assert f"The coordinator of {producer.transactional_id} says" in found["why"]
+        with pytest.raises(ConfigurationError, match="Nothing was changed"):
+            await ward.decided(wrong, name)
+        done = "committed" if commit else "aborted"
+        assert await ward.decided(right, name) == f"{done}: {ward.topic}-0 has its marker"
+        assert await ward.read() == (["unmarked"] if commit else [])
+
+    play(broker, tmp_path, scene)
+
+
 def test_a_slot_that_is_taken_over_meanwhile(
     broker: EmbeddedBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

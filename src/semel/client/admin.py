@@ -344,9 +344,9 @@ class Admin:
     # --- Transactions ---
 
     async def list_transactions(
-        self, states: Sequence[str] = (), *, longer_than_ms: int = -1
+        self, states: Sequence[str] = (), *, longer_than_ms: int = -1, producer_ids: Collection[int] = ()
     ) -> list[TransactionListing]:
-        """Every transactional id that the cluster's coordinators know, sorted; by state and age where asked."""
+        """Every transactional id that the cluster's coordinators know, sorted; by state, age, producer where asked."""
 
         async def once() -> list[TransactionListing]:
             await self._client.refresh_metadata()
@@ -356,7 +356,7 @@ class Admin:
                     LIST_TRANSACTIONS,
                     node_id,
                     state_filters=states,
-                    producer_id_filters=(),
+                    producer_id_filters=tuple(producer_ids),
                     duration_filter=longer_than_ms,
                 )
                 if answer.error_code != ErrorCode.NONE:
@@ -458,7 +458,8 @@ def _offsets(group: Any, name: str) -> dict[TopicPartition, int]:
                 raise kafka_error(
                     item.error_code,
                     f"committed offset of {topic.name}-{item.partition_index} for group {name!r}",
-                    "An open transaction holds it; it ends by itself at its time-out at the latest.",
+                    "An open transaction holds it; it ends by itself at its time-out at the latest, or hangs: "
+                    "`semel doctor txn list` tells.",
                 )
             if item.committed_offset >= 0:
                 found[TopicPartition(topic.name, item.partition_index)] = item.committed_offset

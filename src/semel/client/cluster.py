@@ -81,6 +81,7 @@ class KafkaClient:
         self._connections: dict[int, Connection] = {}
         self._connecting: dict[int, asyncio.Lock] = {}
         self._reconnect: dict[int, tuple[float, Backoff]] = {}
+        self._lost = 0
         self._seed: Connection | None = None
         self._seed_lock = asyncio.Lock()
         self._topics: dict[str, TopicInfo] = {}
@@ -167,6 +168,11 @@ class KafkaClient:
         found = self._connections.get(node_id)
         return found if found is not None and found.is_open else None
 
+    @property
+    def losses(self) -> int:
+        """How many connections to brokers were lost so far: as long as it stays, every broker has been there."""
+        return self._lost + sum(not connection.is_open for connection in self._connections.values())
+
     async def _connect_node(self, node_id: int) -> Connection:
         address = self._nodes.get(node_id)
         if address is None:
@@ -182,8 +188,10 @@ class KafkaClient:
         except Retriable:
             self._reconnect[node_id] = (self.env.monotonic() + backoff.next(), backoff)
             self._forget_node(node_id)
+            self._lost += 1
             raise
         self._reconnect.pop(node_id, None)
+        self._lost += node_id in self._connections
         self._connections[node_id] = connection
         return connection
 

@@ -17,6 +17,7 @@ from semel.client.cluster import GROUP, TRANSACTION, KafkaClient
 from semel.client.connection import Connection, check_not_forked
 from semel.client.describe import DescribedTransaction, decode_described
 from semel.client.idempotent import Producer, RecordMetadata
+from semel.client.markers import finish_last
 from semel.client.reactions import Reaction
 from semel.client.sender import Answer, Sender
 from semel.client.transaction import TransactionProtocol
@@ -89,6 +90,10 @@ class TransactionalProducer:
         self._sender = Sender(client, self._round, lambda _, error: self._protocol.refused(error))
         self._describe_tries = 0
         self._written: dict[TopicPartition, int] = {}
+        self._last: tuple[PreparedState, bool] | None = None
+        """The last transaction that ended, and whether it is committed."""
+        self._losses = 0
+        """How many connections had been lost when all its markers were last known to come."""
         self._pid = os.getpid()
 
     def __repr__(self) -> str:
@@ -129,6 +134,8 @@ class TransactionalProducer:
         self._check()
         protocol = self._protocol
         await self._check_two_phase(keep_prepared)
+        if protocol.state is State.Uninitialized:
+            await finish_last(self._client, self.transactional_id, timeout=self._delivery_timeout)
         deadline = self._deadline()
         protocol.initialize(self._client.transaction_version, keep_prepared=keep_prepared)
         self._sender.schedule()
@@ -336,7 +343,11 @@ class TransactionalProducer:
         """One Produce request for every broker that may have one; False when nothing was written."""
         protocol = self._protocol
         requests: dict[int, tuple[Connection, list[Batch]]] = {}
-        for partition in protocol.sendable():
+        partitions = protocol.sendable()
+        if partitions and self._is_last_in_doubt:
+            self._sender.prepare("the last transaction's markers", self._finish_last())
+            return False
+        for partition in partitions:
             route = self._sender.route(partition)
             if route is None:
                 continue
@@ -356,6 +367,19 @@ class TransactionalProducer:
                 newest=newest,
             )
         return bool(requests) and not self._sender.is_paused
+
+    @property
+    def _is_last_in_doubt(self) -> bool:
+        """Whether a broker was away since the last transaction ended: some of its markers may have been given up.
+
+        Then nothing is written under its id before they are there: see `client/markers.py`.
+        """
+        return self._last is not None and self._client.losses != self._losses
+
+    async def _finish_last(self) -> None:
+        losses = self._client.losses
+        await finish_last(self._client, self.transactional_id, self._last, timeout=self._delivery_timeout)
+        self._losses = losses
 
     def _batch_answered(self, batch: Batch, answer: Answer) -> None:
         reaction = self._protocol.batch_answered(batch, answer.code, answer.message)
@@ -496,6 +520,9 @@ class TransactionalProducer:
             )
         failpoint("producer.before_offsets")
         node_id = await self._client.coordinator(group.group_id, GROUP)
+        await self._client.connection(node_id)  # A new one tells that the coordinator was away.
+        if self._is_last_in_doubt:
+            await self._finish_last()
         answer = await self._client.call(
             TXN_OFFSET_COMMIT,
             node_id,
@@ -518,10 +545,13 @@ class TransactionalProducer:
 
     async def _end(self, request: Request) -> None:
         failpoint("producer.before_end")
+        losses = self._client.losses
         answer = await self._call(request, END_TXN, committed=request.commit, **self._who(request))
         failpoint("producer.after_end")
         identity = Identity(getattr(answer, "producer_id", -1), getattr(answer, "producer_epoch", -1))
         reaction = self._protocol.end_answered(request, int(answer.error_code), identity)
+        if reaction is Reaction.DONE:
+            self._last, self._losses = (PreparedState(*request.identity), request.commit), losses
         self._react(reaction, f"EndTxn: error {int(answer.error_code)}")
 
     async def _describe(self, request: Request) -> None:

@@ -135,17 +135,18 @@ class Sender:
         """The leader's open connection with room on it; None starts whatever is missing."""
         node_id = self.client.known_leader(partition)
         if node_id is None:
-            self._prepare(partition.topic, self.client.leader(*partition))
+            self.prepare(partition.topic, self.client.leader(*partition))
             return None
         connection = self.client.open_connection(node_id)
         if connection is None:
-            self._prepare(node_id, self.client.connection(node_id))
+            self.prepare(node_id, self.client.connection(node_id))
             return None
         if self._in_flight[node_id] >= self.client.settings.max_in_flight:
             return None
         return node_id, connection
 
-    def _prepare(self, key: object, work: Coroutine[Any, Any, Any]) -> None:
+    def prepare(self, key: object, work: Coroutine[Any, Any, Any]) -> None:
+        """Do what a round lacks, once at a time for each key; the next round comes when it is done."""
         if key in self._preparing:
             work.close()
             return

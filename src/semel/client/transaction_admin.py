@@ -137,12 +137,13 @@ class TransactionAdmin:
 
     # --- Ends from outside ---
 
-    async def abort_hanging(self, item: OpenInLog) -> None:
-        """Write the abort marker that no coordinator will ever write (WriteTxnMarkers); done already is fine.
+    async def end_hanging(self, item: OpenInLog, *, commit: bool) -> None:
+        """Write the marker that no coordinator will ever write (WriteTxnMarkers); done already is fine.
 
-        Only for a transaction that no coordinator knows: Apache Kafka does not check that, and would abort the records
-        of one partition of a transaction that then commits in the others. Raises `Fatal` where it is refused.
+        Only for a transaction that no coordinator has open: Apache Kafka does not check that, and would end the records
+        of one partition of a transaction that then ends otherwise in the others. Raises `Fatal` where it is refused.
         """
+        kind = "a commit" if commit else "an abort"
 
         async def once() -> None:
             node_id = await self._client.leader(*item.partition)
@@ -153,7 +154,7 @@ class TransactionAdmin:
             marker = {
                 "producer_id": item.producer_id,
                 "producer_epoch": item.producer_epoch,
-                "transaction_result": False,
+                "transaction_result": commit,
                 "topics": (topic,),
                 "coordinator_epoch": max(item.coordinator_epoch, 0),
             }
@@ -161,9 +162,9 @@ class TransactionAdmin:
             code = answer.markers[0].topics[0].partitions[0].error_code
             if code != ErrorCode.NONE:
                 self._forget([item.partition.topic])
-                raise kafka_error(code, f"the abort marker for producer {item.name} in {item.partition}")
+                raise kafka_error(code, f"{kind} marker for producer {item.name} in {item.partition}")
 
-        await self._client.retry(once, f"writing an abort marker for producer {item.name} into {item.partition}")
+        await self._client.retry(once, f"writing {kind} marker for producer {item.name} into {item.partition}")
 
     async def fence(self, transactional_id: str, *, timeout_ms: int = 10_000) -> PreparedState:
         """Abort what is open under the id and fence its producer; the identity that fences it.

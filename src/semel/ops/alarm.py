@@ -1,7 +1,8 @@
 """Looks now and then whether a transaction is open for too long, and whether readers of committed records stand still.
 
 A prepared transaction never ends by itself, and one that hangs has nobody who would end it: until somebody does,
-readers stop below it at the last stable offset, with no error anywhere. One worker of a deployment looks, for all.
+readers stop below it at the last stable offset, with no error anywhere. One worker of a deployment looks, for all. One
+kind it ends: a transaction of the app that is decided, and whose marker Kafka gave up (`client/markers.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from contextlib import asynccontextmanager, suppress
 from semel.app import App
 from semel.client.admin import Admin, DescribedTransaction
 from semel.client.cluster import KafkaClient
+from semel.client.markers import OFFSETS_TOPIC, finish
 from semel.client.two_phase import NO_TIMEOUT_MS
 from semel.env import Env
-from semel.errors import SemelError
+from semel.errors import ConfigurationError, SemelError
 from semel.ops.gathering import OPEN
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
@@ -59,12 +61,18 @@ class StandStill:
 
 
 class TransactionAlarm:
-    """The gauges, and the warnings. `topics` are those whose readers are watched, by the beginnings of their names."""
+    """The gauges, the warnings, and the missing markers.
 
-    def __init__(self, client: KafkaClient, metrics: Metrics, belongs: Callable[[str], bool]) -> None:
+    `belongs` says of a topic whether its readers are watched, and `owns` of a transactional id whether it is the app's.
+    """
+
+    def __init__(
+        self, client: KafkaClient, metrics: Metrics, belongs: Callable[[str], bool], owns: Callable[[str], bool]
+    ) -> None:
         self._client = client
         self._admin = Admin(client)
         self._belongs = belongs
+        self._owns = owns
         self._still = StandStill()
         self._told: dict[str, float] = {}
         self._open = metrics.gauge(
@@ -95,12 +103,21 @@ class TransactionAlarm:
         never = [age for item, age in ages.items() if item.timeout_ms == NO_TIMEOUT_MS]
         self._open.set(max(ages.values(), default=0.0), component=COMPONENT)
         self._prepared.set(max(never, default=0.0), component=COMPONENT)
-        still = self._still.look(await self._offsets(), now)
+        stand = self._still.look(await self._offsets(), now)
+        still = {at: age for at, age in stand.items() if at.topic != OFFSETS_TOPIC}
         self._stable.set(max(still.values(), default=0.0), component=COMPONENT)
-        self._warn(ages, still, now)
+        texts = self._texts(ages, still)
+        try:
+            # What stood still from one look to the next is asked about; a transaction that ends meanwhile is no case.
+            await finish(self._client, [at for at, age in stand.items() if age], self._owns)
+        except ConfigurationError as error:
+            texts["markers"] = str(error)
+        finally:
+            self._warn(texts, now)
 
     async def _offsets(self) -> dict[TopicPartition, tuple[int, int]]:
-        topics = [item for name, item in (await self._admin.list_topics()).items() if self._belongs(name)]
+        known = await self._admin.list_topics(internal=True)
+        topics = [item for name, item in known.items() if self._belongs(name) or name == OFFSETS_TOPIC]
         partitions = [TopicPartition(item.name, number) for item in topics for number in range(item.partitions)]
         if not partitions:
             return {}
@@ -108,9 +125,9 @@ class TransactionAlarm:
         end = await self._admin.list_offsets(partitions, at="high_watermark")
         return {at: (stable[at], end[at]) for at in partitions}
 
-    def _warn(
-        self, ages: Mapping[DescribedTransaction, float], still: Mapping[TopicPartition, float], now: float
-    ) -> None:
+    def _texts(
+        self, ages: Mapping[DescribedTransaction, float], still: Mapping[TopicPartition, float]
+    ) -> dict[str, str]:
         texts = {}
         held_up: set[TopicPartition] = set()
         for item, age in ages.items():
@@ -128,6 +145,9 @@ class TransactionAlarm:
                     f"readers of committed records of {at} stand still for {age:.0f} s, and no long transaction is "
                     "known to be open there: one may hang. `semel doctor txn list` finds it."
                 )
+        return texts
+
+    def _warn(self, texts: Mapping[str, str], now: float) -> None:
         self._told = {name: at for name, at in self._told.items() if name in texts}
         for name, text in texts.items():
             if now - self._told.get(name, -REPEAT_SECONDS) >= REPEAT_SECONDS:
@@ -145,7 +165,12 @@ async def watching(app: App, settings: Settings, env: Env, metrics: Metrics) -> 
     """Look for as long as the block lasts. A Kafka that is away, or refuses to tell, is somebody else's news."""
     client = KafkaClient(settings.kafka, client_id=f"{app.name}.alarm", env=env, settings=settings.kafka_client)
     own = f"{app.name}.semel."
-    alarm = TransactionAlarm(client, metrics, lambda name: name in app.topics or name.startswith(own))
+    alarm = TransactionAlarm(
+        client,
+        metrics,
+        lambda name: name in app.topics or name.startswith(own),
+        lambda name: name.startswith(f"{app.name}."),
+    )
 
     async def look_for_ever() -> None:
         while True:

@@ -84,6 +84,10 @@ class OpenTransaction:
     slot: Slot | None = None
     start_offset: int = -1
     """Of a hanging one: where readers of committed records stand."""
+    ended_as: str = ""
+    """Of a hanging one: the transactional id whose coordinator still says how this transaction ended."""
+    is_committed: bool = False
+    """Where `ended_as` is given: how."""
 
     @property
     def id(self) -> str:
@@ -332,12 +336,28 @@ def _foreign(item: OpenTransaction) -> Finding:
 
 def _hanging(item: OpenTransaction) -> Finding:
     at = item.partitions[0]
+    if item.ended_as:
+        return _unmarked(item, at)
     return Finding(
         Decision.ABORT,
         "hanging: no coordinator knows it",
         f"{at} has a transaction of producer {item.name} open since offset {item.start_offset}, and no coordinator has "
         "it among its open ones. So nobody will ever write its marker: a late write after the end, or a "
         "coordinator that lost it (KAFKA-14402). Readers of committed records stand there for ever.",
-        "Abort it: `semel doctor txn abort` writes the marker into this one partition (KIP-664). Nobody was ever told "
-        "that its records are committed.",
+        "Abort it: `semel doctor txn abort` writes the marker into this one partition (KIP-664). A late write was "
+        "never answered as committed. On Apache Kafka 4, where the partition has one replica and its broker was "
+        "killed, it may also be a committed transaction whose marker was given up (KAFKA-20734), and whose producer "
+        "has gone on since: look at its records first (isolation.level=read_uncommitted).",
+    )
+
+
+def _unmarked(item: OpenTransaction, at: TopicPartition) -> Finding:
+    verb, done = ("commit", "committed") if item.is_committed else ("abort", "aborted")
+    return Finding(
+        Decision.COMMIT if item.is_committed else Decision.ABORT,
+        f"hanging: {done}, and its marker is missing",
+        f"{at} has transaction {item.name} open since offset {item.start_offset}. The coordinator of {item.ended_as} "
+        f"says that it is {done} and complete, so it will not write the marker any more: it gave it up while the "
+        "partition had no leader (KAFKA-20734). Readers of committed records stand there.",
+        f"A worker of the app writes the marker within half a minute. To do it now: `semel doctor txn {verb}`.",
     )

@@ -159,7 +159,7 @@ def _check(item: OpenTransaction, finding: Finding, asked: Asked) -> None:
     what = f"{item.id} ({item.name}): {finding.title}. {finding.why}"
     if finding.decision is Decision.NOTHING:
         raise ConfigurationError(f"there is nothing to decide about {what}")
-    if asked.verb == "commit" and item.kind is not Kind.SLOT:
+    if asked.verb == "commit" and not (item.kind is Kind.SLOT or item.is_committed):
         raise ConfigurationError(
             f"nobody but its owner can commit {what} Kafka's interfaces for operators (KIP-664) can only abort. "
             f"Nothing was changed. {finding.then}"
@@ -183,7 +183,7 @@ def _consequence(verb: Verb) -> str:
 def _steps(item: OpenTransaction, asked: Asked) -> str:
     """What `--yes` would do, in order."""
     if item.kind is Kind.HANGING:
-        return f"write an abort marker for producer {item.name} into {item.partitions[0]} (WriteTxnMarkers)"
+        return f"write the {asked.verb} marker for producer {item.name} into {item.partitions[0]} (WriteTxnMarkers)"
     if item.kind is not Kind.SLOT:
         return f"abort it and fence its producer (InitProducerId for {item.transactional_id!r})"
     assert item.slot is not None
@@ -235,8 +235,8 @@ async def _carry_out(client: KafkaClient, sources: Sequence[Source], item: OpenT
         still = next((each for each in await operator.open_in_logs([at.partition]) if each[:4] == at[:4]), None)
         if still is None:
             return f"nothing was done: {item.id} is not open any more"
-        await operator.abort_hanging(still)
-        return f"aborted: {at.partition} has its marker"
+        await operator.end_hanging(still, commit=asked.verb == "commit")
+        return f"{'committed' if asked.verb == 'commit' else 'aborted'}: {at.partition} has its marker"
     if item.kind is not Kind.SLOT:
         identity = await operator.fence(item.transactional_id)
         return f"aborted, and its producer fenced: the id is {identity} now"

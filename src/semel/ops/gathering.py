@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from semel.app import App
 from semel.client.admin import Admin, DescribedTransaction
 from semel.client.cluster import KafkaClient
+from semel.client.markers import behind, unmarked
 from semel.client.transaction_admin import OpenInLog, TransactionAdmin
 from semel.client.two_phase import PreparedState
 from semel.databases.database import Database, is_cache, is_documents, without_password
@@ -22,7 +23,6 @@ from semel.dualwrite.tables import read_meta
 from semel.errors import ConfigurationError, SemelError
 from semel.ops.databases import connected
 from semel.ops.diagnosis import UNKNOWN, Decision, Kind, OpenTransaction, Slot, TxnRow, judge
-from semel.types import TopicPartition
 
 __all__ = ["OPEN", "Source", "describe", "gather", "ids_of_slot", "sources_of"]
 
@@ -63,7 +63,7 @@ async def gather(client: KafkaClient, app: App | None, sources: Sequence[Source]
     """
     admin = Admin(client)
     # The logs first: what ends between the two looks is then open in neither.
-    in_logs = await TransactionAdmin(client).open_in_logs(await _behind(admin))
+    in_logs = await TransactionAdmin(client).open_in_logs(await behind(admin))
     listed = await admin.list_transactions(states=list(OPEN))
     described = await admin.describe_transactions([item.transactional_id for item in listed])
     known = [item for item in described if item.state in OPEN]
@@ -72,7 +72,8 @@ async def gather(client: KafkaClient, app: App | None, sources: Sequence[Source]
     names = [item.transactional_id for item in known]
     rows = await asyncio.to_thread(_rows_of, sources, names, client.cluster_id) if names else {}
     found = [_known(item, now_ms, app, rows) for item in known]
-    found += [_unknown(item, now_ms) for item in hanging]
+    ended = {item.at[:3]: (item.transactional_id, item.commit) for item in await unmarked(client, hanging)}
+    found += [_unknown(item, now_ms, *ended.get(item[:3], ("", False))) for item in hanging]
     found += await _ended_and_in_doubt(client, app, sources, set(names))
     return sorted(found, key=lambda item: -item.age_seconds)
 
@@ -97,17 +98,6 @@ async def _ended_and_in_doubt(
         if item is not None and judge(item).decision is not Decision.NOTHING:
             found.append(item)
     return found
-
-
-async def _behind(admin: Admin) -> list[TopicPartition]:
-    """Partitions whose last stable offset is below the end: something is open there."""
-    topics = await admin.list_topics(internal=True)
-    partitions = [TopicPartition(item.name, number) for item in topics.values() for number in range(item.partitions)]
-    if not partitions:
-        return []
-    stable = await admin.list_offsets(partitions, at="stable")
-    end = await admin.list_offsets(partitions, at="high_watermark")
-    return [at for at in partitions if stable[at] < end[at]]
 
 
 async def _hanging(
@@ -162,7 +152,7 @@ def _components(app: App | None) -> list[str]:
     return [*(item.name for item in app.components()), *app.sinks, "requests"]
 
 
-def _unknown(item: OpenInLog, now_ms: int) -> OpenTransaction:
+def _unknown(item: OpenInLog, now_ms: int, ended_as: str, is_committed: bool) -> OpenTransaction:
     return OpenTransaction(
         transactional_id="",
         name=item.name,
@@ -172,6 +162,8 @@ def _unknown(item: OpenInLog, now_ms: int) -> OpenTransaction:
         partitions=(item.partition,),
         kind=Kind.HANGING,
         start_offset=item.start_offset,
+        ended_as=ended_as,
+        is_committed=is_committed,
     )
 
 

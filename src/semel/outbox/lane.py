@@ -118,12 +118,7 @@ class Lane:
         Those of batches that lie whole before `shard` are left out.
         """
         batches = [*self.waiting, *self.undeleted, *([] if self.under_way is None else [self.under_way])]
-        return {
-            row.seq
-            for batch in batches
-            if batch.rows and batch.rows[-1].shard >= shard
-            for row in batch.rows
-        }
+        return {row.seq for batch in batches if batch.rows and batch.rows[-1].shard >= shard for row in batch.rows}
 
     @property
     def size(self) -> int:

@@ -49,9 +49,7 @@ SELECT {{columns}}, size, is_ruled, address FROM (
 # row overtake those of its key that were held until then.
 
 
-def read_rows(
-    title: str, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool
-) -> Statement:
+def read_rows(title: str, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool) -> Statement:
     """The next rows of these shards, in order, as the fields of `OutboxRow`; at most `limit`.
 
     With `is_small` those of more than `SMALL_BYTES` come without key, value and headers. Else so many come that all but

@@ -209,9 +209,7 @@ class Store:
             rows = [row for row in rows if not row.is_ruled]
         return Reading(rows, ruled, last, is_full)
 
-    def _rows(
-        self, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool
-    ) -> list[OutboxRow]:
+    def _rows(self, shards: Sequence[int], without: Collection[int], limit: int, *, is_small: bool) -> list[OutboxRow]:
         self.statements += 1
         statement = read_rows(self.database.title, shards, without, limit, is_small=is_small)
         return list(map(OutboxRow._make, self.database.query(*statement)))
