@@ -50,7 +50,7 @@ def sink_engine(world: ChainWorld, settings: Settings, env: Env, slot: int) -> S
 
     database = DatabaseSpec("database", "postgresql://model/db", _SCHEMA)
     topic: Topic[Any, Any] = Topic(COUNTED, bytes, bytes)
-    spec = SinkSpec(SINK, topic, database, apply, max_records=10)
+    spec = SinkSpec(SINK, topic, database, apply, max_records=2)
     return SinkEngine(APP, spec, world.bootstrap, settings, env, Metrics(), slot=slot, executor=world.fiber())
 
 

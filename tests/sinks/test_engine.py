@@ -24,7 +24,7 @@ from semel.sinks.spec import SinkSpec
 from semel.sinks.sql import SqlSink
 from semel.types import TopicPartition
 from tests.sinks import ledger
-from tests.sinks.fake_source import FakeSource
+from tests.sinks.fake_source import FakeBatch, FakeSource
 from tests.sinks.ledger import partition
 
 Scenario = Callable[["Run"], Awaitable[None]]
@@ -78,7 +78,7 @@ class Run:
         )
 
     def _make_sink(self, cluster_id: str) -> FlakySink:
-        self.sink = FlakySink(self.spec, "shop.totals", cluster_id, env=Env(), create_tables=True)
+        self.sink = FlakySink(self.engine._spec, "shop.totals", cluster_id, env=Env(), create_tables=True)
         self.sink.applied = []
         return self.sink
 
@@ -306,6 +306,89 @@ def test_a_backlog_does_not_wait_for_more(url: str, tmp_path: Path) -> None:
 
     run = play(url, tmp_path, scenario, linger_ms=1_000, max_records=2)
     assert [len(slices[0].records) for slices in run.sink.applied] == [2] * 20
+
+
+class Waiting:
+    """A handler that ends its first call, which has a full batch, when `condition` is true."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.run: Run
+        self.condition: Callable[[], bool]
+        self.failure: Exception | None = None
+
+    def __call__(self, records: Sequence[Any], db: Any) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            deadline = time.monotonic() + 15
+            while not self.condition():
+                assert time.monotonic() < deadline, "nothing happened while the handler was at work"
+                time.sleep(0.001)
+            if self.failure is not None:
+                raise self.failure
+        ledger.count(records, db)
+
+    def has_polled_ahead(self) -> bool:
+        """More was read than the first batch has."""
+        return self.run.source.latest.positions[partition(0)] > 2
+
+
+@pytest.mark.parametrize("failure", [None, ConnectionRefusedError("the price service")])
+def test_the_next_batch_is_polled_while_one_is_applied(url: str, tmp_path: Path, failure: Exception | None) -> None:
+    """What was polled ahead does not come before what failed."""
+    handler = Waiting()
+
+    async def scenario(run: Run) -> None:
+        handler.run, handler.condition, handler.failure = run, handler.has_polled_ahead, failure
+        for number in range(7):
+            run.source.append(0, f"k{number}", 1)
+        await run.seen([(0, number) for number in range(7)])
+
+    run = play(url, tmp_path, scenario, handler=handler, max_records=2)
+    assert handler.calls == (4 if failure is None else 5)
+    assert [[record.offset for record in slices[0].records] for slices in run.sink.applied] == [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6],
+    ]
+    assert ledger.parked(url) == []
+
+
+def test_partitions_go_when_the_batch_in_hand_is_applied_to_its_end(url: str, tmp_path: Path) -> None:
+    """The group takes one during the poll ahead; the batch in hand has two transactions."""
+    handler = Waiting()
+    when_released: list[int] = []
+
+    async def scenario(run: Run) -> None:
+        handler.run, handler.condition = run, lambda: not run.source.to_take
+        await run.until(lambda: bool(run.engine._partitions), "joined")
+        await run.until(lambda: run.sink.position(partition(1)) is not None, "taken over")
+        consumer, release = run.source.latest, run.sink.release
+        poll = consumer.poll
+
+        async def asked_for_one(max_records: int, timeout: float) -> FakeBatch:
+            batch = await poll(max_records, timeout)
+            if batch.records and not handler.calls:
+                run.source.to_take.append(partition(0))
+            return batch
+
+        def noted(partitions: Sequence[TopicPartition]) -> None:
+            when_released.append(len(run.sink.applied))
+            release(partitions)
+
+        consumer.poll = asked_for_one  # type: ignore[method-assign]
+        run.sink.release = noted  # type: ignore[method-assign, assignment]
+        for number in range(4):
+            run.source.append(0, "k" * 99, number)
+        run.source.append(1, "bob", 1)
+        await run.until(lambda: bool(when_released), "given away")
+        await run.seen([(0, 0), (0, 1), (1, 0)])
+        run.source.to_give = [partition(0)]
+        await run.seen([(0, number) for number in range(4)] + [(1, 0)])
+
+    play(url, tmp_path, scenario, handler=handler, max_records=2, max_bytes=100)
+    assert when_released[0] == 2, "a partition was given away in the middle of a batch"
 
 
 def test_markers_move_the_position_when_nothing_else_comes(url: str, tmp_path: Path) -> None:

@@ -3,19 +3,23 @@
 The position in the target is the truth; what the consumer has fetched is only a convenience. So every failure is
 handled in one way: drop what was fetched, and when the target works again go on from its positions. While it does not,
 the partitions are paused and polling goes on, so that the group keeps us.
+
+In a backlog the next poll runs while the database works. Two rules keep that apart from everything else: partitions
+come and go only between two batches (`_hand`), and whatever a poll ahead brought is worked off before anything is
+tended, which alone lets a partition flow again that failed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from operator import itemgetter
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from semel.client.cluster import Backoff
@@ -43,7 +47,7 @@ from semel.sinks.contract import (
 from semel.sinks.dedup import Inbox, check_window
 from semel.sinks.measures import Measures
 from semel.sinks.source import Bounds, RealSource, Source, SourceBatch, SourceConsumer
-from semel.sinks.spec import SinkSpec
+from semel.sinks.spec import SinkHandler, SinkSpec
 from semel.sinks.sql import SqlSink
 from semel.types import Record, TopicPartition
 
@@ -108,7 +112,7 @@ class SinkEngine:
         make_sink: Callable[[str], Sink] | None = None,
         executor: Executor | None = None,
     ) -> None:
-        self._spec = spec
+        spec = self._spec = replace(spec, handler=self._told(spec.handler))
         self.group = spec.identity(app)
         member = transactional_id(app, spec.name, instance_id(settings, env), slot)
         self._source = source or RealSource(
@@ -133,6 +137,11 @@ class SinkEngine:
         self._applied_at = env.monotonic()
         self._was_full = False
         """The last batch was as large as one may be: the next one is not waited for."""
+        self._hand = asyncio.Lock()
+        """Held while a batch is worked off."""
+        self._begun = asyncio.Event()
+        """The handler has a part of the batch in hand."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._is_rejoining = False
         self._has_moved = False
         self._sink: Sink
@@ -154,6 +163,7 @@ class SinkEngine:
     async def run(self) -> None:
         """Apply records until `drain` is called. Kafka and the database may be away at any time."""
         lag: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
         try:
             if not await self._insist(self._source.start, "Kafka is away"):
                 return
@@ -234,14 +244,27 @@ class SinkEngine:
     # --- The loop ---
 
     async def _step(self) -> None:
-        """One poll, and the transactions for what it gave."""
+        """One poll, and the transactions for what it gave; again at once while there is a backlog and nothing else."""
         await self._tend()
         if not self._was_full:
             await self._pause_for(self._applied_at + self._spec.linger_ms / 1000 - self._env.monotonic())
-        batch = await self._poll()
-        self._was_full = batch is not None and len(batch.records) >= self._spec.max_records
-        if batch is None:
-            return
+        batch = await self._poll(self._polling())
+        self._was_full = False
+        while batch is not None:
+            self._was_full = len(batch.records) >= self._spec.max_records
+            self._begun.clear()
+            ahead = asyncio.create_task(self._poll_ahead()) if self._was_full and self._is_calm() else None
+            try:
+                async with self._hand:
+                    await self._work_off(batch)
+            except BaseException:
+                if ahead is not None:
+                    ahead.cancel()
+                raise
+            self._begun.set()
+            batch = None if ahead is None else await self._poll(ahead)
+
+    async def _work_off(self, batch: SourceBatch) -> None:
         for slices in self._transactions(batch):
             if self._outage:
                 return
@@ -249,9 +272,36 @@ class SinkEngine:
         if not batch.records and self._env.monotonic() - self._applied_at >= IDLE_MOVE_SECONDS:
             await self._move_past_markers()
 
-    async def _poll(self) -> SourceBatch | None:
+    def _is_calm(self) -> bool:
+        """Nothing is to be tended, and nobody wants us to end."""
+        is_due = self._env.monotonic() >= self._park_look_at or self._draining.is_set() or bool(self._outage)
+        return not is_due and all(item.mine and not item.is_stale for item in self._partitions.values())
+
+    def _told(self, handler: SinkHandler) -> SinkHandler:
+        """The handler, which says in the loop that it was called: what comes next is the database's work.
+
+        A poll that begins any earlier would only have this thread wait for the interpreter.
+        """
+
+        def told(records: Sequence[Any], target: Any) -> None:
+            if self._loop is not None:
+                with suppress(RuntimeError):  # It is closed: we are to end, and this transaction may be the last thing.
+                    self._loop.call_soon_threadsafe(self._begun.set)
+            handler(records, target)
+
+        return told
+
+    async def _poll_ahead(self) -> SourceBatch:
+        await self._begun.wait()
+        return await self._polling()
+
+    def _polling(self) -> Coroutine[Any, Any, SourceBatch]:
+        return self._consumer.poll(self._spec.max_records, self._poll_seconds())
+
+    async def _poll(self, polling: Awaitable[SourceBatch]) -> SourceBatch | None:
+        """What a poll gives; None for one that failed."""
         try:
-            batch = await self._consumer.poll(self._spec.max_records, self._poll_seconds())
+            batch = await polling
         except _KAFKA_AWAY as error:
             log.warning("%s cannot poll: %s", self.group, error)
             await self._pause_for(self._backoff.next())
@@ -491,6 +541,10 @@ class SinkEngine:
     async def on_assigned(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         """Take over partitions; returns where to start. One that cannot be taken over yet starts anywhere: what is
         read of it is dropped, and we seek when it is ours."""
+        async with self._hand:
+            return await self._take_first(partitions)
+
+    async def _take_first(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
         for at in partitions:
             self._partitions[at] = _Partition()
         while True:
@@ -516,7 +570,7 @@ class SinkEngine:
         return offsets
 
     async def on_revoked(self, partitions: list[TopicPartition]) -> None:
-        """Give partitions back: there is nothing in hand, transactions end before the next poll."""
+        """Give partitions back, when nothing of them is in hand."""
         await self._forget(partitions)
 
     async def on_lost(self, partitions: list[TopicPartition]) -> None:
@@ -525,12 +579,13 @@ class SinkEngine:
         await self._forget(partitions)
 
     async def _forget(self, partitions: Iterable[TopicPartition]) -> None:
-        for at in partitions:
-            self._partitions.pop(at, None)
-            self._ends.pop(at, None)
-        await self._call(self._sink.release, partitions)
-        self._count_stopped()
-        self._has_moved = True
+        async with self._hand:
+            for at in partitions:
+                self._partitions.pop(at, None)
+                self._ends.pop(at, None)
+            await self._call(self._sink.release, partitions)
+            self._count_stopped()
+            self._has_moved = True
 
     def _log_assignment(self) -> None:
         """Said after the poll that brought it, when the generation is known."""
