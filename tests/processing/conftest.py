@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from semel.processing import quick
+from semel.failpoints import arm_failpoints
+from semel.processing import engine, quick
 from tests.services.extensions import compiled
 
 TWICE = (
@@ -29,6 +31,15 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if chosen:
         monkeypatch.setattr(quick, "_run", request.getfixturevalue("native") if chosen == "quick" else None)
     return chosen
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An engine waits for nothing as long as it does elsewhere; failpoints are off again when the test is over."""
+    monkeypatch.setattr(engine, "BACKOFF_SECONDS", (0.001, 0.01))
+    monkeypatch.setattr(engine, "IDLE_POLL_SECONDS", 0.005)
+    yield
+    arm_failpoints("")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

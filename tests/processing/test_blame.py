@@ -13,7 +13,6 @@ from semel.app import App
 from semel.env import Env
 from semel.errors import Fenced, OutcomeUnknown, Reject, Retriable
 from semel.processing import blame as blame_module
-from semel.processing import engine as engine_module
 from semel.processing.blame import Breaker, Kind, classify
 from semel.processing.engine import Engine
 from semel.processing.metrics import Metrics
@@ -25,9 +24,7 @@ PARK = "a.semel.park.in"
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blame_module, "WAIT_SECONDS", (0.001, 0.01))
 
 

@@ -6,15 +6,12 @@ import asyncio
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from semel.errors import AbortTransaction, ErrorCode, Fatal, OutcomeUnknown, Retriable, SemelError
-from semel.failpoints import arm_failpoints
-from semel.processing import engine as engine_module
 from semel.processing.component import Delivery
 from semel.processing.supervisor import ChildSpec, Supervisor
 from tests.conftest import Address
@@ -22,13 +19,7 @@ from tests.processing.running import copying_app, drained, feed, prepare, read_a
 from tests.processing.test_engine import app_with, copied, copy, counted, everything, kafka_with, process
 from tests.processing.test_engine_kafka import items_of, new_name, worker_environment
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
-    yield
-    arm_failpoints("")
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 WEAK: list[Delivery] = ["at-least-once", "at-most-once"]

@@ -32,13 +32,7 @@ from tests.processing.fake_kafka import FakeKafka
 SETTINGS = Settings(instance="test", commit_interval_ms=20)
 IN0, IN1 = TopicPartition("in", 0), TopicPartition("in", 1)
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
-    yield
-    arm_failpoints("")
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def kafka_with(records: int = 0, keys: int = 5) -> FakeKafka:

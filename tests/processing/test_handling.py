@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from semel.app import App
 from semel.errors import AbortTransaction, ErrorCode, OutcomeUnknown, Retriable, SemelError
-from semel.failpoints import arm_failpoints
-from semel.processing import engine as engine_module
 from semel.processing import handling as handling_module
 from semel.processing import parking
 from semel.processing import unit as unit_module
@@ -31,13 +29,7 @@ from tests.processing.test_engine import (
     run_until,
 )
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
-    yield
-    arm_failpoints("")
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def component(make: Callable[..., Any], *, state: bool = False, **options: Any) -> Component:

@@ -19,9 +19,7 @@ from tests.processing.test_engine import IN0, IN1, copied, engine_of, everything
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "OVERLAP_POLL_SECONDS", 0.001)
 
 

@@ -16,7 +16,6 @@ from semel.app import App
 from semel.env import Env
 from semel.errors import ConfigurationError
 from semel.processing import EXIT_OVERDUE
-from semel.processing import engine as engine_module
 from semel.processing import overdue as overdue_module
 from semel.processing.engine import Engine
 from semel.processing.metrics import Metrics
@@ -28,11 +27,7 @@ from tests.processing.running import HANGING, drained, feed, hanging_app, prepar
 from tests.processing.test_engine import SETTINGS, app_with, copied, everything, kafka_with, process, run_until
 from tests.processing.test_engine_kafka import items_of, new_name, worker_environment
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 def hanging(*values: int) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -36,14 +36,10 @@ from tests.processing.test_engine import (
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "OVERLAP_POLL_SECONDS", 0.001)
     # A unit is cut where a test says so, not where a busy machine stood still.
     monkeypatch.setattr(test_engine, "SETTINGS", replace(test_engine.SETTINGS, commit_interval_ms=5_000))
-    yield
-    arm_failpoints("")
 
 
 class Held:

@@ -13,11 +13,9 @@ from semel import Created, history
 from semel.app import App
 from semel.env import Env
 from semel.errors import AbortTransaction, Fatal, Fenced, OutcomeUnknown, Retriable
-from semel.failpoints import arm_failpoints
 from semel.history import PROOF, Event, Unit, UnitInput, UnitParked
 from semel.ingress.owner import owner_component
 from semel.ingress.requests import STORE, Request, requests_topic, responses_topic, write
-from semel.processing import engine as engine_module
 from semel.processing.component import park_topic, state_topic
 from semel.processing.effects import Write
 from semel.types import Record, TopicPartition
@@ -28,13 +26,9 @@ from tests.processing.test_handling import component
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     # What is there at the start is one unit, however slow the machine is.
     monkeypatch.setattr(test_engine, "SETTINGS", replace(test_engine.SETTINGS, commit_interval_ms=5_000))
-    yield
-    arm_failpoints("")
 
 
 @pytest.fixture

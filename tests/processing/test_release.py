@@ -35,12 +35,8 @@ SETTINGS = Settings(instance="test", commit_interval_ms=20, build="1")
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "PARK_LOOK_SECONDS", 0.005)
-    yield
-    arm_failpoints("")
 
 
 class World:

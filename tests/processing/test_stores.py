@@ -15,7 +15,6 @@ from semel.app import App
 from semel.disk import disk
 from semel.env import Env
 from semel.errors import AbortTransaction, OutcomeUnknown
-from semel.processing import engine as engine_module
 from semel.processing import stores as stores_module
 from semel.processing.component import Component
 from semel.processing.disktables import DiskTable, DiskTables
@@ -32,9 +31,7 @@ CHANGES = TopicPartition("a.semel.state.counts", 0)
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "BACKOFF_SECONDS", (0.001, 0.01))
-    monkeypatch.setattr(engine_module, "IDLE_POLL_SECONDS", 0.005)
+def _quick(impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores_module, "STATE_FRESH_SECONDS", 0.0)
 
 
