@@ -154,6 +154,7 @@ WRONG: dict[str, tuple[Callable[[App, Any], Any], str]] = {
         lambda app, _: app.transaction(app.database("sqlite:///x")),
         "database database has no outbox",
     ),
+    "writer of nothing": (lambda app, _: app.writer("money"), "no store called money that sends records"),
     "idempotency on no database": (
         lambda app, _: app.idempotency("sqlite:///x"),
         "'sqlite:///x' is no database of app shop",

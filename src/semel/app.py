@@ -504,7 +504,9 @@ class App:
         with self._writing:
             writer = self._writers.get(name)
             if writer is None or writer.pid != os.getpid():  # A forked process must not use its parent's connections.
-                spec = next(store for store in self.transactional if store.name == name and store.sends)
+                spec = next((store for store in self.transactional if store.name == name and store.sends), None)
+                if spec is None:
+                    raise ConfigurationError(f"app {self.name} has no store called {name} that sends records.")
                 url = self._urls.get(name) or os.environ.get(store_variable(spec.kind, name), spec.url)
                 check_url(spec.kind, url, f"{spec.kind} {name}")
                 if type(spec) is DatabaseSpec and name in self._urls and spec.dual_write:
