@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
 from semel.errors import Fatal, Fenced, Retriable
@@ -68,6 +68,8 @@ class Slice(NamedTuple):
     partition: TopicPartition
     records: Sequence[Record]
     end: int
+    views: Sequence[Any] | None = None
+    """What the handler sees of each record, where that is decoded already; else the sink does so."""
 
 
 class Applied(NamedTuple):

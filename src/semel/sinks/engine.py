@@ -4,21 +4,19 @@ The position in the target is the truth; what the consumer has fetched is only a
 handled in one way: drop what was fetched, and when the target works again go on from its positions. While it does not,
 the partitions are paused and polling goes on, so that the group keeps us.
 
-In a backlog the next poll runs while the database works. Two rules keep that apart from everything else: partitions
-come and go only between two batches (`_hand`), and whatever a poll ahead brought is worked off before anything is
-tended, which alone lets a partition flow again that failed.
+In a backlog the next batch is polled and decoded while the database works. Two rules keep that apart from everything
+else: partitions come and go only between two batches (`_hand`), and whatever a poll ahead brought is worked off before
+anything is tended, which alone lets a partition flow again that failed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -44,12 +42,13 @@ from semel.sinks.contract import (
     StopReason,
     Unavailable,
 )
+from semel.sinks.cutting import Cut, cut
 from semel.sinks.dedup import Inbox, check_window
 from semel.sinks.measures import Measures
-from semel.sinks.source import Bounds, RealSource, Source, SourceBatch, SourceConsumer
+from semel.sinks.source import Bounds, RealSource, Source, SourceConsumer
 from semel.sinks.spec import SinkHandler, SinkSpec
 from semel.sinks.sql import SqlSink
-from semel.types import Record, TopicPartition
+from semel.types import TopicPartition
 
 __all__ = ["SinkEngine"]
 
@@ -251,7 +250,7 @@ class SinkEngine:
         batch = await self._poll(self._polling())
         self._was_full = False
         while batch is not None:
-            self._was_full = len(batch.records) >= self._spec.max_records
+            self._was_full = batch.total >= self._spec.max_records
             self._begun.clear()
             ahead = asyncio.create_task(self._poll_ahead()) if self._was_full and self._is_calm() else None
             try:
@@ -264,12 +263,13 @@ class SinkEngine:
             self._begun.set()
             batch = None if ahead is None else await self._poll(ahead)
 
-    async def _work_off(self, batch: SourceBatch) -> None:
+    async def _work_off(self, batch: Cut) -> None:
         for slices in self._transactions(batch):
             if self._outage:
                 return
-            await self._apply(slices)
-        if not batch.records and self._env.monotonic() - self._applied_at >= IDLE_MOVE_SECONDS:
+            if slices:
+                await self._apply(slices)
+        if not batch.total and self._env.monotonic() - self._applied_at >= IDLE_MOVE_SECONDS:
             await self._move_past_markers()
 
     def _is_calm(self) -> bool:
@@ -291,14 +291,17 @@ class SinkEngine:
 
         return told
 
-    async def _poll_ahead(self) -> SourceBatch:
+    async def _poll_ahead(self) -> Cut:
         await self._begun.wait()
-        return await self._polling()
+        batch, topic = await self._polling(), self._spec.topic
+        # A format may ask its schema registry, which only the sink's thread may wait for.
+        return batch if topic.bound is not None else batch.decoded(topic.decode_all)
 
-    def _polling(self) -> Coroutine[Any, Any, SourceBatch]:
-        return self._consumer.poll(self._spec.max_records, self._poll_seconds())
+    async def _polling(self) -> Cut:
+        batch = await self._consumer.poll(self._spec.max_records, self._poll_seconds())
+        return cut(batch.records, batch.end_offsets, self._spec.max_bytes)
 
-    async def _poll(self, polling: Awaitable[SourceBatch]) -> SourceBatch | None:
+    async def _poll(self, polling: Awaitable[Cut]) -> Cut | None:
         """What a poll gives; None for one that failed."""
         try:
             batch = await polling
@@ -313,7 +316,7 @@ class SinkEngine:
             return None
         if self._has_moved:
             self._log_assignment()
-        if batch.records:
+        if batch.total:
             failpoint("sink.after_poll")
         return batch
 
@@ -342,35 +345,16 @@ class SinkEngine:
             due.append(self._applied_at + IDLE_MOVE_SECONDS)
         return max(0.0, min([POLL_SECONDS, *(at - now for at in due)]))
 
-    def _transactions(self, batch: SourceBatch) -> Iterator[list[Slice]]:
-        """The batch in pieces of at most `max_bytes`; ends without records are kept for later."""
-        records: dict[TopicPartition, list[Record]] = {}
-        size = 0
-        for place, run in groupby(batch.records, itemgetter(0, 1)):
-            at = TopicPartition(*place)
-            if not self._is_current(at):
-                continue
-            items = records.setdefault(at, [])
-            found = list(run)
-            weights = [len(record.key or b"") + len(record.value or b"") for record in found]
-            if size + sum(weights) <= self._spec.max_bytes:
-                items += found
-                size += sum(weights)
-                continue
-            for record, weight in zip(found, weights, strict=True):
-                if size and size + weight > self._spec.max_bytes:
-                    yield [Slice(at, found, found[-1].offset + 1) for at, found in records.items() if found]
-                    records, size = {}, 0
-                    if not self._is_current(at):
-                        break  # It could not be applied: what follows comes again, after what was left.
-                    items = records.setdefault(at, [])
-                items.append(record)
-                size += weight
-        for at, end in batch.end_offsets.items():
+    def _transactions(self, batch: Cut) -> Iterator[list[Slice]]:
+        """What may be applied of each transaction when its turn has come; ends without records are kept for later."""
+        for slices in batch.transactions[:-1]:
+            yield [piece for piece in slices if self._is_current(piece.partition)]
+        for at, end in batch.ends.items():
             if self._is_current(at):
                 self._ends[at] = end
-        if records:
-            yield [Slice(at, items, max(items[-1].offset + 1, self._ends.pop(at, 0))) for at, items in records.items()]
+        for slices in batch.transactions[-1:]:
+            ours = [piece for piece in slices if self._is_current(piece.partition)]
+            yield [piece._replace(end=max(piece.end, self._ends.pop(piece.partition, 0))) for piece in ours]
 
     def _is_current(self, at: TopicPartition) -> bool:
         partition = self._partitions.get(at)

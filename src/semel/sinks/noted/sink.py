@@ -204,11 +204,15 @@ class NotingSink(ABC):
         return done
 
     def _apply_slice(self, piece: Slice) -> None:
-        partition, records, end = piece
+        partition, records, end, views = piece
         owned = self._owned.get(partition)
         if owned is None or end <= owned.next_offset:
             return
-        items = [self._decode(record) for record in records if record.offset >= owned.next_offset]
+        if views is None:
+            items = [self._decode(record) for record in records if record.offset >= owned.next_offset]
+        else:
+            seen = zip(records, views, strict=True)
+            items = [Item(record, view, None) for record, view in seen if record.offset >= owned.next_offset]
         if owned.parked.keys and any(item.record.key in owned.parked.keys for item in items):
             owned.parked = self._load_parked(owned)  # An operator may have emptied it.
         try:

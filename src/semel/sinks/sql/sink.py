@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from semel import history
 from semel.databases.database import Cause, Database, is_missing_table, open_database, without_password
@@ -240,20 +240,20 @@ class SqlSink:
     def _moves(self, slices: Sequence[Slice]) -> list[Move]:
         """What is still to be done of the slices, in (topic id, partition) order so that owners cannot deadlock."""
         moves = []
-        for partition, records, end in slices:
+        for partition, records, end, views in slices:
             owned = self._owned.get(partition)
             if owned is None or end <= owned.next_offset:
                 continue
             if records and records[0].offset < owned.next_offset:
-                records = [record for record in records if record.offset >= owned.next_offset]
-            items = self._decode_all(records)
+                records, views = [record for record in records if record.offset >= owned.next_offset], None
+            items = self._decode_all(records, views)
             moves.append(Move(partition, owned.key, owned.owner_epoch, owned.next_offset, end, items))
         return sorted(moves, key=lambda move: move.key)
 
-    def _decode_all(self, records: Sequence[Record]) -> list[Item]:
+    def _decode_all(self, records: Sequence[Record], views: Sequence[Any] | None) -> list[Item]:
         guard = self._guard
         try:
-            views = self._spec.topic.decode_all(records)
+            views = self._spec.topic.decode_all(records) if views is None else views
             marks = map(guard.mark, records, views) if guard is not None else repeat(None)
             return list(map(tuple.__new__, repeat(Item), zip(records, views, repeat(None), marks)))
         except Exception:  # One of them is at fault, or a schema registry is away.
