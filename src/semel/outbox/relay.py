@@ -5,6 +5,7 @@ each lane has a transactional id of its own. So every failure is handled in one 
 over anew, which finds out what happened.
 
 Statements are few: one SELECT reads for all lanes that have room, one transaction deletes what all of them published.
+They go over two connections, for neither has to wait for the other: what is read is not what is deleted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import groupby
 from typing import ParamSpec, TypeVar
@@ -105,7 +106,6 @@ class Relay:
         *,
         slot: int = 0,
         kind: str = "",
-        executor: Executor | None = None,
     ) -> None:
         self.name = component_name(database.name)
         self._app = app
@@ -115,13 +115,21 @@ class Relay:
         self._create_tables = settings.profile == "dev"
         self._link = Link(app, bootstrap, settings, env, self._member)
         self._store = Store(open_database(database.url))
+        # SQLite has one writer: a second connection would only wait for the first, or keep it waiting.
+        is_alone = self._store.database.title == "SQLite"
+        self._deleter = self._store if is_alone else Store(open_database(database.url))
         self._listener = Listener(open_database(database.url), self.wake)
         self._measures = Measures(metrics, self.name)
-        self._thread = executor or ThreadPoolExecutor(1, thread_name_prefix=f"semel {self.name}")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"semel {self.name}")
+        self._deleting = (
+            self._thread if is_alone else ThreadPoolExecutor(1, thread_name_prefix=f"semel {self.name} deletes")
+        )
         self._fence_seconds = 2 * settings.session_timeout_ms / 1000
         self._draining = asyncio.Event()
         self._news = asyncio.Event()
-        """Something is to be done in the database: rows were written or published, a lane came."""
+        """Something may be to be read: rows were written, a lane has room, or came."""
+        self._published = asyncio.Event()
+        """Something is to be deleted."""
         self._claims = asyncio.Event()
         """A lane is to be taken over."""
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,7 +158,7 @@ class Relay:
     @property
     def statements(self) -> int:
         """How many statements it ran, for the benches."""
-        return self._store.statements
+        return sum(store.statements for store in {self._store, self._deleter})
 
     def wake(self) -> None:
         """Rows were committed: look now."""
@@ -175,7 +183,7 @@ class Relay:
                 return
             self._consumer = self._link.consumer(f"{self._app}.semel.{self.name}", self)
             await self._consumer.start()
-            work = (self._membership, self._keep, self._turns, self._watch)
+            work = (self._membership, self._keep, self._turns, self._deletions, self._watch)
             tasks = [asyncio.create_task(item(), name=f"{self.name} {item.__name__}") for item in work]
             self._listener.start()
             # When we drain the turns are the first to end, with nothing in hand any more; the others only fail.
@@ -200,12 +208,16 @@ class Relay:
                 await self._consumer.close()
         await self._drop(list(self._owned))
         await self._call(self._store.close)
+        await self._call_deleter(self._deleter.close)
         self._thread.shutdown(wait=False)
+        self._deleting.shutdown(wait=False)
         with suppress(SemelError):
             await self._link.close()
 
     async def _open(self) -> None:
         meta = await self._call(self._store.open, self._app, self._link.cluster_id, create_tables=self._create_tables)
+        if self._deleter is not self._store:
+            await self._call_deleter(self._deleter.open, self._app, self._link.cluster_id)
         await self._link.prepare(meta.lanes)
         self._is_open = True
         self._recovered()
@@ -254,6 +266,10 @@ class Relay:
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a method of the store in its thread, which alone touches the connection."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))
+
+    async def _call_deleter(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The same for the connection that deletes."""
+        return await asyncio.get_running_loop().run_in_executor(self._deleting, lambda: function(*args, **kwargs))
 
     # --- Lanes come and go (client.consumer.ConsumerEvents) ---
 
@@ -361,25 +377,35 @@ class Relay:
     # --- The database ---
 
     async def _turns(self) -> None:
-        """Delete what was published, read what is next, again and again."""
+        """Read what is next, again and again."""
         while True:
             self._news.clear()
             if self._failure is not None:
                 raise self._failure
-            try:
-                is_done = not await self._turn()
-            except Exception as error:
-                wait = self._failed(error)
-                if self._is_of_database(error) or isinstance(error, OutcomeUnknown):
-                    self._lose_database()
-                    await self._give_up(list(self._owned), 0)
-                await self._pause_for(wait)
-                continue
-            if not is_done:
+            if await self._try(self._turn):
                 continue
             if self._draining.is_set() and not any(own.lane.in_hand for own in self._owned.values()):
                 return
             await self._wait_for_news()
+
+    async def _deletions(self) -> None:
+        """Delete what was published, again and again."""
+        while True:
+            self._published.clear()
+            if not await self._try(self._settle):
+                await self._published.wait()
+
+    async def _try(self, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Work with the database; False when there was nothing to do."""
+        try:
+            return await work()
+        except Exception as error:
+            wait = self._failed(error)
+            if self._is_of_database(error) or isinstance(error, OutcomeUnknown):
+                self._lose_database()
+                await self._give_up(list(self._owned), 0)
+            await self._pause_for(wait)
+            return True
 
     def _lose_database(self) -> None:
         """It may come back as another one: lanes are taken over anew from its first word on."""
@@ -392,14 +418,13 @@ class Relay:
             self._sweep.add(self._owned)
 
     async def _turn(self) -> bool:
-        """One transaction that deletes, one SELECT; whether there was anything to do, and may be more."""
-        did = await self._settle()
+        """One SELECT; whether there was anything to ask for, and may be more."""
         if self._draining.is_set() or sum(own.lane.size for own in self._owned.values()) >= BYTES_IN_HAND_MAX:
-            return did
+            return False
         ready = {lane: own for lane, own in self._owned.items() if own.lane.has_room}
         ask = self._sweep.ask(ready, self._store.meta.lanes)
         if ask is None:
-            return did
+            return False
         readers = {lane: (ready[lane], ready[lane].lane.aborts) for lane in ask.lanes}
         without = set().union(*(ready[lane].lane.numbers(ask.shards[0]) for lane in ask.lanes))
         try:
@@ -412,9 +437,9 @@ class Relay:
         return True
 
     async def _settle(self) -> bool:
-        """Delete what is committed in Kafka."""
+        """One transaction that deletes what is committed in Kafka; whether there was anything."""
         settlements = []
-        for lane, own in self._owned.items():
+        for lane, own in sorted(self._owned.items()):
             done = own.lane.undeleted
             if not done:
                 continue
@@ -426,7 +451,7 @@ class Relay:
             settlements.append(Settlement(lane, own.lane.owner_epoch, number, rows, positions, addresses))
         if not settlements:
             return False
-        lost = await self._call(self._store.settle, settlements)
+        lost = await self._call_deleter(self._deleter.settle, settlements)
         failpoint("outbox.after_delete")
         for item in settlements:
             current = self._owned.get(item.lane)
@@ -435,6 +460,7 @@ class Relay:
         if lost:
             log.warning("%s: lanes %s have another owner", self._member, lost)
             await self._give_up(lost, self._fence_seconds)
+        self._news.set()
         return True
 
     async def _distribute(self, reading: Reading, readers: Mapping[int, tuple[Owned, int]]) -> bool:
@@ -534,7 +560,7 @@ class Relay:
                 if batch.number % NOTE_BATCHES == 1:
                     own.noted = batch.number, own.positions.encode()
                 self._measures.committed(len(batch.rows))
-                self._news.set()
+                self._published.set()
 
     async def _lane_failed(self, own: Owned, error: SemelError | ConnectionError | TimeoutError) -> None:
         """How the transaction ended is not known, or it can have no other: the lane is taken over anew."""
