@@ -63,8 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         module = item.path.stem
         second_way = module in LONG_WITHOUT_C and item.path.parent.name == "processing" and "general" in item.name
         origin = item.function.__module__.rpartition(".")[2] if isinstance(item, pytest.Function) else module
+        older = "killed_at_every_failpoint" in item.name and item.name.endswith("_v1]")
         on_opensearch = module == "test_search" and origin in LONG_ON_OPENSEARCH
-        if second_way or on_opensearch or (module in LONG_ON_MARIADB and item.get_closest_marker("mariadb")):
+        if second_way or older or on_opensearch or (module in LONG_ON_MARIADB and item.get_closest_marker("mariadb")):
             item.add_marker(pytest.mark.soak)
 
 

@@ -118,7 +118,7 @@ async def read_all(bootstrap: str, admin: Admin, topic: str) -> list[str]:
     return [(record.value or b"").decode() async for record in each(bootstrap, ends)]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [pytest.param(1, marks=pytest.mark.soak), 2])
 def test_what_was_told_is_what_is_there(tmp_path: Path, version: int) -> None:
     broker = BrokerProcess(tmp_path / "data", version)
     ledger = Ledger()

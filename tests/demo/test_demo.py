@@ -65,8 +65,8 @@ def test_apache_kafka_and_postgres(tmp_path: Path, postgres: PostgresServer) -> 
     node = kafka_node()
     try:
         node.start()
-        options = DemoOptions(orders=2_000, seed=13, keep=tmp_path, database=postgres.new_database())
-        assert_exact(run(options, node), 2_000)
+        options = DemoOptions(orders=1_500, seed=13, keep=tmp_path, database=postgres.new_database())
+        assert_exact(run(options, node), 1_500)
     finally:
         node.stop()
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +108,18 @@ def is_stopped(process: subprocess.Popen[bytes]) -> bool:
         return False
 
 
+def write(outbox: Outbox, count: int, stopped: Iterable[subprocess.Popen[bytes]]) -> None:
+    """Commit rows. A relay that stands still with SQLite's write lock holds up everybody: then all are woken."""
+    try:
+        outbox.write(count)
+    except Exception as error:
+        if outbox.database.cause(error) is not Cause.LOCKED:
+            raise
+        for process in stopped:
+            process.send_signal(signal.SIGCONT)
+        outbox.write(count)
+
+
 async def run_case(outbox: Outbox, relays: Relays, case: Case) -> None:
     """One relay armed, with what leads it to the point; then another takes over and everything is published."""
     if "compare" in case.point or "reconcile" in case.point:
@@ -137,7 +149,7 @@ async def run_case(outbox: Outbox, relays: Relays, case: Case) -> None:
         await until(lambda: armed.poll() is not None or sends(outbox) == 0)
         if wanted is not None and armed.poll() is not None:
             assert armed.returncode == wanted, (case, relays.log.read_text()[-3000:])
-    outbox.write(10)
+    write(outbox, 10, [armed])
     successor = relays.start(1)
     await until(lambda: sends(outbox) == 0)
     if armed.poll() is None:
@@ -202,23 +214,10 @@ async def strike(outbox: Outbox, relays: Relays, count: int, strikes: int, rng: 
     stopped: dict[int, float] = {}
     loop = asyncio.get_running_loop()
 
-    def write(count: int) -> None:
-        while True:
-            try:
-                outbox.write(count)
-                return
-            except Exception as error:
-                # One of them may stand still with the write lock of SQLite.
-                if outbox.database.cause(error) is not Cause.LOCKED or not stopped:
-                    raise
-                for slot in stopped:
-                    relays.processes[slot].send_signal(signal.SIGCONT)
-                stopped.clear()
-
     for _ in range(strikes):
         relays.keep()
         for _ in range(5):
-            write(rng.randrange(1, 30))
+            write(outbox, rng.randrange(1, 30), [relays.processes[slot] for slot in stopped])
             await asyncio.sleep(0.1 * rng.random())
         slot = rng.randrange(count)
         process = relays.processes[slot]
