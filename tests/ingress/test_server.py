@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -357,3 +358,23 @@ def test_sigterm_answers_what_is_in_flight_and_exits_with_zero() -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+def test_a_client_that_goes_on_sending_what_is_refused_reads_why() -> None:
+    """Most clients read when they have sent. Closed at once, the connection would be reset by what still comes."""
+
+    def send_then_read(address: tuple[str, int]) -> bytes:
+        with socket.create_connection(address, 5) as client:
+            client.sendall(b"POST /orders HTTP/1.1\r\nHost: shop\r\nX-Slow: ")
+            while not select.select([client], [], [], 0.01)[0]:
+                client.sendall(b"s")
+            for _ in range(20):  # The answer is there, and not read yet.
+                client.sendall(b"s")
+                time.sleep(0.005)
+            return client.recv(1 << 16)
+
+    async def test(connect: Any, _: ScriptedLink) -> None:
+        address = (await connect()).writer.get_extra_info("peername")
+        assert (await asyncio.to_thread(send_then_read, address)).startswith(b"HTTP/1.1 408 ")
+
+    run(test)

@@ -13,7 +13,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from enum import Enum, auto
 from typing import Any, cast
@@ -31,7 +31,7 @@ log = logging.getLogger("semel.ingress")
 
 BACKLOG = 2048
 ABORT_SECONDS = 2.0
-"""A client that does not read the last answer is cut off after this."""
+"""A client that does not read the last answer, or goes on sending behind it, is cut off after this."""
 BODY_GRACE_SECONDS = 1.0
 """The ASGI shell answers 408 when a body's time is over; the connection ends a little later."""
 
@@ -44,15 +44,23 @@ class _Stage(Enum):
 
 
 class _Corked:
-    """A transport that joins what is written in one turn of the loop.
+    """A transport that joins what is written in one turn of the loop, and lets a client read the last answer.
 
     uvicorn writes head and body of an answer one after the other, and each would be a system call and a packet of its
     own: a quarter of what a small answer costs.
+
+    `is_receiving` says whether a request is still coming. Closed then, the kernel would meet its next bytes with a
+    reset, which takes the answer away before the client has read it (RFC 9112, 9.6). So only our half is closed, and
+    what comes is dropped for a while.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, is_receiving: Callable[[], bool]
+    ) -> None:
         self._transport = transport
         self._loop = loop
+        self._is_receiving = is_receiving
+        self._is_lingering = False
         self._parts: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -70,9 +78,20 @@ class _Corked:
             self._parts.clear()
             self._transport.write(joined)
 
+    def is_closing(self) -> bool:
+        return self._is_lingering or self._transport.is_closing()
+
     def close(self) -> None:
         self.flush()
-        self._transport.close()
+        if self.is_closing():
+            return
+        if not self._is_receiving():
+            self._transport.close()
+            return
+        self._is_lingering = True
+        self._transport.resume_reading()
+        self._transport.write_eof()
+        self._loop.call_later(ABORT_SECONDS, self._transport.abort)
 
     def get_write_buffer_size(self) -> int:
         return self._transport.get_write_buffer_size() + sum(map(len, self._parts))
@@ -92,7 +111,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._header_bytes = 0
         self._unparsed_bytes = 0
         self._is_refused = False
-        super().connection_made(cast(asyncio.Transport, _Corked(transport, self.loop)))
+        corked = _Corked(transport, self.loop, lambda: self._stage is not _Stage.IDLE)
+        super().connection_made(cast(asyncio.Transport, corked))
         if len(self.connections) > self.limits.connections:
             transport.abort()
             return
@@ -103,7 +123,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_refused:
+        if self._is_refused or self.transport.is_closing():
             return
         before = (self._messages, self._stage)
         super().data_received(data)
