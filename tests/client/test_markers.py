@@ -100,7 +100,7 @@ def test_a_missing_marker_is_written_as_the_coordinator_decided(
     async def scene(cluster: Scene) -> None:
         await cluster.transaction(0, "a", commit=commit)
         cluster.give_up(embedded)
-        assert await behind(cluster.admin, lambda name: name == cluster.topic) == [cluster.places[1]]
+        assert await behind(cluster.admin, lambda name: name == cluster.topic) == {cluster.places[1]: 0}
         assert await finish(cluster.client, cluster.partitions, lambda name: name == "another's") == []
         with caplog.at_level(logging.WARNING):
             [found] = await finish(cluster.client, cluster.partitions, lambda name: name.startswith(cluster.topic))

@@ -40,11 +40,11 @@ P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
 
 def test_a_last_stable_offset_stands_still_from_the_first_look_at_it() -> None:
     still = StandStill()
-    assert still.look({P0: (3, 3), P1: (1, 5)}, 100.0) == {P1: 0.0}
-    assert still.look({P0: (3, 4), P1: (1, 9)}, 110.0) == {P0: 0.0, P1: 10.0}
-    assert still.look({P0: (3, 9), P1: (6, 9)}, 125.0) == {P0: 15.0, P1: 0.0}, "it moved, and stops anew"
-    assert still.look({P0: (9, 9)}, 130.0) == {}
-    assert still.look({P0: (9, 10)}, 140.0) == {P0: 0.0}
+    assert still.look({P1: 1}, 100.0) == {P1: 0.0}
+    assert still.look({P0: 3, P1: 1}, 110.0) == {P0: 0.0, P1: 10.0}
+    assert still.look({P0: 3, P1: 6}, 125.0) == {P0: 15.0, P1: 0.0}, "it moved, and stops anew"
+    assert still.look({}, 130.0) == {}
+    assert still.look({P0: 9}, 140.0) == {P0: 0.0}
 
 
 class Clock:

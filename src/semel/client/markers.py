@@ -26,11 +26,11 @@ from semel.client.two_phase import PreparedState
 from semel.errors import ConfigurationError, ErrorCode, Retriable, SemelError
 from semel.types import TopicPartition
 
-__all__ = ["COMPLETE", "Unmarked", "behind", "finish", "finish_last", "unmarked", "write_missing"]
+__all__ = ["OFFSETS_TOPIC", "Unmarked", "behind", "finish", "finish_last", "unmarked"]
 
 log = logging.getLogger("semel.client")
 
-COMPLETE = {"CompleteCommit": True, "CompleteAbort": False}
+_COMPLETE = {"CompleteCommit": True, "CompleteAbort": False}
 """The coordinator's states behind which every marker should be written; whether it decided to commit."""
 _DECIDED = ("PrepareCommit", "PrepareAbort")
 OFFSETS_TOPIC = "__consumer_offsets"
@@ -44,15 +44,15 @@ class Unmarked(NamedTuple):
     commit: bool
 
 
-async def behind(admin: Admin, belongs: Callable[[str], bool] = lambda _: True) -> list[TopicPartition]:
-    """The partitions whose last stable offset is below the end: something is open there."""
+async def behind(admin: Admin, belongs: Callable[[str], bool] = lambda _: True) -> dict[TopicPartition, int]:
+    """The partitions whose last stable offset is below the end, with that offset: something is open there."""
     topics = [item for name, item in (await admin.list_topics(internal=True)).items() if belongs(name)]
     partitions = [TopicPartition(item.name, number) for item in topics for number in range(item.partitions)]
     if not partitions:
-        return []
+        return {}
     stable = await admin.list_offsets(partitions, at="stable")
     end = await admin.list_offsets(partitions, at="high_watermark")
-    return [at for at in partitions if stable[at] < end[at]]
+    return {at: stable[at] for at in partitions if stable[at] < end[at]}
 
 
 async def unmarked(client: KafkaClient, in_logs: Collection[OpenInLog]) -> list[Unmarked]:
@@ -60,14 +60,14 @@ async def unmarked(client: KafkaClient, in_logs: Collection[OpenInLog]) -> list[
     if not in_logs or client.transaction_version < 2:
         return []
     admin = Admin(client)
-    listed = await admin.list_transactions(states=tuple(COMPLETE), producer_ids={item.producer_id for item in in_logs})
+    listed = await admin.list_transactions(states=tuple(_COMPLETE), producer_ids={item.producer_id for item in in_logs})
     described = await admin.describe_transactions([item.transactional_id for item in listed])
     ended = {PreparedState(item.producer_id, item.producer_epoch - 1): item for item in described}
-    suspects = {item for item in in_logs if item.name in ended and ended[item.name].state in COMPLETE}
+    suspects = {item for item in in_logs if item.name in ended and ended[item.name].state in _COMPLETE}
     again = await TransactionAdmin(client).open_in_logs({item.partition: None for item in suspects})
     still = {(item.partition, item.name) for item in again}
     return [
-        Unmarked(item, ended[item.name].transactional_id, COMPLETE[ended[item.name].state])
+        Unmarked(item, ended[item.name].transactional_id, _COMPLETE[ended[item.name].state])
         for item in sorted(suspects)
         if (item.partition, item.name) in still
     ]
@@ -78,11 +78,11 @@ async def finish(
 ) -> list[Unmarked]:
     """Write the markers that are missing in these partitions, for the transactional ids that belong to the caller.
 
-    Raises as `write_missing` does.
+    Raises `ConfigurationError` where that is not allowed: it needs ClusterAction or Alter on the cluster.
     """
     in_logs = await TransactionAdmin(client).open_in_logs(partitions)
     found = [item for item in await unmarked(client, in_logs) if belongs(item.transactional_id)]
-    await write_missing(client, found)
+    await _write_missing(client, found)
     return found
 
 
@@ -94,7 +94,7 @@ async def finish_last(
     `ended` is its name and whether it is committed, where the caller knows; else the coordinator is asked. Where the
     markers are still being written, it waits for that, `timeout` seconds. Nothing is done on transactions V1, which do
     not tell, nor where the broker has no DescribeTransactions: that is not Apache Kafka. Raises `Retriable`, or as
-    `write_missing` does.
+    `finish` does.
     """
     if client.transaction_version < 2 or not await client.retry(lambda: _tells(client), "connecting to Kafka", timeout):
         return
@@ -104,9 +104,9 @@ async def finish_last(
         timeout,
     )
     if ended is None:
-        if described is None or described.state not in COMPLETE:
+        if described is None or described.state not in _COMPLETE:
             return
-        ended = (PreparedState(described.producer_id, described.producer_epoch - 1), COMPLETE[described.state])
+        ended = (PreparedState(described.producer_id, described.producer_epoch - 1), _COMPLETE[described.state])
     name, commit = ended
     try:
         in_logs = await TransactionAdmin(client).open_in_logs(await behind(Admin(client)))
@@ -120,7 +120,7 @@ async def finish_last(
             error,
         )
         return
-    await write_missing(client, [Unmarked(item, transactional_id, commit) for item in in_logs if item.name == name])
+    await _write_missing(client, [Unmarked(item, transactional_id, commit) for item in in_logs if item.name == name])
 
 
 async def _tells(client: KafkaClient) -> bool:
@@ -136,7 +136,7 @@ async def _settled(client: KafkaClient, transactional_id: str) -> DescribedTrans
     return None
 
 
-async def write_missing(client: KafkaClient, found: Iterable[Unmarked]) -> None:
+async def _write_missing(client: KafkaClient, found: Iterable[Unmarked]) -> None:
     """Write each marker as it was decided.
 
     Raises `ConfigurationError` where that is not allowed: it needs ClusterAction or Alter on the cluster.

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from semel.app import App
 from semel.client.admin import Admin, DescribedTransaction
 from semel.client.cluster import KafkaClient
-from semel.client.markers import OFFSETS_TOPIC, finish
+from semel.client.markers import OFFSETS_TOPIC, behind, finish
 from semel.client.two_phase import NO_TIMEOUT_MS
 from semel.env import Env
 from semel.errors import ConfigurationError, SemelError
@@ -46,16 +46,15 @@ class StandStill:
     def __init__(self) -> None:
         self._since: dict[TopicPartition, tuple[int, float]] = {}
 
-    def look(self, offsets: Mapping[TopicPartition, tuple[int, int]], now: float) -> dict[TopicPartition, float]:
-        """Give it (last stable offset, end) of every partition; the ages of those that stand still.
+    def look(self, offsets: Mapping[TopicPartition, int], now: float) -> dict[TopicPartition, float]:
+        """Give it the last stable offset of every partition where it is below the end; how long each has stood there.
 
         An offset counts from the first look at it on: a partition whose transactions come and go is no case.
         """
         since: dict[TopicPartition, tuple[int, float]] = {}
-        for at, (stable, end) in offsets.items():
-            if stable < end:
-                known = self._since.get(at)
-                since[at] = known if known is not None and known[0] == stable else (stable, now)
+        for at, stable in offsets.items():
+            known = self._since.get(at)
+            since[at] = known if known is not None and known[0] == stable else (stable, now)
         self._since = since
         return {at: now - began for at, (_, began) in since.items()}
 
@@ -103,7 +102,8 @@ class TransactionAlarm:
         never = [age for item, age in ages.items() if item.timeout_ms == NO_TIMEOUT_MS]
         self._open.set(max(ages.values(), default=0.0), component=COMPONENT)
         self._prepared.set(max(never, default=0.0), component=COMPONENT)
-        stand = self._still.look(await self._offsets(), now)
+        watched = await behind(self._admin, lambda name: self._belongs(name) or name == OFFSETS_TOPIC)
+        stand = self._still.look(watched, now)
         still = {at: age for at, age in stand.items() if at.topic != OFFSETS_TOPIC}
         self._stable.set(max(still.values(), default=0.0), component=COMPONENT)
         texts = self._texts(ages, still)
@@ -114,16 +114,6 @@ class TransactionAlarm:
             texts["markers"] = str(error)
         finally:
             self._warn(texts, now)
-
-    async def _offsets(self) -> dict[TopicPartition, tuple[int, int]]:
-        known = await self._admin.list_topics(internal=True)
-        topics = [item for name, item in known.items() if self._belongs(name) or name == OFFSETS_TOPIC]
-        partitions = [TopicPartition(item.name, number) for item in topics for number in range(item.partitions)]
-        if not partitions:
-            return {}
-        stable = await self._admin.list_offsets(partitions, at="stable")
-        end = await self._admin.list_offsets(partitions, at="high_watermark")
-        return {at: (stable[at], end[at]) for at in partitions}
 
     def _texts(
         self, ages: Mapping[DescribedTransaction, float], still: Mapping[TopicPartition, float]
