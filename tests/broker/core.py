@@ -16,6 +16,7 @@ from semel.log.log import Slice
 from semel.types import Header
 from semel.wire.messages import decode_response, encode_request
 from semel.wire.records import BatchBuilder
+from tests.moment import NOW_MS
 
 __all__ = ["Core", "Pending", "batch"]
 
@@ -217,3 +218,14 @@ def batch(
     for value in values:
         builder.append(key, value, timestamp_ms, headers)
     return builder.build(**ids)
+
+
+def leave_open(
+    node: Node, topic: str, partition: int, producer: tuple[int, int], value: bytes = b"late", now_ms: int = NOW_MS
+) -> None:
+    """Put a transactional record of (producer id, epoch) where no coordinator knows that its marker is missing."""
+    found = node.topics.partition(topic, partition)
+    assert found is not None
+    pid, epoch = producer
+    data = batch(value, producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
+    found.log.append(bytearray(data), now_ms)

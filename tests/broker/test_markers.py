@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semel.errors import ErrorCode
-from tests.broker.core import Core, batch
+from tests.broker.core import Core, leave_open
 from tests.broker.test_transactions import Writer, committed_values, offset_of
 
 E = ErrorCode
@@ -24,10 +24,7 @@ def mark(core: Core, topic: str, producer_id: int, epoch: int, *, version: int =
 
 
 def hang(core: Core, topic: str = "orders") -> None:
-    partition = core.node.topics.partition(topic, 0)
-    assert partition is not None
-    data = batch(b"lost", producer_id=77, producer_epoch=3, base_sequence=0, transactional=True)
-    partition.log.append(bytearray(data), core.now_ms)
+    leave_open(core.node, topic, 0, (77, 3), b"lost", core.now_ms)
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from semel.broker.embedded import EmbeddedBroker
-from semel.broker.node import Node
 from semel.client.admin import TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.markers import behind, finish
@@ -26,10 +25,9 @@ from semel.client.two_phase import PreparedState
 from semel.errors import ConfigurationError, ErrorCode, kafka_error
 from semel.processing.ports import free_ports
 from semel.types import GroupMetadata, TopicPartition
-from tests.broker.core import batch
+from tests.broker.core import leave_open
 from tests.client.test_brokers import Cluster, records, values
 from tests.conftest import unavailable
-from tests.moment import NOW_MS
 from tests.services.kafka import KafkaNode, missing_tools
 
 HERE = "127.0.0.1"
@@ -57,15 +55,7 @@ class Scene(Cluster):
 
     def give_up(self, broker: EmbeddedBroker, value: bytes = b"given up") -> None:
         """Put a record of the last transaction where it has no marker."""
-
-        def write(node: Node) -> None:
-            partition = node.topics.partition(self.topic, 1)
-            assert partition is not None
-            pid, epoch = self.name
-            data = batch(value, producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
-            partition.log.append(bytearray(data), NOW_MS)
-
-        broker.call(write)
+        broker.call(lambda node: leave_open(node, self.topic, 1, self.name, value))
 
     async def committed(self) -> list[str]:
         """What readers of committed records see, once nothing is open."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pymysql
@@ -74,6 +75,14 @@ def eventually(holds: Callable[[], bool], seconds: float = 60.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it does not come to hold"
         time.sleep(0.02)
+
+
+def store_of(bank: Bank) -> Any:
+    """The rows of its slots, as its keeper changes them."""
+    keeper = bank.app.writer("database")._keeper
+    assert keeper is not None
+    assert keeper._keeper is not None
+    return keeper._keeper._rows.store
 
 
 def session_of(bank: Bank) -> DualSession:
@@ -282,10 +291,7 @@ def test_a_slot_that_cannot_be_given_back_now_is_given_back_later(
     monkeypatch.setattr("semel.dualwrite.keeper.LEASE_SECONDS", 600.0)
     monkeypatch.setattr("semel.dualwrite.keeper.BEAT_SECONDS", 0.02)
     world.bank.open_account("first", 1)
-    keeper = world.bank.app.writer("database")._keeper
-    assert keeper is not None
-    assert keeper._keeper is not None
-    store = keeper._keeper._rows.store
+    store = store_of(world.bank)
     release, tries = store.release, count()
 
     def fails(slot: str, owner: str) -> None:
@@ -293,7 +299,7 @@ def test_a_slot_that_cannot_be_given_back_now_is_given_back_later(
             raise Retriable("the database is away")
         release(slot, owner)
 
-    store.release = fails  # type: ignore[method-assign]
+    store.release = fails
     session_of(world.bank).close()
     eventually(lambda: world.owners() == [])
     assert next(tries) == 3
@@ -308,10 +314,7 @@ def test_a_slot_whose_reservation_was_not_answered_is_the_next_one_s(
     monkeypatch.setattr("semel.dualwrite.keeper.LEASE_SECONDS", 600.0)
     monkeypatch.setattr("semel.dualwrite.keeper._AWAY_SECONDS", 0.0)
     world.bank.open_account("first", 1)
-    keeper = world.bank.app.writer("database")._keeper
-    assert keeper is not None
-    assert keeper._keeper is not None
-    store = keeper._keeper._rows.store
+    store = store_of(world.bank)
     session_of(world.bank).close()
     eventually(lambda: world.owners() == [])
     reserve, tries = store.reserve, count()
@@ -322,7 +325,7 @@ def test_a_slot_whose_reservation_was_not_answered_is_the_next_one_s(
             raise Retriable("the answer is lost")
         return taken
 
-    store.reserve = unanswered  # type: ignore[method-assign]
+    store.reserve = unanswered
     with pytest.raises(Retriable, match=r"nothing was committed: .*the answer is lost"):
         world.bank.open_account("second", 2)
     world.bank.open_account("third", 3)

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import time
 import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from semel import App
 from semel.broker.embedded import EmbeddedBroker
-from semel.broker.node import Node
 from semel.client.admin import Admin, TopicSpec
 from semel.client.cluster import KafkaClient
 from semel.client.producer import TransactionalProducer
@@ -31,9 +31,8 @@ from semel.ops.top import parse, rows
 from semel.processing.metrics import Metrics
 from semel.settings import Settings
 from semel.types import TopicPartition
-from tests.broker.core import batch
+from tests.broker.core import leave_open
 from tests.client.test_brokers import records
-from tests.moment import NOW_MS
 
 P0, P1 = TopicPartition("t", 0), TopicPartition("t", 1)
 
@@ -105,12 +104,7 @@ def test_old_transactions_are_told_with_what_to_do(tmp_path: Path, caplog: pytes
             await alarm.look()
             assert set(gauges().values()) == {0.0}
 
-            def hang(node: object) -> None:
-                partition = node.topics.partition(topic, 1)  # type: ignore[attr-defined]
-                data = batch(b"late", producer_id=77, producer_epoch=3, base_sequence=0, transactional=True)
-                partition.log.append(bytearray(data), NOW_MS)
-
-            broker.call(hang)
+            broker.call(lambda node: leave_open(node, topic, 1, (77, 3)))
             caplog.clear()
             await alarm.look()
             clock.ahead += ALARM_SECONDS
@@ -133,18 +127,11 @@ def test_what_kafka_decided_and_did_not_mark_is_marked(tmp_path: Path, caplog: p
             for app, topic in zip(("shop", "another"), topics, strict=True):
                 producer = TransactionalProducer(client, f"{app}.count.host.0")
                 await producer.init_transactions()
-                pid, epoch = producer.identity
+                identity = producer.identity
                 producer.begin()
                 await producer.produce("done", 0, records("a"))
                 await producer.end_transaction(True)
-
-                def give_up(node: Node, topic: str = topic, pid: int = pid, epoch: int = epoch) -> None:
-                    partition = node.topics.partition(topic, 0)
-                    assert partition is not None
-                    data = batch(b"x", producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
-                    partition.log.append(bytearray(data), NOW_MS)
-
-                broker.call(give_up)
+                broker.call(partial(leave_open, topic=topic, partition=0, producer=identity))
             places = [TopicPartition(topic, 0) for topic in topics]
             alarm = TransactionAlarm(
                 watcher, Metrics(), lambda name: name in topics, lambda name: name.startswith("shop.")

@@ -31,10 +31,9 @@ from semel.ops.audit import audit_topic
 from semel.ops.doctor import Asked, decide, explain, list_all
 from semel.settings import Settings
 from semel.types import TopicPartition
-from tests.broker.core import batch
+from tests.broker.core import batch, leave_open
 from tests.client.test_brokers import Cluster, records, values
 from tests.conftest import unavailable
-from tests.moment import NOW_MS
 from tests.services.kafka import KafkaNode, missing_tools
 
 DEAD = "host=elsewhere/boot/ns pid=1 started=1 6f1f"
@@ -328,14 +327,8 @@ def test_another_clients_transaction(broker: EmbeddedBroker, tmp_path: Path) -> 
 
 def test_a_hanging_transaction(broker: EmbeddedBroker, tmp_path: Path) -> None:
     async def scene(ward: Ward) -> None:
-        def hang(node: Node) -> None:
-            """What a late write after the end leaves behind in a Kafka without KIP-890."""
-            partition = node.topics.partition(ward.topic, 0)
-            assert partition is not None
-            data = batch(b"late", producer_id=77, producer_epoch=3, base_sequence=0, transactional=True)
-            partition.log.append(bytearray(data), NOW_MS)
-
-        ward.broker.call(hang)
+        # What a late write after the end leaves behind in a Kafka without KIP-890.
+        ward.broker.call(lambda node: leave_open(node, ward.topic, 0, (77, 3)))
         known = await ward.prepared(two_phase=False)  # One that a coordinator knows, in the same partition.
         name = f"{ward.topic}-0@77:3"
         found = (await ward.listed())[name]
@@ -367,14 +360,7 @@ def test_a_decided_transaction_whose_marker_was_given_up(broker: EmbeddedBroker,
         await producer.produce(other, 0, records("seen"))
         await producer.flush()
         await producer.end_transaction(commit)
-
-        def give_up(node: Node) -> None:
-            partition = node.topics.partition(ward.topic, 0)
-            assert partition is not None
-            data = batch(b"unmarked", producer_id=pid, producer_epoch=epoch, base_sequence=0, transactional=True)
-            partition.log.append(bytearray(data), NOW_MS)
-
-        ward.broker.call(give_up)
+        ward.broker.call(lambda node: leave_open(node, ward.topic, 0, (pid, epoch), b"unmarked"))
         name, right, wrong = f"{ward.topic}-0@{pid}:{epoch}", COMMIT if commit else ABORT, ABORT if commit else COMMIT
         found = (await ward.listed())[name]
         assert (found["kind"], found["decision"], found["ends_in_seconds"]) == ("hanging", right, None)
